@@ -1,0 +1,28 @@
+package dev.penumbra.backend.op;
+
+import dev.penumbra.tensor.Tensor;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Gradients of {@link AttentionForward}, for equal query and key borders.
+ *
+ * @param lse f32 [heads, tokens], from the forward pass
+ * @param dO [tokens, heads, head_dim]
+ * @param dq [tokens, heads, head_dim]: {@code =}; likewise dk, dv; zero in rows of no sample
+ * @param cuSeqlens i32 [samples + 1]
+ */
+public record AttentionBackward(
+        float scale,
+        Tensor q,
+        Tensor k,
+        Tensor v,
+        Tensor o,
+        Tensor lse,
+        Tensor dO,
+        Tensor dq,
+        Tensor dk,
+        Tensor dv,
+        Tensor cuSeqlens,
+        long maxSeqlen,
+        @Nullable Tensor workspace)
+        implements Operation {}

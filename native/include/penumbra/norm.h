@@ -1,0 +1,46 @@
+/* Layer normalisation over the last dimension. */
+#ifndef PENUMBRA_NORM_H
+#define PENUMBRA_NORM_H
+
+#include "penumbra/context.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* y = (x - mean) * rstd * gamma + beta, rstd = 1 / sqrt(var + epsilon), var the biased variance. */
+typedef struct pnb_layer_norm_forward_params {
+  uint32_t struct_size;
+  float epsilon;
+  void* stream;
+  pnb_tensor x;     /* [m, h], rows contiguous; f32 or bf16 */
+  pnb_tensor gamma; /* f32 [h] */
+  pnb_tensor beta;  /* f32 [h] */
+  pnb_tensor y;     /* [m, h], dtype of x: =; may be x itself */
+  pnb_tensor mean;  /* f32 [m]: =, or absent together with rstd */
+  pnb_tensor rstd;  /* f32 [m]: = */
+} pnb_layer_norm_forward_params;
+
+PNB_API pnb_status pnb_layer_norm_forward(pnb_context* context, const pnb_layer_norm_forward_params* params);
+
+/* dx = residual + d(layer norm)/dx * dy. gamma and beta are frozen and get no gradient. */
+typedef struct pnb_layer_norm_backward_params {
+  uint32_t struct_size;
+  int32_t reserved;
+  void* stream;
+  pnb_tensor dy;       /* [m, h], dtype of x */
+  pnb_tensor x;        /* [m, h], the forward pass's input */
+  pnb_tensor mean;     /* f32 [m] */
+  pnb_tensor rstd;     /* f32 [m] */
+  pnb_tensor gamma;    /* f32 [h] */
+  pnb_tensor residual; /* [m, h], dtype of x, or absent */
+  pnb_tensor dx;       /* [m, h], dtype of x: =; may be dy or residual itself */
+} pnb_layer_norm_backward_params;
+
+PNB_API pnb_status pnb_layer_norm_backward(pnb_context* context, const pnb_layer_norm_backward_params* params);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
