@@ -1,0 +1,143 @@
+#include "capi/check.h"
+#include "capi/entry.h"
+#include "capi/shared_checks.h"
+
+using pnb::Backend;
+using pnb::present;
+using pnb::check::Checker;
+using pnb::check::Place;
+
+namespace pnb::check {
+
+void dropout(const Checker& check, const pnb_dropout& d) {
+  check.that(d.p >= 0.0f && d.p < 1.0f, "expected a dropout probability in [0, 1), found %g", static_cast<double>(d.p));
+  if (d.p == 0.0f) return;
+  check.tensor(d.state, "dropout.state", 1, {PNB_DTYPE_U64});
+  check.shape(d.state, "dropout.state", {2});
+  check.contiguous(d.state, "dropout.state");
+}
+
+}  // namespace pnb::check
+
+namespace {
+
+void check_weight(const Checker& check, const pnb_weight_params& p, bool with_data) {
+  check.that(p.dtype == PNB_DTYPE_F32 || p.dtype == PNB_DTYPE_BF16, "expected dtype f32 or bf16 to compute in, found %s",
+             pnb::dtype_name(p.dtype));
+  check.that((p.uses & ~(PNB_WEIGHT_FORWARD | PNB_WEIGHT_BACKWARD)) == 0 && p.uses != 0,
+             "expected uses to be FORWARD, BACKWARD or both, found %d", p.uses);
+  check.that(p.part_count >= 1 && p.parts != nullptr, "expected one part or more, found %d", p.part_count);
+  for (int i = 0; i < p.part_count; ++i) {
+    const pnb_tensor& part = p.parts[i];
+    if (with_data) {
+      check.tensor(part, "a part", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16, PNB_DTYPE_F16});
+    } else {
+      check.that(part.rank == 2, "expected parts of rank 2, found %d", part.rank);
+    }
+    check.that(part.shape[0] > 0 && part.shape[1] > 0, "expected a part with rows and columns, found %s",
+               pnb::shape_text(part).c_str());
+    check.dim(part, "every part", 1, p.parts[0].shape[1]);
+  }
+}
+
+void check_gemm(const pnb_gemm_params& p, Place place) {
+  Checker check("gemm", place);
+  check.tensor(p.a, "a", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
+  check.tensor(p.d, "d", 2, {PNB_DTYPE_F32, p.a.dtype});
+  check.rows_contiguous(p.d, "d");
+  int64_t m = p.d.shape[0];
+  int64_t n = p.d.shape[1];
+  int64_t k = p.a.shape[1];
+  check.dim(p.a, "a", 0, m);
+  if (p.weight != nullptr) {
+    check.that(!present(p.b), "expected b or a weight, found both");
+    check.that(p.weight_use == PNB_WEIGHT_FORWARD || p.weight_use == PNB_WEIGHT_BACKWARD,
+               "expected weight_use FORWARD or BACKWARD, found %d", p.weight_use);
+    check.that((p.weight->uses & p.weight_use) != 0, "expected a weight packed for use %d, found one packed for %d", p.weight_use,
+               p.weight->uses);
+    bool forward = p.weight_use == PNB_WEIGHT_FORWARD;
+    int64_t inner = forward ? p.weight->in : p.weight->out;
+    int64_t outer = forward ? p.weight->out : p.weight->in;
+    check.that(k == inner, "expected a with %lld columns for this weight, found %lld", static_cast<long long>(inner),
+               static_cast<long long>(k));
+    check.that(n == outer, "expected d with %lld columns for this weight, found %lld", static_cast<long long>(outer),
+               static_cast<long long>(n));
+    check.dtype(p.a, "a", p.weight->dtype);
+  } else {
+    check.tensor(p.b, "b", 2, {p.a.dtype});
+    check.shape(p.b, "b", {k, n});
+  }
+  check.that(p.low_rank_count >= 0 && p.low_rank_count <= PNB_MAX_LOW_RANK, "expected 0 to %d low-rank terms, found %d",
+             PNB_MAX_LOW_RANK, p.low_rank_count);
+  check.that(p.low_rank_count == 0 || p.low_rank != nullptr, "expected low-rank terms, found NULL");
+  for (int i = 0; i < p.low_rank_count; ++i) {
+    const pnb_low_rank& term = p.low_rank[i];
+    check.tensor(term.h, "low_rank.h", 2, {PNB_DTYPE_F32});
+    check.tensor(term.b, "low_rank.b", 2, {PNB_DTYPE_F32});
+    check.dim(term.h, "low_rank.h", 0, m);
+    check.dim(term.b, "low_rank.b", 1, term.h.shape[1]);
+    check.that(term.column >= 0 && term.column + term.b.shape[0] <= n,
+               "expected low-rank columns within [0, %lld), found [%lld, %lld)", static_cast<long long>(n),
+               static_cast<long long>(term.column), static_cast<long long>(term.column + term.b.shape[0]));
+    pnb::check::dropout(check, term.dropout);
+  }
+  if (check.optional(p.bias, "bias", 1, {PNB_DTYPE_F32})) {
+    check.shape(p.bias, "bias", {n});
+    check.contiguous(p.bias, "bias");
+  }
+  if (check.optional(p.residual, "residual", 2, {p.d.dtype})) {
+    check.shape(p.residual, "residual", {m, n});
+    check.rows_contiguous(p.residual, "residual");
+  }
+  check.that(p.epilogue >= PNB_EPILOGUE_NONE && p.epilogue <= PNB_EPILOGUE_DRELU, "expected an epilogue of 0 to 2, found %d",
+             p.epilogue);
+  bool mask = check.optional(p.relu_mask, "relu_mask", 2, {PNB_DTYPE_U8});
+  if (mask) {
+    check.shape(p.relu_mask, "relu_mask", {m, (n + 7) / 8});
+    check.rows_contiguous(p.relu_mask, "relu_mask");
+  }
+  check.that(p.epilogue != PNB_EPILOGUE_DRELU || mask, "expected relu_mask with DRELU, found no data");
+}
+
+}  // namespace
+
+extern "C" {
+
+pnb_status pnb_weight_storage(pnb_context* context, const pnb_weight_params* params, uint64_t* bytes) {
+  return pnb::query("weight", context, params, bytes, [&](Backend& backend) {
+    check_weight(Checker("weight"), *params, false);
+    return backend.weight_storage(*params);
+  });
+}
+
+pnb_status pnb_weight_create(pnb_context* context, const pnb_weight_params* params, pnb_weight** weight) {
+  return pnb::entry("weight", context, params, [&](Backend& backend) {
+    Checker check("weight");
+    check.that(weight != nullptr, "expected somewhere to write the weight, found NULL");
+    check_weight(check, *params, true);
+    uint64_t needed = backend.weight_storage(*params);
+    check.that(params->storage != nullptr && params->storage_bytes >= needed, "expected %llu bytes of storage, found %llu",
+               static_cast<unsigned long long>(needed),
+               static_cast<unsigned long long>(params->storage ? params->storage_bytes : 0));
+    *weight = backend.weight_create(*params).release();
+  });
+}
+
+void pnb_weight_destroy(pnb_weight* weight) { delete weight; }
+
+pnb_status pnb_gemm(pnb_context* context, const pnb_gemm_params* params) {
+  return pnb::entry("gemm", context, params, [&](Backend& backend) {
+    check_gemm(*params, pnb::check::kNeeded);
+    Checker("gemm").workspace(params->workspace, backend.gemm_workspace(*params));
+    backend.gemm(*params);
+  });
+}
+
+pnb_status pnb_gemm_workspace(pnb_context* context, const pnb_gemm_params* params, uint64_t* bytes) {
+  return pnb::query("gemm", context, params, bytes, [&](Backend& backend) {
+    check_gemm(*params, pnb::check::kShapeOnly);
+    return backend.gemm_workspace(*params);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,60 @@
+#include "capi/check.h"
+#include "capi/entry.h"
+
+using pnb::Backend;
+using pnb::check::Checker;
+
+namespace {
+
+void matrix_like(const Checker& check, const pnb_tensor& t, const char* name, const pnb_tensor& x) {
+  check.tensor(t, name, 2, {x.dtype});
+  check.shape(t, name, {x.shape[0], x.shape[1]});
+  check.rows_contiguous(t, name);
+}
+
+void vector_of(const Checker& check, const pnb_tensor& t, const char* name, int64_t size) {
+  check.tensor(t, name, 1, {PNB_DTYPE_F32});
+  check.shape(t, name, {size});
+  check.contiguous(t, name);
+}
+
+}  // namespace
+
+extern "C" {
+
+pnb_status pnb_layer_norm_forward(pnb_context* context, const pnb_layer_norm_forward_params* params) {
+  return pnb::entry("layer_norm_forward", context, params, [&](Backend& backend) {
+    Checker check("layer_norm_forward");
+    const pnb_layer_norm_forward_params& p = *params;
+    check.tensor(p.x, "x", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
+    matrix_like(check, p.x, "x", p.x);
+    matrix_like(check, p.y, "y", p.x);
+    vector_of(check, p.gamma, "gamma", p.x.shape[1]);
+    vector_of(check, p.beta, "beta", p.x.shape[1]);
+    check.that(pnb::present(p.mean) == pnb::present(p.rstd), "expected mean and rstd together, found one of them");
+    if (pnb::present(p.mean)) {
+      vector_of(check, p.mean, "mean", p.x.shape[0]);
+      vector_of(check, p.rstd, "rstd", p.x.shape[0]);
+    }
+    check.that(p.epsilon > 0, "expected an epsilon above 0, found %g", static_cast<double>(p.epsilon));
+    backend.layer_norm_forward(p);
+  });
+}
+
+pnb_status pnb_layer_norm_backward(pnb_context* context, const pnb_layer_norm_backward_params* params) {
+  return pnb::entry("layer_norm_backward", context, params, [&](Backend& backend) {
+    Checker check("layer_norm_backward");
+    const pnb_layer_norm_backward_params& p = *params;
+    check.tensor(p.x, "x", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
+    matrix_like(check, p.x, "x", p.x);
+    matrix_like(check, p.dy, "dy", p.x);
+    matrix_like(check, p.dx, "dx", p.x);
+    if (pnb::present(p.residual)) matrix_like(check, p.residual, "residual", p.x);
+    vector_of(check, p.mean, "mean", p.x.shape[0]);
+    vector_of(check, p.rstd, "rstd", p.x.shape[0]);
+    vector_of(check, p.gamma, "gamma", p.x.shape[1]);
+    backend.layer_norm_backward(p);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,76 @@
+#include "cpu/cpu_backend.h"
+
+#include <omp.h>
+
+#include "cpu/adamw.h"
+#include "cpu/attention.h"
+#include "cpu/convert.h"
+#include "cpu/cross_entropy.h"
+#include "cpu/embedding.h"
+#include "cpu/gemm.h"
+#include "cpu/layer_norm.h"
+#include "cpu/lora.h"
+#include "cpu/matmul.h"
+#include "cpu/weight.h"
+
+namespace pnb::cpu {
+
+namespace {
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads) : threads_(threads), matmul_(threads), gemm_(matmul_, threads) {
+    const dnnl_version_t* version = dnnl_version();
+    const char* isa = __builtin_cpu_supports("avx512bf16") ? "AVX-512 bf16"
+                      : matmul_.bf16()                     ? "AVX-512, bf16 emulated"
+                      : __builtin_cpu_supports("avx2")     ? "AVX2, bf16 computed in f32"
+                                                           : "x86-64, bf16 computed in f32";
+    text_ = "cpu, " + std::string(isa) + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads") + ", oneDNN " +
+            std::to_string(version->major) + "." + std::to_string(version->minor) + "." + std::to_string(version->patch);
+  }
+
+  const std::string& describe() const override { return text_; }
+  uint64_t memory() const override { return matmul_.memory() + gemm_.memory(); }
+
+  void fill(const pnb_fill_params& p) override { cpu::fill(p, threads_); }
+  void convert(const pnb_convert_params& p) override { cpu::convert(p, threads_); }
+  uint64_t weight_storage(const pnb_weight_params& p) override { return cpu::weight_storage(matmul_, p); }
+  std::unique_ptr<pnb_weight> weight_create(const pnb_weight_params& p) override { return cpu::weight_create(matmul_, p); }
+  void gemm(const pnb_gemm_params& p) override { gemm_.run(p); }
+  uint64_t gemm_workspace(const pnb_gemm_params&) override { return 0; }
+  void lora_project(const pnb_lora_project_params& p) override { cpu::lora_project(p, threads_); }
+  void lora_gradients(const pnb_lora_gradients_params& p) override { cpu::lora_gradients(p, threads_); }
+  uint64_t lora_gradients_workspace(const pnb_lora_gradients_params& p) override {
+    return cpu::lora_gradients_workspace(p, threads_);
+  }
+  void attention_forward(const pnb_attention_forward_params& p) override { cpu::attention_forward(p, threads_); }
+  void attention_backward(const pnb_attention_backward_params& p) override { cpu::attention_backward(p, threads_); }
+  uint64_t attention_backward_workspace(const pnb_attention_backward_params& p) override {
+    return cpu::attention_backward_workspace(p, threads_);
+  }
+  void layer_norm_forward(const pnb_layer_norm_forward_params& p) override { cpu::layer_norm_forward(p, threads_); }
+  void layer_norm_backward(const pnb_layer_norm_backward_params& p) override { cpu::layer_norm_backward(p, threads_); }
+  void embedding(const pnb_embedding_params& p) override { cpu::embedding(p, threads_); }
+  void linear_cross_entropy(const pnb_linear_cross_entropy_params& p) override {
+    cpu::linear_cross_entropy(gemm_, p, threads_);
+  }
+  uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) override {
+    return cpu::linear_cross_entropy_workspace(p);
+  }
+  void adamw(const pnb_adamw_params& p) override { cpu::adamw(p, threads_); }
+  uint64_t adamw_workspace(const pnb_adamw_params& p) override { return cpu::adamw_workspace(p, threads_); }
+
+ private:
+  int threads_;
+  Matmul matmul_;
+  Gemm gemm_;
+  std::string text_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> create(const pnb_context_params& params) {
+  return std::make_unique<CpuBackend>(params.threads > 0 ? params.threads : omp_get_num_procs());
+}
+
+}  // namespace pnb::cpu

@@ -1,0 +1,79 @@
+// oneDNN's matmul: primitives cached by shape, weights in its packed layouts.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <list>
+#include <map>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <vector>
+
+namespace pnb::cpu {
+
+// Memory that grows and is then kept; aligned for any vector.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch();
+
+  void* bytes(size_t count);
+  float* floats(size_t count) { return static_cast<float*>(bytes(count * sizeof(float))); }
+  size_t size() const { return size_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// A matrix operand: where it lies and how.
+struct Matrix {
+  void* data;
+  dnnl::memory::desc desc;
+};
+
+dnnl::memory::data_type dnnl_type(int32_t dtype);
+Matrix plain_matrix(void* data, int32_t dtype, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride);
+
+// What is fused behind a product.
+struct Fusion {
+  const float* bias = nullptr;     // [n]
+  bool relu = false;
+  const Matrix* residual = nullptr;  // [m, n], added last
+};
+
+class Matmul {
+ public:
+  explicit Matmul(int threads);
+
+  // d = relu(a * b + bias) + residual.
+  void run(const Matrix& a, const Matrix& b, const Matrix& d, const Fusion& fusion = {});
+
+  // The layout that products [*, k] x [k, n] read b fastest in.
+  dnnl::memory::desc packed_desc(int64_t k, int64_t n, dnnl::memory::data_type type);
+  void reorder(const Matrix& source, const Matrix& target);
+
+  // Whether this processor multiplies bf16 matrices with more than scalar code.
+  bool bf16() const { return bf16_; }
+  size_t memory() const { return scratchpad_.size(); }
+
+ private:
+  struct Entry {
+    dnnl::matmul primitive;
+    dnnl::memory::desc scratchpad;
+  };
+  using Key = std::vector<uint8_t>;
+
+  const Entry& entry(const Matrix& a, const Matrix& b, const Matrix& d, const Fusion& fusion);
+
+  int threads_;
+  bool bf16_;
+  dnnl::engine engine_;
+  dnnl::stream stream_;
+  Scratch scratchpad_;
+  std::map<Key, std::list<std::pair<Key, Entry>>::iterator> index_;
+  std::list<std::pair<Key, Entry>> recent_;  // most recently used first
+};
+
+}  // namespace pnb::cpu
