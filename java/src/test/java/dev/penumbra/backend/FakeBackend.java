@@ -1,0 +1,208 @@
+package dev.penumbra.backend;
+
+import dev.penumbra.backend.op.AdamW;
+import dev.penumbra.backend.op.AttentionBackward;
+import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.Convert;
+import dev.penumbra.backend.op.Embedding;
+import dev.penumbra.backend.op.Fill;
+import dev.penumbra.backend.op.Gemm;
+import dev.penumbra.backend.op.LayerNormBackward;
+import dev.penumbra.backend.op.LayerNormForward;
+import dev.penumbra.backend.op.LinearCrossEntropy;
+import dev.penumbra.backend.op.LoraGradients;
+import dev.penumbra.backend.op.LoraProject;
+import dev.penumbra.backend.op.Operation;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Shape;
+import dev.penumbra.tensor.Tensor;
+import java.lang.foreign.Arena;
+import java.util.ArrayList;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * A backend without native code: computes in plain Java on host memory, and keeps every operation it ran. It is stricter
+ * than a device where that finds misuse: operations that have a workspace want one, and nothing works after close.
+ */
+public final class FakeBackend implements Backend {
+
+    private static final long WORKSPACE_BYTES = 64;
+
+    private final List<Operation> operations = new ArrayList<>();
+    private long allocatedBytes;
+    private boolean closed;
+
+    /** A weight W [out, in], as it is after rounding to the dtype that products are computed in. */
+    record Weight(Form form, double[][] values, Arena owner, FakeBackend backend) implements FrozenWeight {}
+
+    /** What ran so far, in order. */
+    public List<Operation> operations() {
+        return List.copyOf(operations);
+    }
+
+    public void forgetOperations() {
+        operations.clear();
+    }
+
+    /** Bytes that {@link #allocate} gave out so far: a step that allocates makes it grow. */
+    public long allocatedBytes() {
+        return allocatedBytes;
+    }
+
+    public boolean isClosed() {
+        return closed;
+    }
+
+    @Override
+    public Device device() {
+        return Device.CPU;
+    }
+
+    @Override
+    public String describe() {
+        return "plain Java, for tests";
+    }
+
+    @Override
+    public Tensor allocate(Arena owner, DType dtype, Shape shape) {
+        requireOpen();
+        allocatedBytes += shape.size() * dtype.byteSize();
+        return Tensor.allocate(owner, dtype, shape);
+    }
+
+    @Override
+    public void upload(Tensor source, Tensor target) {
+        copy(source, target);
+    }
+
+    @Override
+    public void download(Tensor source, Tensor target) {
+        copy(source, target);
+    }
+
+    private void copy(Tensor source, Tensor target) {
+        requireOpen();
+        if (source.dtype() != target.dtype() || !source.shape().equals(target.shape())) {
+            throw new IllegalArgumentException("expected a copy between equal dtypes and shapes, found " + source + " to " + target);
+        }
+        target.segment().copyFrom(source.segment());
+    }
+
+    @Override
+    public long packedBytes(FrozenWeight.Form form) {
+        return form.out() * form.in() * form.dtype().byteSize();
+    }
+
+    @Override
+    public FrozenWeight pack(Arena owner, FrozenWeight.Form form, List<Tensor> parts) {
+        requireOpen();
+        double[][] values = new double[Math.toIntExact(form.out())][Math.toIntExact(form.in())];
+        int row = 0;
+        for (Tensor part : parts) {
+            for (int i = 0; i < part.shape().dim(0); i++, row++) {
+                for (int j = 0; j < form.in(); j++) {
+                    values[row][j] = Elements.rounded(form.dtype(), Elements.get(part, i, j));
+                }
+            }
+        }
+        if (row != form.out()) {
+            throw new IllegalArgumentException("expected parts of " + form.out() + " rows together, found " + row);
+        }
+        return new Weight(form, values, owner, this);
+    }
+
+    @Override
+    public void run(Operation operation) {
+        requireOpen();
+        operations.add(operation);
+        switch (operation) {
+            case Fill op -> ReferenceOps.fill(op);
+            case Convert op -> ReferenceOps.convert(op);
+            case Gemm op -> {
+                requireOpen(op.weight());
+                requireWorkspace(op, op.workspace());
+                ReferenceOps.gemm(op);
+            }
+            case LoraProject op -> ReferenceOps.loraProject(op);
+            case LoraGradients op -> {
+                requireWorkspace(op, op.workspace());
+                ReferenceOps.loraGradients(op);
+            }
+            case AttentionForward op -> ReferenceOps.attentionForward(op);
+            case AttentionBackward op -> {
+                requireWorkspace(op, op.workspace());
+                ReferenceOps.attentionBackward(op);
+            }
+            case LayerNormForward op -> ReferenceOps.layerNormForward(op);
+            case LayerNormBackward op -> ReferenceOps.layerNormBackward(op);
+            case Embedding op -> ReferenceOps.embedding(op);
+            case LinearCrossEntropy op -> {
+                requireOpen(op.weight());
+                requireWorkspace(op, op.workspace());
+                ReferenceOps.linearCrossEntropy(op);
+            }
+            case AdamW op -> {
+                requireWorkspace(op, op.workspace());
+                ReferenceOps.adamw(op);
+            }
+        }
+    }
+
+    @Override
+    public long workspaceBytes(Operation operation) {
+        return switch (operation) {
+            case Gemm op -> WORKSPACE_BYTES;
+            case LoraGradients op -> WORKSPACE_BYTES;
+            case AttentionBackward op -> WORKSPACE_BYTES;
+            case LinearCrossEntropy op -> WORKSPACE_BYTES;
+            case AdamW op -> WORKSPACE_BYTES;
+            default -> 0;
+        };
+    }
+
+    @Override
+    public long findNotFinite(Tensor host) {
+        float[] values = host.toFloats();
+        for (int i = 0; i < values.length; i++) {
+            if (!Float.isFinite(values[i])) {
+                return i;
+            }
+        }
+        return -1;
+    }
+
+    @Override
+    public long internalBytes() {
+        return 0;
+    }
+
+    @Override
+    public void synchronize() {
+        requireOpen();
+    }
+
+    @Override
+    public void close() {
+        closed = true;
+    }
+
+    private void requireOpen() {
+        if (closed) {
+            throw new IllegalStateException("expected an open backend: this one was closed");
+        }
+    }
+
+    private void requireOpen(@Nullable FrozenWeight weight) {
+        if (weight instanceof Weight packed && (packed.backend() != this || !packed.owner().scope().isAlive())) {
+            throw new IllegalStateException("expected an open weight of this backend, found a closed or another one's");
+        }
+    }
+
+    private static void requireWorkspace(Operation operation, @Nullable Tensor workspace) {
+        if (workspace == null || workspace.byteSize() < WORKSPACE_BYTES) {
+            throw new IllegalArgumentException("expected a workspace of " + WORKSPACE_BYTES + " bytes for "
+                    + operation.getClass().getSimpleName() + ", found " + workspace);
+        }
+    }
+}

@@ -1,0 +1,361 @@
+package dev.penumbra.backend;
+
+import static dev.penumbra.backend.Elements.add;
+import static dev.penumbra.backend.Elements.get;
+import static dev.penumbra.backend.Elements.getInt;
+import static dev.penumbra.backend.Elements.set;
+
+import dev.penumbra.backend.op.AdamW;
+import dev.penumbra.backend.op.AttentionBackward;
+import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.Convert;
+import dev.penumbra.backend.op.Dropout;
+import dev.penumbra.backend.op.Embedding;
+import dev.penumbra.backend.op.Fill;
+import dev.penumbra.backend.op.Gemm;
+import dev.penumbra.backend.op.LayerNormBackward;
+import dev.penumbra.backend.op.LayerNormForward;
+import dev.penumbra.backend.op.LinearCrossEntropy;
+import dev.penumbra.backend.op.LoraGradients;
+import dev.penumbra.backend.op.LoraProject;
+import dev.penumbra.backend.op.LowRank;
+import dev.penumbra.tensor.Tensor;
+import java.util.Arrays;
+import org.jspecify.annotations.Nullable;
+
+/** Every operation straight from its formula: loops in double, one rounding where a result is stored. */
+final class ReferenceOps {
+
+    private ReferenceOps() {}
+
+    static void fill(Fill op) {
+        Elements.forEach(op.d().shape(), index -> set(op.d(), op.value(), index));
+    }
+
+    static void convert(Convert op) {
+        Elements.forEach(op.s().shape(), index -> set(op.d(), get(op.s(), index), index));
+    }
+
+    static void gemm(Gemm op) {
+        int m = size(op.a(), 0);
+        int k = size(op.a(), 1);
+        int n = size(op.d(), 1);
+        FakeBackend.Weight weight = (FakeBackend.Weight) op.weight();
+        boolean forward = op.use() == FrozenWeight.Use.FORWARD;
+        double[][] result = new double[m][n];
+        for (int i = 0; i < m; i++) {
+            for (int j = 0; j < n; j++) {
+                double sum = op.bias() == null ? 0 : get(op.bias(), j);
+                for (int l = 0; l < k; l++) {
+                    double b = weight == null ? get(op.b(), l, j) : forward ? weight.values()[j][l] : weight.values()[l][j];
+                    sum += get(op.a(), i, l) * b;
+                }
+                result[i][j] = sum;
+            }
+        }
+        for (LowRank term : op.lowRank()) {
+            addLowRank(term, result);
+        }
+        for (int i = 0; i < m; i++) {
+            epilogue(op, result[i], i);
+            for (int j = 0; j < n; j++) {
+                set(op.d(), result[i][j] + (op.residual() == null ? 0 : get(op.residual(), i, j)), i, j);
+            }
+        }
+    }
+
+    private static void addLowRank(LowRank term, double[][] result) {
+        int columns = size(term.b(), 0);
+        for (int i = 0; i < result.length; i++) {
+            for (int j = 0; j < columns; j++) {
+                double sum = 0;
+                for (int r = 0; r < size(term.h(), 1); r++) {
+                    sum += get(term.h(), i, r) * get(term.b(), j, r);
+                }
+                double factor = ReferencePhilox.factor(term.dropout(), (long) i * columns + j);
+                result[i][(int) term.column() + j] += term.scale() * factor * sum;
+            }
+        }
+    }
+
+    private static void epilogue(Gemm op, double[] row, int i) {
+        for (int j = 0; j < row.length; j++) {
+            switch (op.epilogue()) {
+                case NONE -> {}
+                case RELU -> {
+                    boolean on = row[j] > 0;
+                    row[j] = on ? row[j] : 0;
+                    if (op.reluMask() != null) {
+                        int bits = getInt(op.reluMask(), i, j / 8) & ~(1 << (j % 8));
+                        set(op.reluMask(), bits | (on ? 1 << (j % 8) : 0), i, j / 8);
+                    }
+                }
+                case DRELU -> {
+                    boolean on = (getInt(op.reluMask(), i, j / 8) >> (j % 8) & 1) != 0;
+                    row[j] = on ? row[j] : 0;
+                }
+            }
+        }
+    }
+
+    static void loraProject(LoraProject op) {
+        for (int i = 0; i < size(op.x(), 0); i++) {
+            double[] x = droppedRow(op.x(), op.dropout(), i);
+            for (int r = 0; r < size(op.a(), 0); r++) {
+                double sum = 0;
+                for (int j = 0; j < x.length; j++) {
+                    sum += x[j] * get(op.a(), r, j);
+                }
+                set(op.h(), sum, i, r);
+            }
+        }
+    }
+
+    static void loraGradients(LoraGradients op) {
+        int m = size(op.x(), 0);
+        int rank = size(op.a(), 0);
+        int out = size(op.dy(), 1);
+        int in = size(op.x(), 1);
+        double[][] da = new double[rank][in];
+        double[][] db = new double[out][rank];
+        for (int i = 0; i < m; i++) {
+            double[] x = droppedRow(op.x(), op.dropout(), i);
+            for (int r = 0; r < rank; r++) {
+                double sum = 0;
+                for (int o = 0; o < out; o++) {
+                    double dy = op.scaling() * get(op.dy(), i, o);
+                    sum += dy * get(op.b(), o, r);
+                    db[o][r] += dy * get(op.h(), i, r);
+                }
+                set(op.dh(), sum, i, r);
+                for (int j = 0; j < in; j++) {
+                    da[r][j] += sum * x[j];
+                }
+            }
+        }
+        for (int r = 0; r < rank; r++) {
+            for (int j = 0; j < in; j++) {
+                add(op.da(), da[r][j], r, j);
+            }
+            for (int o = 0; o < out; o++) {
+                add(op.db(), db[o][r], o, r);
+            }
+        }
+    }
+
+    private static double[] droppedRow(Tensor x, @Nullable Dropout dropout, int row) {
+        double[] values = new double[size(x, 1)];
+        for (int j = 0; j < values.length; j++) {
+            values[j] = get(x, row, j) * ReferencePhilox.factor(dropout, (long) row * values.length + j);
+        }
+        return values;
+    }
+
+    static void attentionForward(AttentionForward op) {
+        fill(new Fill(0, op.o()));
+        if (op.lse() != null) {
+            fill(new Fill(0, op.lse()));
+        }
+        for (int s = 0; s + 1 < size(op.cuSeqlensQ(), 0); s++) {
+            int q0 = getInt(op.cuSeqlensQ(), s);
+            int q1 = getInt(op.cuSeqlensQ(), s + 1);
+            int k0 = getInt(op.cuSeqlensK(), s);
+            int hidden = getInt(op.cuSeqlensK(), s + 1) - k0 - (q1 - q0);
+            for (int head = 0; head < size(op.q(), 1); head++) {
+                for (int t = q0; t < q1; t++) {
+                    attendForward(op, head, t, k0, k0 + hidden + t - q0 + 1);
+                }
+            }
+        }
+    }
+
+    private static void attendForward(AttentionForward op, int head, int t, int from, int to) {
+        double[] scores = scores(op.q(), op.k(), op.scale(), head, t, from, to);
+        double lse = logSumExp(scores);
+        for (int c = 0; c < size(op.q(), 2); c++) {
+            double sum = 0;
+            for (int u = from; u < to; u++) {
+                sum += Math.exp(scores[u - from] - lse) * get(op.v(), u, head, c);
+            }
+            set(op.o(), sum, t, head, c);
+        }
+        if (op.lse() != null) {
+            set(op.lse(), lse, head, t);
+        }
+    }
+
+    static void attentionBackward(AttentionBackward op) {
+        int dim = size(op.q(), 2);
+        double[][][][] d = new double[3][size(op.q(), 0)][size(op.q(), 1)][dim];
+        for (int s = 0; s + 1 < size(op.cuSeqlens(), 0); s++) {
+            int from = getInt(op.cuSeqlens(), s);
+            int to = getInt(op.cuSeqlens(), s + 1);
+            for (int head = 0; head < size(op.q(), 1); head++) {
+                for (int t = from; t < to; t++) {
+                    attendBackward(op, head, t, from, d);
+                }
+            }
+        }
+        Tensor[] targets = {op.dq(), op.dk(), op.dv()};
+        for (int i = 0; i < 3; i++) {
+            double[][][] values = d[i];
+            Tensor target = targets[i];
+            Elements.forEach(
+                    target.shape(), at -> set(target, values[(int) at[0]][(int) at[1]][(int) at[2]], at));
+        }
+    }
+
+    private static void attendBackward(AttentionBackward op, int head, int t, int from, double[][][][] d) {
+        double[] scores = scores(op.q(), op.k(), op.scale(), head, t, from, t + 1);
+        double lse = get(op.lse(), head, t);
+        double delta = 0;
+        for (int c = 0; c < size(op.q(), 2); c++) {
+            delta += get(op.dO(), t, head, c) * get(op.o(), t, head, c);
+        }
+        for (int u = from; u <= t; u++) {
+            double p = Math.exp(scores[u - from] - lse);
+            double dp = 0;
+            for (int c = 0; c < size(op.q(), 2); c++) {
+                double dO = get(op.dO(), t, head, c);
+                dp += dO * get(op.v(), u, head, c);
+                d[2][u][head][c] += p * dO;
+            }
+            double ds = op.scale() * p * (dp - delta);
+            for (int c = 0; c < size(op.q(), 2); c++) {
+                d[0][t][head][c] += ds * get(op.k(), u, head, c);
+                d[1][u][head][c] += ds * get(op.q(), t, head, c);
+            }
+        }
+    }
+
+    private static double[] scores(Tensor q, Tensor k, float scale, int head, int t, int from, int to) {
+        double[] scores = new double[to - from];
+        for (int u = from; u < to; u++) {
+            for (int c = 0; c < size(q, 2); c++) {
+                scores[u - from] += scale * get(q, t, head, c) * get(k, u, head, c);
+            }
+        }
+        return scores;
+    }
+
+    static void layerNormForward(LayerNormForward op) {
+        int h = size(op.x(), 1);
+        for (int i = 0; i < size(op.x(), 0); i++) {
+            double mean = 0;
+            for (int j = 0; j < h; j++) {
+                mean += get(op.x(), i, j) / h;
+            }
+            double variance = 0;
+            for (int j = 0; j < h; j++) {
+                variance += Math.pow(get(op.x(), i, j) - mean, 2) / h;
+            }
+            double rstd = 1 / Math.sqrt(variance + op.epsilon());
+            for (int j = 0; j < h; j++) {
+                set(op.y(), (get(op.x(), i, j) - mean) * rstd * get(op.gamma(), j) + get(op.beta(), j), i, j);
+            }
+            if (op.mean() != null && op.rstd() != null) {
+                set(op.mean(), mean, i);
+                set(op.rstd(), rstd, i);
+            }
+        }
+    }
+
+    static void layerNormBackward(LayerNormBackward op) {
+        int h = size(op.x(), 1);
+        for (int i = 0; i < size(op.x(), 0); i++) {
+            double mean = get(op.mean(), i);
+            double rstd = get(op.rstd(), i);
+            double[] g = new double[h];
+            double sum = 0;
+            double dot = 0;
+            for (int j = 0; j < h; j++) {
+                g[j] = get(op.dy(), i, j) * get(op.gamma(), j);
+                sum += g[j] / h;
+                dot += g[j] * (get(op.x(), i, j) - mean) * rstd / h;
+            }
+            for (int j = 0; j < h; j++) {
+                double normal = (get(op.x(), i, j) - mean) * rstd;
+                double residual = op.residual() == null ? 0 : get(op.residual(), i, j);
+                set(op.dx(), residual + rstd * (g[j] - sum - normal * dot), i, j);
+            }
+        }
+    }
+
+    static void embedding(Embedding op) {
+        for (int t = 0; t < size(op.d(), 0); t++) {
+            for (int j = 0; j < size(op.d(), 1); j++) {
+                double sum = op.residual() == null ? 0 : get(op.residual(), t, j);
+                if (op.table() != null) {
+                    sum += get(op.table(), getInt(op.tokens(), t), j);
+                }
+                if (op.positionTable() != null) {
+                    sum += get(op.positionTable(), getInt(op.positions(), t) + op.positionOffset(), j);
+                }
+                set(op.d(), sum, t, j);
+            }
+        }
+    }
+
+    static void linearCrossEntropy(LinearCrossEntropy op) {
+        double[][] w = ((FakeBackend.Weight) op.weight()).values();
+        double loss = 0;
+        double[][] dx = new double[size(op.x(), 0)][size(op.x(), 1)];
+        for (int i = 0; i < size(op.rows(), 0); i++) {
+            int row = getInt(op.rows(), i);
+            int target = getInt(op.targets(), i);
+            double[] z = new double[w.length];
+            for (int v = 0; v < w.length; v++) {
+                for (int j = 0; j < w[v].length; j++) {
+                    z[v] += get(op.x(), row, j) * w[v][j];
+                }
+            }
+            double lse = logSumExp(z);
+            loss += lse - z[target];
+            for (int v = 0; op.dx() != null && v < w.length; v++) {
+                double dz = get(op.gradScale(), 0) * (Math.exp(z[v] - lse) - (v == target ? 1 : 0));
+                for (int j = 0; j < w[v].length; j++) {
+                    dx[row][j] += dz * w[v][j];
+                }
+            }
+        }
+        add(op.loss(), loss, 0);
+        if (op.dx() != null) {
+            Elements.forEach(op.dx().shape(), at -> set(op.dx(), dx[(int) at[0]][(int) at[1]], at));
+        }
+    }
+
+    static void adamw(AdamW op) {
+        int n = size(op.param(), 0);
+        double squares = 0;
+        for (int i = 0; i < n; i++) {
+            squares += Math.pow(get(op.grad(), i), 2);
+        }
+        double norm = Math.sqrt(squares);
+        set(op.gradNorm(), norm, 0);
+        if (!Double.isFinite(norm)) {
+            return;
+        }
+        double clip = op.maxNorm() == 0 ? 1 : Math.min(1, op.maxNorm() / (norm + 1e-6));
+        double lr = get(op.schedule(), 0);
+        double correction1 = get(op.schedule(), 1);
+        double correction2 = get(op.schedule(), 2);
+        for (int i = 0; i < n; i++) {
+            double g = get(op.grad(), i) * clip;
+            double m = op.beta1() * get(op.m(), i) + (1 - (double) op.beta1()) * g;
+            double v = op.beta2() * get(op.v(), i) + (1 - (double) op.beta2()) * g * g;
+            double decayed = get(op.param(), i) * (1 - lr * op.weightDecay());
+            set(op.m(), m, i);
+            set(op.v(), v, i);
+            set(op.param(), decayed - lr / correction1 * m / (Math.sqrt(v / correction2) + op.epsilon()), i);
+        }
+    }
+
+    private static double logSumExp(double[] values) {
+        double max = Arrays.stream(values).max().orElseThrow();
+        return max + Math.log(Arrays.stream(values).map(v -> Math.exp(v - max)).sum());
+    }
+
+    private static int size(Tensor tensor, int dim) {
+        return Math.toIntExact(tensor.shape().dim(dim));
+    }
+}
