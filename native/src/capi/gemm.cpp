@@ -49,6 +49,9 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
   int64_t n = p.d.shape[1];
   int64_t k = p.a.shape[1];
   check.dim(p.a, "a", 0, m);
+  check.that(k > 0, "expected a with one column or more, found none");
+  check.that(m <= 1 || p.d.stride[0] >= n, "expected d with rows %lld apart or more, found %lld", static_cast<long long>(n),
+             static_cast<long long>(p.d.stride[0]));
   if (p.weight != nullptr) {
     check.that(!present(p.b), "expected b or a weight, found both");
     check.that(p.weight_use == PNB_WEIGHT_FORWARD || p.weight_use == PNB_WEIGHT_BACKWARD,
@@ -75,6 +78,7 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
     check.tensor(term.h, "low_rank.h", 2, {PNB_DTYPE_F32});
     check.tensor(term.b, "low_rank.b", 2, {PNB_DTYPE_F32});
     check.dim(term.h, "low_rank.h", 0, m);
+    check.rows_contiguous(term.h, "low_rank.h");
     check.dim(term.b, "low_rank.b", 1, term.h.shape[1]);
     check.that(term.column >= 0 && term.column + term.b.shape[0] <= n,
                "expected low-rank columns within [0, %lld), found [%lld, %lld)", static_cast<long long>(n),

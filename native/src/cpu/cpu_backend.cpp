@@ -21,8 +21,7 @@ class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads) : threads_(threads), matmul_(threads), gemm_(matmul_, threads) {
     const dnnl_version_t* version = dnnl_version();
-    const char* isa = __builtin_cpu_supports("avx512bf16") ? "AVX-512 bf16"
-                      : matmul_.bf16()                     ? "AVX-512, bf16 emulated"
+    const char* isa = matmul_.bf16() ? (__builtin_cpu_supports("avx512bf16") ? "AVX-512 bf16" : "AVX-512, bf16 emulated")
                       : __builtin_cpu_supports("avx2")     ? "AVX2, bf16 computed in f32"
                                                            : "x86-64, bf16 computed in f32";
     text_ = "cpu, " + std::string(isa) + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads") + ", oneDNN " +

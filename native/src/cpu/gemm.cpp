@@ -133,11 +133,35 @@ void Gemm::product(const Matrix& a, const Matrix& b, const Matrix& d, const Fusi
   }
 }
 
-void Gemm::run(const pnb_gemm_params& p) {
-  if (p.d.shape[0] == 0 || p.d.shape[1] == 0) return;
+pnb_tensor Gemm::readable(const pnb_tensor& t, Scratch& scratch) {
+  int64_t rows = t.shape[0];
+  int64_t columns = t.shape[1];
+  pnb_tensor view = t;
+  if (columns == 1) view.stride[1] = 1;
+  if (rows == 1 && view.stride[1] == 1) view.stride[0] = columns;
+  bool by_rows = view.stride[1] == 1 && view.stride[0] >= columns;
+  bool by_columns = rows > 1 && view.stride[0] == 1 && view.stride[1] >= rows;
+  if (by_rows || by_columns) return view;
+  pnb_convert_params copy{};
+  copy.s = t;
+  copy.d = t;
+  copy.d.data = scratch.bytes(rows * columns * dtype_size(t.dtype));
+  copy.d.stride[0] = columns;
+  copy.d.stride[1] = 1;
+  convert(copy, threads_);
+  return copy.d;
+}
+
+void Gemm::run(const pnb_gemm_params& given) {
+  if (given.d.shape[0] == 0 || given.d.shape[1] == 0) return;
+  pnb_gemm_params p = given;
+  p.a = readable(given.a, copied_a_);
+  if (!p.weight) p.b = readable(given.b, copied_b_);
   Matrix b = p.weight ? static_cast<const PackedWeight*>(p.weight)->matrix(p.weight_use) : matrix_of(p.b);
   bool masked = p.epilogue == PNB_EPILOGUE_DRELU || (p.epilogue == PNB_EPILOGUE_RELU && present(p.relu_mask));
-  if (p.low_rank_count == 0 && !(masked && present(p.residual))) {
+  // oneDNN takes a single column for contiguous, whatever its stride says.
+  bool column_with_gaps = p.d.shape[1] == 1 && p.d.stride[0] != 1;
+  if (p.low_rank_count == 0 && !(masked && present(p.residual)) && !column_with_gaps) {
     run_fused(p, b);
   } else {
     run_in_pieces(p, b);

@@ -20,6 +20,16 @@ void append(std::vector<uint8_t>& key, dnnl::memory::desc desc) {  // by value: 
   key.insert(key.end(), blob.begin(), blob.end());
 }
 
+// Asks oneDNN, not the processor: ONEDNN_MAX_CPU_ISA may hold it back. Its codes are bit sets.
+bool has_avx512() {
+  int avx512 = static_cast<int>(dnnl::cpu_isa::avx512_core);
+  return (static_cast<int>(dnnl::get_effective_cpu_isa()) & avx512) == avx512;
+}
+
+// A residual that is the destination itself. As a binary operand it would be overwritten by partial sums where k is split;
+// oneDNN's own sum keeps it.
+bool accumulates(const Matrix& d, const Fusion& fusion) { return fusion.residual && fusion.residual->data == d.data; }
+
 }  // namespace
 
 Scratch::~Scratch() { std::free(data_); }
@@ -45,7 +55,7 @@ Matrix plain_matrix(void* data, int32_t dtype, int64_t rows, int64_t columns, in
 
 Matmul::Matmul(int threads)
     : threads_(threads),
-      bf16_(__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")),
+      bf16_(has_avx512()),
       engine_(dnnl::engine::kind::cpu, 0),
       stream_(engine_) {}
 
@@ -54,7 +64,8 @@ const Matmul::Entry& Matmul::entry(const Matrix& a, const Matrix& b, const Matri
   append(key, a.desc);
   append(key, b.desc);
   append(key, d.desc);
-  key.push_back(static_cast<uint8_t>((fusion.bias ? 1 : 0) | (fusion.relu ? 2 : 0) | (fusion.residual ? 4 : 0)));
+  bool sum = accumulates(d, fusion);
+  key.push_back(static_cast<uint8_t>((fusion.bias ? 1 : 0) | (fusion.relu ? 2 : 0) | (fusion.residual ? 4 : 0) | (sum ? 8 : 0)));
   if (fusion.residual) append(key, fusion.residual->desc);
 
   auto found = index_.find(key);
@@ -64,7 +75,8 @@ const Matmul::Entry& Matmul::entry(const Matrix& a, const Matrix& b, const Matri
   }
   dnnl::post_ops post;
   if (fusion.relu) post.append_eltwise(dnnl::algorithm::eltwise_relu, 0.0f, 0.0f);
-  if (fusion.residual) post.append_binary(dnnl::algorithm::binary_add, fusion.residual->desc);
+  if (sum) post.append_sum(1.0f);
+  if (fusion.residual && !sum) post.append_binary(dnnl::algorithm::binary_add, fusion.residual->desc);
   dnnl::primitive_attr attributes;
   attributes.set_post_ops(post);
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -95,7 +107,7 @@ void Matmul::run(const Matrix& a, const Matrix& b, const Matrix& d, const Fusion
     dnnl::memory::desc desc({1, d.desc.get_dims()[1]}, dnnl::memory::data_type::f32, dnnl::memory::format_tag::ab);
     arguments.emplace(DNNL_ARG_BIAS, dnnl::memory(desc, engine_, const_cast<float*>(fusion.bias)));
   }
-  if (fusion.residual) {
+  if (fusion.residual && !accumulates(d, fusion)) {
     int position = fusion.relu ? 1 : 0;
     arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(position) | DNNL_ARG_SRC_1,
                       dnnl::memory(fusion.residual->desc, engine_, fusion.residual->data));

@@ -40,7 +40,7 @@ Matrix plain_matrix(void* data, int32_t dtype, int64_t rows, int64_t columns, in
 struct Fusion {
   const float* bias = nullptr;     // [n]
   bool relu = false;
-  const Matrix* residual = nullptr;  // [m, n], added last
+  const Matrix* residual = nullptr;  // [m, n], added last; d itself or memory apart from it
 };
 
 class Matmul {
