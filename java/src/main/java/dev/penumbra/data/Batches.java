@@ -1,0 +1,193 @@
+package dev.penumbra.data;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.SplittableRandom;
+
+/**
+ * The micro-batches of a run, epoch after epoch. The order follows from the seed and the epoch alone, so a position
+ * (epoch, batch) is all that a resumed run needs.
+ */
+public final class Batches {
+
+    /** Samples looked at together when rows are filled: enough to fill rows well, few enough to stay near the drawn order. */
+    private static final int WINDOW = 256;
+
+    private final Dataset dataset;
+    private final int batchRows;
+    private final int seqLen;
+    private final boolean pack;
+    private final boolean shuffle;
+    private final long seed;
+    private final int padId;
+
+    private int epoch;
+    private int index;
+    private List<List<List<Integer>>> plan;
+
+    /**
+     * @param batchRows rows of a micro-batch
+     * @param seqLen the longest row, in tokens
+     * @param pack several samples a row, instead of one sample a row padded to the batch's longest
+     * @param padId fills padding, which is never supervised
+     */
+    public Batches(Dataset dataset, int batchRows, int seqLen, boolean pack, boolean shuffle, long seed, int padId) {
+        if (batchRows < 1 || seqLen < 2) {
+            throw new IllegalArgumentException("expected rows of 1 or more and a length of 2 or more, found " + batchRows + " x " + seqLen);
+        }
+        if (dataset.size() == 0) {
+            throw new DataException("expected samples, found an empty data set");
+        }
+        int supervised = 0;
+        for (int i = 0; i < dataset.size(); i++) {
+            if (dataset.get(i).length() > seqLen) {
+                throw new DataException(dataset.describe(i) + ": expected at most " + seqLen + " tokens, found " + dataset.get(i).length());
+            }
+            supervised += dataset.get(i).supervisedCount();
+        }
+        if (supervised == 0) {
+            throw new DataException("expected supervised tokens, found none in " + dataset.size() + " samples");
+        }
+        this.dataset = dataset;
+        this.batchRows = batchRows;
+        this.seqLen = seqLen;
+        this.pack = pack;
+        this.shuffle = shuffle;
+        this.seed = seed;
+        this.padId = padId;
+        this.plan = plan(0);
+    }
+
+    public int epoch() {
+        return epoch;
+    }
+
+    /** Index, within the epoch, of the batch that {@link #next} gives next. */
+    public int index() {
+        return index;
+    }
+
+    /** Micro-batches of the current epoch. */
+    public int batchesPerEpoch() {
+        return plan.size();
+    }
+
+    /** Goes to a position that {@link #epoch} and {@link #index} told. */
+    public void seek(int toEpoch, int toIndex) {
+        epoch = toEpoch;
+        plan = plan(toEpoch);
+        if (toIndex < 0 || toIndex > plan.size()) {
+            throw new IllegalArgumentException("expected a batch in [0, " + plan.size() + "] of epoch " + toEpoch + ", found " + toIndex
+                    + ": were the data changed?");
+        }
+        index = toIndex;
+    }
+
+    /** The next micro-batch; after an epoch's last comes the next epoch's first. */
+    public Batch next() {
+        if (index == plan.size()) {
+            seek(epoch + 1, 0);
+        }
+        return assemble(plan.get(index++));
+    }
+
+    /** The batches of one epoch: batch, row, sample. */
+    private List<List<List<Integer>>> plan(int ofEpoch) {
+        int[] order = new int[dataset.size()];
+        for (int i = 0; i < order.length; i++) {
+            order[i] = i;
+        }
+        if (shuffle) {
+            SplittableRandom random = new SplittableRandom(seed * 0x9E3779B97F4A7C15L + ofEpoch);
+            for (int i = order.length - 1; i > 0; i--) {
+                int other = random.nextInt(i + 1);
+                int kept = order[i];
+                order[i] = order[other];
+                order[other] = kept;
+            }
+        }
+        List<List<Integer>> rows = new ArrayList<>();
+        if (pack) {
+            for (int from = 0; from < order.length; from += WINDOW) {
+                rows.addAll(fill(Arrays.copyOfRange(order, from, Math.min(order.length, from + WINDOW))));
+            }
+        } else {
+            for (int sample : order) {
+                rows.add(List.of(sample));
+            }
+        }
+        List<List<List<Integer>>> batches = new ArrayList<>();
+        for (int from = 0; from < rows.size(); from += batchRows) {
+            batches.add(rows.subList(from, Math.min(rows.size(), from + batchRows)));
+        }
+        return batches;
+    }
+
+    /** First fit, longest samples first; rows keep the order in which they were opened. */
+    private List<List<Integer>> fill(int[] samples) {
+        List<Integer> longestFirst = new ArrayList<>();
+        for (int sample : samples) {
+            longestFirst.add(sample);
+        }
+        longestFirst.sort((left, right) -> Integer.compare(dataset.get(right).length(), dataset.get(left).length()));
+        List<List<Integer>> rows = new ArrayList<>();
+        List<Integer> free = new ArrayList<>();
+        for (int sample : longestFirst) {
+            int length = dataset.get(sample).length();
+            int row = 0;
+            while (row < rows.size() && free.get(row) < length) {
+                row++;
+            }
+            if (row == rows.size()) {
+                rows.add(new ArrayList<>());
+                free.add(seqLen);
+            }
+            rows.get(row).add(sample);
+            free.set(row, free.get(row) - length);
+        }
+        return rows;
+    }
+
+    private Batch assemble(List<List<Integer>> rows) {
+        int longest = 0;
+        int total = 0;
+        int samples = 0;
+        int supervised = 0;
+        for (List<Integer> row : rows) {
+            for (int sample : row) {
+                Sample s = dataset.get(sample);
+                longest = Math.max(longest, s.length());
+                total += s.length();
+                samples++;
+                supervised += s.supervisedCount();
+            }
+        }
+        int width = pack ? total : rows.size() * longest;
+        int[] ids = new int[width];
+        int[] positions = new int[width];
+        int[] cuSeqlens = new int[samples + 1];
+        int[] supervisedRows = new int[supervised];
+        int[] targets = new int[supervised];
+        int at = 0;
+        int sampleCount = 0;
+        int targetCount = 0;
+        for (List<Integer> row : rows) {
+            for (int sample : row) {
+                Sample s = dataset.get(sample);
+                int span = pack ? s.length() : longest;
+                for (int i = 0; i < span; i++) {
+                    ids[at + i] = i < s.length() ? s.ids()[i] : padId;
+                    positions[at + i] = i;
+                    if (i < s.length() && s.supervised()[i]) {
+                        supervisedRows[targetCount] = at + i - 1;
+                        targets[targetCount++] = s.ids()[i];
+                    }
+                }
+                at += span;
+                cuSeqlens[++sampleCount] = at;
+            }
+        }
+        return new Batch(ids, positions, cuSeqlens, supervisedRows, targets, longest, total);
+    }
+}

@@ -1,0 +1,13 @@
+package dev.penumbra.data;
+
+/** Data are not what was expected; the message says where: the file and the line. */
+public final class DataException extends RuntimeException {
+
+    public DataException(String message) {
+        super(message);
+    }
+
+    public DataException(String message, Throwable cause) {
+        super(message, cause);
+    }
+}

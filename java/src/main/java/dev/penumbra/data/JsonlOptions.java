@@ -1,0 +1,20 @@
+package dev.penumbra.data;
+
+/**
+ * How lines become samples.
+ *
+ * @param seqLen the longest sample, in tokens
+ * @param truncate cut longer samples instead of refusing them
+ * @param lossOn which tokens are supervised
+ * @param vocabSize tokens given as numbers must be below this
+ */
+public record JsonlOptions(int seqLen, boolean truncate, LossOn lossOn, int vocabSize) {
+
+    /** Which tokens the loss is taken over. */
+    public enum LossOn {
+        /** The completion and its end token; a plain text is all completion. */
+        COMPLETION,
+        /** Every token but the first. */
+        ALL
+    }
+}

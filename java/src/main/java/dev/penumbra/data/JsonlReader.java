@@ -1,0 +1,228 @@
+package dev.penumbra.data;
+
+import dev.penumbra.data.JsonlOptions.LossOn;
+import java.io.IOException;
+import java.nio.charset.MalformedInputException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.stream.IntStream;
+import tools.jackson.core.JacksonException;
+import tools.jackson.core.StreamReadFeature;
+import tools.jackson.databind.DeserializationFeature;
+import tools.jackson.databind.JsonNode;
+import tools.jackson.databind.json.JsonMapper;
+
+/**
+ * Reads JSON Lines, one sample a line: {@code {"text"}}, {@code {"prompt", "completion"}},
+ * {@code {"messages": [{"role", "content"}]}} or {@code {"context": [ids], "completion": [ids]}}.
+ *
+ * <p>Prompt and completion are tokenised apart, the start token stands once before them and the end token once after; lists
+ * of ids are taken as they are. Messages are written as {@code role: content} lines; what the assistant says is the
+ * completion, each turn ended by the end token.
+ */
+public final class JsonlReader {
+
+    private static final JsonMapper JSON = JsonMapper.builder()
+            .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
+            .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
+            .build();
+
+    private final String name;
+    private final Tokenizer tokenizer;
+    private final JsonlOptions options;
+    private final List<Sample> samples = new ArrayList<>();
+    private final List<Integer> lines = new ArrayList<>();
+
+    private JsonlReader(String name, Tokenizer tokenizer, JsonlOptions options) {
+        this.name = name;
+        this.tokenizer = tokenizer;
+        this.options = options;
+    }
+
+    /**
+     * Reads a whole file.
+     *
+     * @throws DataException when a line is not a sample: file, line, what was expected and what was found
+     */
+    public static Dataset read(Path file, Tokenizer tokenizer, JsonlOptions options) throws IOException {
+        JsonlReader reader = new JsonlReader(file.toString(), tokenizer, options);
+        try {
+            reader.readLines(Files.readAllLines(file, StandardCharsets.UTF_8));
+        } catch (MalformedInputException notText) {
+            throw new DataException(file + ": expected text in UTF-8", notText);
+        }
+        return reader.dataset();
+    }
+
+    /** Reads lines that are in memory already; {@code name} stands in messages where a file's name would. */
+    public static Dataset parse(String name, List<String> lines, Tokenizer tokenizer, JsonlOptions options) {
+        JsonlReader reader = new JsonlReader(name, tokenizer, options);
+        reader.readLines(lines);
+        return reader.dataset();
+    }
+
+    private Dataset dataset() {
+        if (samples.isEmpty()) {
+            throw new DataException(name + ": expected one sample or more, found none");
+        }
+        return new Dataset() {
+            @Override
+            public int size() {
+                return samples.size();
+            }
+
+            @Override
+            public Sample get(int index) {
+                return samples.get(index);
+            }
+
+            @Override
+            public String describe(int index) {
+                return name + " line " + lines.get(index);
+            }
+        };
+    }
+
+    private void readLines(List<String> text) {
+        for (int i = 0; i < text.size(); i++) {
+            if (!text.get(i).isBlank()) {
+                readLine(text.get(i), i + 1);
+            }
+        }
+    }
+
+    private void readLine(String text, int line) {
+        JsonNode json;
+        try {
+            json = JSON.readTree(text);
+        } catch (JacksonException broken) {
+            throw failure(line, "expected JSON: " + broken.getOriginalMessage());
+        }
+        Builder sample = new Builder();
+        if (json.has("text")) {
+            addText(string(json, "text", line), line);
+            return;
+        } else if (json.has("messages")) {
+            addMessages(sample, json.get("messages"), line);
+        } else if (json.has("prompt") && json.has("completion")) {
+            sample.add(new int[] {tokenizer.bosId()}, false);
+            sample.add(tokenizer.encode(string(json, "prompt", line)), false);
+            sample.add(tokenizer.encode(string(json, "completion", line)), true);
+            sample.add(new int[] {tokenizer.eosId()}, true);
+        } else if (json.has("context") && json.has("completion")) {
+            sample.add(ids(json, "context", line), false);
+            sample.add(ids(json, "completion", line), true);
+        } else {
+            throw failure(line, "expected text, prompt and completion, messages, or context and completion, found " + names(json));
+        }
+        keep(sample, line);
+    }
+
+    private static String names(JsonNode json) {
+        return json.isObject() ? json.propertyNames().toString() : "no object";
+    }
+
+    /** A text is as many samples as it takes, each with a start token; the end token closes the last. */
+    private void addText(String text, int line) {
+        int[] content = tokenizer.encode(text);
+        int[] ended = Arrays.copyOf(content, content.length + 1);
+        ended[content.length] = tokenizer.eosId();
+        int piece = options.seqLen() - 1;
+        for (int from = 0; from < ended.length; from += piece) {
+            Builder sample = new Builder();
+            sample.add(new int[] {tokenizer.bosId()}, false);
+            sample.add(Arrays.copyOfRange(ended, from, Math.min(ended.length, from + piece)), true);
+            keep(sample, line);
+        }
+    }
+
+    private void addMessages(Builder sample, JsonNode messages, int line) {
+        if (!messages.isArray() || messages.isEmpty()) {
+            throw failure(line, "expected a list of messages, found " + messages);
+        }
+        sample.add(new int[] {tokenizer.bosId()}, false);
+        for (JsonNode message : messages) {
+            String role = string(message, "role", line);
+            String content = string(message, "content", line);
+            boolean answer = role.equals("assistant");
+            sample.add(tokenizer.encode(role + ": "), false);
+            sample.add(tokenizer.encode(content), answer);
+            if (answer) {
+                sample.add(new int[] {tokenizer.eosId()}, true);
+            }
+            sample.add(tokenizer.encode("\n"), false);
+        }
+    }
+
+    private void keep(Builder built, int line) {
+        int[] ids = built.ids();
+        if (ids.length > options.seqLen()) {
+            if (!options.truncate()) {
+                throw failure(line, "expected at most " + options.seqLen() + " tokens, found " + ids.length + ": raise --seq-len or pass --truncate");
+            }
+            ids = Arrays.copyOf(ids, options.seqLen());
+        }
+        if (ids.length == 0) {
+            throw failure(line, "expected tokens, found none");
+        }
+        boolean[] supervised = new boolean[ids.length];
+        for (int i = 1; i < ids.length; i++) {
+            supervised[i] = options.lossOn() == LossOn.ALL || built.supervised(i);
+        }
+        samples.add(new Sample(ids, supervised));
+        lines.add(line);
+    }
+
+    private String string(JsonNode json, String key, int line) {
+        JsonNode value = json.path(key);
+        if (!value.isString()) {
+            throw failure(line, "expected a text in " + key + ", found " + (value.isMissingNode() ? "nothing" : value));
+        }
+        return value.stringValue();
+    }
+
+    private int[] ids(JsonNode json, String key, int line) {
+        JsonNode values = json.path(key);
+        if (!values.isArray()) {
+            throw failure(line, "expected a list of tokens in " + key + ", found " + values);
+        }
+        int[] ids = new int[values.size()];
+        for (int i = 0; i < ids.length; i++) {
+            JsonNode value = values.get(i);
+            if (!value.isIntegralNumber() || !value.canConvertToInt() || value.intValue() < 0 || value.intValue() >= options.vocabSize()) {
+                throw failure(line, "expected tokens in [0, " + options.vocabSize() + ") in " + key + ", found " + value + " at " + i);
+            }
+            ids[i] = value.intValue();
+        }
+        return ids;
+    }
+
+    private DataException failure(int line, String message) {
+        return new DataException(name + " line " + line + ": " + message);
+    }
+
+    /** Tokens as they are put together, with their marks. */
+    private static final class Builder {
+        private final List<int[]> pieces = new ArrayList<>();
+        private final List<Boolean> marks = new ArrayList<>();
+
+        void add(int[] ids, boolean supervised) {
+            pieces.add(ids);
+            for (int i = 0; i < ids.length; i++) {
+                marks.add(supervised);
+            }
+        }
+
+        int[] ids() {
+            return pieces.stream().flatMapToInt(IntStream::of).toArray();
+        }
+
+        boolean supervised(int index) {
+            return marks.get(index);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+package dev.penumbra.data;
+
+/**
+ * One sample: tokens, and which of them the model is taught to predict.
+ *
+ * @param ids the tokens, the start token included
+ * @param supervised as long as ids; token i is a target where it is set. The first token is never one: nothing precedes it.
+ */
+public record Sample(int[] ids, boolean[] supervised) {
+
+    public Sample {
+        if (ids.length != supervised.length) {
+            throw new IllegalArgumentException("expected " + ids.length + " marks, one for each token, found " + supervised.length);
+        }
+        if (supervised.length > 0 && supervised[0]) {
+            throw new IllegalArgumentException("expected a first token that is not supervised: no token precedes it");
+        }
+    }
+
+    public int length() {
+        return ids.length;
+    }
+
+    public int supervisedCount() {
+        int count = 0;
+        for (boolean target : supervised) {
+            count += target ? 1 : 0;
+        }
+        return count;
+    }
+}

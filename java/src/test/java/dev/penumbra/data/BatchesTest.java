@@ -1,0 +1,85 @@
+package dev.penumbra.data;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Random;
+import java.util.TreeMap;
+import net.jqwik.api.ForAll;
+import net.jqwik.api.Property;
+import net.jqwik.api.constraints.IntRange;
+
+class BatchesTest {
+
+    /** Samples whose tokens are all their own number, so that they are recognised in a batch. */
+    private static Dataset numbered(int count, int longest, long seed) {
+        Random random = new Random(seed);
+        List<Sample> samples = new ArrayList<>();
+        for (int i = 0; i < count; i++) {
+            int[] ids = new int[1 + random.nextInt(longest)];
+            boolean[] supervised = new boolean[ids.length];
+            for (int j = 0; j < ids.length; j++) {
+                ids[j] = i;
+                supervised[j] = j > 0 && (i == 0 || random.nextBoolean());
+            }
+            samples.add(new Sample(ids, supervised));
+        }
+        samples.add(new Sample(new int[] {count, count}, new boolean[] {false, true}));
+        return Dataset.of(samples);
+    }
+
+    @Property(tries = 60)
+    void everySampleComesOnceAnEpochWithItsTargets(
+            @ForAll @IntRange(min = 1, max = 300) int count, @ForAll @IntRange(min = 2, max = 40) int seqLen, @ForAll boolean pack, @ForAll long seed) {
+        Dataset dataset = numbered(count, seqLen, seed);
+        Batches batches = new Batches(dataset, 3, seqLen, pack, true, seed, -1);
+        TreeMap<Integer, Integer> tokens = new TreeMap<>();
+        TreeMap<Integer, Integer> targets = new TreeMap<>();
+        while (batches.epoch() == 0 && batches.index() < batches.batchesPerEpoch()) {
+            Batch batch = batches.next();
+            assertThat(batch.tokens()).isLessThanOrEqualTo(3 * seqLen);
+            assertThat(batch.cuSeqlens()[batch.samples()]).isEqualTo(batch.tokens());
+            for (int s = 0; s < batch.samples(); s++) {
+                for (int t = batch.cuSeqlens()[s]; t < batch.cuSeqlens()[s + 1]; t++) {
+                    assertThat(batch.positions()[t]).isEqualTo(t - batch.cuSeqlens()[s]);
+                    if (batch.ids()[t] >= 0) {
+                        assertThat(batch.ids()[t]).isEqualTo(batch.ids()[batch.cuSeqlens()[s]]);
+                        tokens.merge(batch.ids()[t], 1, Integer::sum);
+                    }
+                }
+            }
+            for (int i = 0; i < batch.rows().length; i++) {
+                assertThat(batch.ids()[batch.rows()[i] + 1]).isEqualTo(batch.targets()[i]);
+                targets.merge(batch.targets()[i], 1, Integer::sum);
+            }
+        }
+        for (int i = 0; i < dataset.size(); i++) {
+            assertThat(tokens.get(i)).isEqualTo(dataset.get(i).length());
+            assertThat(targets.getOrDefault(i, 0)).isEqualTo(dataset.get(i).supervisedCount());
+        }
+    }
+
+    @Property(tries = 20)
+    void aSoughtPositionGivesTheSameRest(@ForAll long seed) {
+        Dataset dataset = numbered(100, 20, seed);
+        Batches whole = new Batches(dataset, 2, 20, true, true, seed, 0);
+        for (int i = 0; i < whole.batchesPerEpoch() + 3; i++) {
+            whole.next();
+        }
+        Batches resumed = new Batches(dataset, 2, 20, true, true, seed, 0);
+        resumed.seek(whole.epoch(), whole.index());
+        for (int i = 0; i < 20; i++) {
+            assertThat(resumed.next().ids()).isEqualTo(whole.next().ids());
+        }
+    }
+
+    @Property(tries = 1)
+    void emptyTooLongAndUnsupervisedDataAreRefused() {
+        assertThatThrownBy(() -> new Batches(Dataset.of(List.of()), 1, 8, true, true, 0, 0)).isInstanceOf(DataException.class);
+        Dataset longer = Dataset.of(List.of(new Sample(new int[9], new boolean[9])));
+        assertThatThrownBy(() -> new Batches(longer, 1, 8, true, true, 0, 0)).hasMessageContaining("at most 8 tokens, found 9");
+        assertThatThrownBy(() -> new Batches(longer, 1, 9, true, true, 0, 0)).hasMessageContaining("supervised");
+    }
+}
