@@ -1,10 +1,11 @@
 #!/bin/sh
-# Checks the tools, then configures and builds the native library. Maven runs it; a build with nothing to do takes a moment.
-# usage: build-native.sh SOURCE_DIR BUILD_DIR BUILD_TYPE VERSION DNNL_ROOT
+# Checks the tools, then configures and builds the native library, and puts the copy for the jar into INSTALL_DIR.
+# Maven runs it; a build with nothing to do takes a moment.
+# usage: build-native.sh SOURCE_DIR BUILD_DIR BUILD_TYPE VERSION DNNL_ROOT INSTALL_DIR
 set -eu
 
-if [ $# -ne 5 ]; then
-  echo "build-native.sh: expected SOURCE_DIR BUILD_DIR BUILD_TYPE VERSION DNNL_ROOT, found $# arguments" >&2
+if [ $# -ne 6 ]; then
+  echo "build-native.sh: expected SOURCE_DIR BUILD_DIR BUILD_TYPE VERSION DNNL_ROOT INSTALL_DIR, found $# arguments" >&2
   exit 2
 fi
 source_dir=$1
@@ -12,6 +13,7 @@ build_dir=$2
 build_type=$3
 version=$4
 dnnl_root=$5
+install_dir=$6
 
 refuse() {
   echo "penumbra: $1" >&2
@@ -42,4 +44,5 @@ if [ ! -f "$build_dir/build.ninja" ] || [ ! -f "$stamp" ] || [ "$(cat "$stamp")"
     -DPENUMBRA_TESTS=ON
   printf '%s' "$wanted" > "$stamp"
 fi
-exec cmake --build "$build_dir"
+cmake --build "$build_dir"
+cmake --install "$build_dir" --prefix "$install_dir" --strip >/dev/null
