@@ -1,0 +1,43 @@
+package dev.penumbra.model;
+
+import dev.penumbra.backend.Backend;
+import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.tensor.DType;
+import java.lang.foreign.Arena;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/** A causal language model with frozen weights, resident on one backend. */
+public interface LanguageModel extends AutoCloseable {
+
+    Backend backend();
+
+    /** What products are computed in, and activations stored as: F32 or BF16. */
+    DType dtype();
+
+    int vocabSize();
+
+    /** The longest sample the learned positions allow. */
+    int maxPositions();
+
+    /** Every layer that an adapter may sit on, in the forward pass's order. */
+    List<AdaptableLayer> adaptableLayers();
+
+    /** What PEFT puts before an adaptable layer's name: "base_model.model.model.decoder.". */
+    String peftPrefix();
+
+    /** Adds the resident weights to a plan, each with its packed bytes. */
+    void describeWeights(MemoryPlan plan);
+
+    /** Adds what {@link #openPass} would allocate; allocates nothing. */
+    void planPass(MemoryPlan plan, @Nullable LoraAdapter adapter, PassShape shape);
+
+    /** Allocates the buffers of forward (and backward) passes up to the given size; they live as long as {@code owner}. */
+    ModelPass openPass(Arena owner, @Nullable LoraAdapter adapter, PassShape shape);
+
+    /** A generator's state over one sample: keys and values of all its tokens so far. */
+    KeyValueCache openCache(Arena owner, @Nullable LoraAdapter adapter, int capacity);
+
+    @Override
+    void close();
+}

@@ -1,0 +1,56 @@
+package dev.penumbra.model;
+
+import dev.penumbra.lora.LoraAdapter.Site;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Tensor;
+import java.util.HashMap;
+import java.util.Map;
+import org.jspecify.annotations.Nullable;
+
+/** What one decoder layer writes in its forward pass; kept until its backward pass, or shared by layers that have none. */
+final class LayerBuffers {
+
+    final Tensor norm1;
+    final Tensor qkv;
+    final Tensor attention;
+    final Tensor lse;
+    final Tensor middle;
+    final Tensor norm2;
+    final Tensor activation;
+    final Tensor mask;
+    /** mean and rstd of both norms, f32 [tokens] each. */
+    final Tensor mean1;
+
+    final Tensor rstd1;
+    final Tensor mean2;
+    final Tensor rstd2;
+    /** Post-norm only: what the second norm reads. */
+    final @Nullable Tensor sum2;
+
+    final Map<String, Tensor> h = new HashMap<>();
+
+    /** @param shared buffers that may be overwritten by the next layer; null for the shared set itself */
+    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, int tokens, String at, boolean trainsNorm1, boolean trainsNorm2, boolean trainsActivation, @Nullable LayerBuffers shared) {
+        long hidden = config.hiddenSize();
+        MemoryPlan.Kind kind = MemoryPlan.Kind.ACTIVATIONS;
+        boolean post = !config.doLayerNormBefore();
+        // In post-norm layers the first norm's output is the second block's residual and the first's gradient starts there.
+        norm1 = shared != null && !trainsNorm1 && !post ? shared.norm1 : buffers.allocate(kind, at + "norm1", dtype, tokens, hidden);
+        qkv = buffers.allocate(kind, at + "qkv", dtype, tokens, 3 * hidden);
+        attention = buffers.allocate(kind, at + "attention", dtype, tokens, hidden);
+        lse = buffers.allocate(kind, at + "lse", DType.F32, (long) tokens * config.numAttentionHeads());
+        middle = buffers.allocate(kind, at + "middle", dtype, tokens, hidden);
+        norm2 = shared != null && !trainsNorm2 ? shared.norm2 : buffers.allocate(kind, at + "norm2", dtype, tokens, hidden);
+        activation = shared != null && !trainsActivation ? shared.activation : buffers.allocate(kind, at + "activation", dtype, tokens, config.ffnDim());
+        mask = buffers.allocate(kind, at + "relu mask", DType.U8, tokens, Math.ceilDiv(config.ffnDim(), 8));
+        mean1 = buffers.allocate(kind, at + "mean1", DType.F32, tokens);
+        rstd1 = buffers.allocate(kind, at + "rstd1", DType.F32, tokens);
+        mean2 = buffers.allocate(kind, at + "mean2", DType.F32, tokens);
+        rstd2 = buffers.allocate(kind, at + "rstd2", DType.F32, tokens);
+        sum2 = post ? buffers.allocate(kind, at + "sum2", dtype, tokens, hidden) : null;
+    }
+
+    void allocateH(Buffers buffers, String at, Site site, int tokens) {
+        h.put(site.layer().kind(), buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, at + site.layer().kind() + ".h", DType.F32, tokens, site.r()));
+    }
+}

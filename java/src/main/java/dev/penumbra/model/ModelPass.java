@@ -1,0 +1,32 @@
+package dev.penumbra.model;
+
+import dev.penumbra.data.Batch;
+import dev.penumbra.tensor.Tensor;
+import org.jspecify.annotations.Nullable;
+
+/** Forward and backward over batches, in buffers allocated once. */
+public interface ModelPass {
+
+    /**
+     * Uploads a batch and runs it up to the head's input. Dropout is drawn when {@code dropout} is not null and the adapter
+     * has some.
+     */
+    void forward(Batch batch, @Nullable DropoutSeed dropout);
+
+    /** loss[0] += the sum of −log p(target) over the batch's supervised tokens. Follows {@link #forward}. */
+    void addLoss(Tensor loss);
+
+    /**
+     * Loss as {@link #addLoss}, and grad += gradScale · ∂(sum)/∂(adapter parameters).
+     *
+     * @param gradScale f32 [1] on the device
+     * @param grad f32, flat, laid out as the adapter's parameters
+     */
+    void addLossAndGradients(Tensor loss, Tensor gradScale, Tensor grad);
+
+    /** logits[tokens, vocab], f32, of the batch's first rows: {@code =}. Follows {@link #forward}. */
+    void logits(Tensor logits);
+
+    /** Seed and offset of a micro-batch's dropout: equal ones draw equal masks. */
+    record DropoutSeed(long seed, long offset) {}
+}

@@ -1,0 +1,143 @@
+package dev.penumbra.model;
+
+import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.FrozenWeight;
+import dev.penumbra.backend.op.Convert;
+import dev.penumbra.io.ModelFolder;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Shape;
+import dev.penumbra.tensor.Tensor;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.util.ArrayList;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * OPT's frozen weights on a backend: matrices packed in the compute dtype, biases and LayerNorm's parameters in f32, the
+ * two embedding tables as rows.
+ */
+final class OptWeights {
+
+    record LayerNorm(Tensor gamma, Tensor beta) {}
+
+    record Linear(FrozenWeight weight, @Nullable Tensor bias) {}
+
+    /** One decoder layer; qkv is q_proj, k_proj and v_proj stacked: [3 h, h]. */
+    record Layer(LayerNorm attentionNorm, Linear qkv, Linear out, LayerNorm mlpNorm, Linear fc1, Linear fc2) {}
+
+    record Resident(String name, long bytes) {}
+
+    final Tensor tokens;
+    final Tensor positions;
+    final @Nullable Linear projectIn;
+    final List<Layer> layers = new ArrayList<>();
+    final @Nullable LayerNorm finalNorm;
+    final @Nullable Linear projectOut;
+    final FrozenWeight head;
+    final List<Resident> resident = new ArrayList<>();
+
+    private final Backend backend;
+    private final Arena owner;
+    private final ModelFolder folder;
+    private final DType compute;
+
+    OptWeights(Backend backend, Arena owner, ModelFolder folder, OptConfig config, DType compute) throws IOException {
+        this.backend = backend;
+        this.owner = owner;
+        this.folder = folder;
+        this.compute = compute;
+        String prefix = folder.decoderPrefix();
+        long h = config.hiddenSize();
+        long f = config.ffnDim();
+        long e = config.wordEmbedProjDim();
+        tokens = table(prefix + "embed_tokens.weight", config.vocabSize(), e);
+        positions = table(prefix + "embed_positions.weight", config.maxPositionEmbeddings() + Opt.POSITION_OFFSET, h);
+        projectIn = config.hasProjection() ? linear(prefix + "project_in", h, e, false) : null;
+        projectOut = config.hasProjection() ? linear(prefix + "project_out", e, h, false) : null;
+        for (int i = 0; i < config.numHiddenLayers(); i++) {
+            String at = prefix + "layers." + i + ".";
+            layers.add(new Layer(
+                    layerNorm(at + "self_attn_layer_norm", h),
+                    stacked(at + "self_attn.", List.of("q_proj", "k_proj", "v_proj"), h, h),
+                    linear(at + "self_attn.out_proj", h, h, true),
+                    layerNorm(at + "final_layer_norm", h),
+                    linear(at + "fc1", f, h, true),
+                    linear(at + "fc2", h, f, true)));
+        }
+        finalNorm = config.hasFinalLayerNorm() ? layerNorm(prefix + "final_layer_norm", h) : null;
+        boolean tied = config.tieWordEmbeddings() || !folder.has("lm_head.weight");
+        String headName = tied ? prefix + "embed_tokens.weight" : "lm_head.weight";
+        head = pack("lm_head", List.of(checked(headName, config.vocabSize(), e)));
+    }
+
+    private Linear linear(String name, long out, long in, boolean bias) throws IOException {
+        FrozenWeight weight = pack(name, List.of(checked(name + ".weight", out, in)));
+        return new Linear(weight, bias ? vector(name + ".bias", List.of(name + ".bias"), out) : null);
+    }
+
+    private Linear stacked(String at, List<String> parts, long out, long in) throws IOException {
+        List<Tensor> weights = new ArrayList<>();
+        List<String> biases = new ArrayList<>();
+        for (String part : parts) {
+            weights.add(checked(at + part + ".weight", out, in));
+            biases.add(at + part + ".bias");
+        }
+        return new Linear(pack(at + "qkv", weights), vector(at + "qkv.bias", biases, out));
+    }
+
+    private LayerNorm layerNorm(String name, long h) throws IOException {
+        return new LayerNorm(
+                vector(name + ".weight", List.of(name + ".weight"), h), vector(name + ".bias", List.of(name + ".bias"), h));
+    }
+
+    private FrozenWeight pack(String name, List<Tensor> parts) {
+        long out = parts.stream().mapToLong(p -> p.shape().dim(0)).sum();
+        FrozenWeight.Form form = new FrozenWeight.Form(out, parts.getFirst().shape().dim(1), compute, true);
+        resident.add(new Resident(name + " " + compute + " [" + out + ", " + form.in() + "]", backend.packedBytes(form)));
+        return backend.pack(owner, form, parts);
+    }
+
+    /** f32 vectors of n elements each, one after another. */
+    private Tensor vector(String name, List<String> parts, long n) throws IOException {
+        Tensor device = backend.allocate(owner, DType.F32, Shape.of(n * parts.size()));
+        float[] values = new float[Math.toIntExact(n * parts.size())];
+        for (int i = 0; i < parts.size(); i++) {
+            float[] part = checked(parts.get(i), n).toFloats();
+            System.arraycopy(part, 0, values, Math.toIntExact(i * n), part.length);
+        }
+        try (Arena arena = Arena.ofConfined()) {
+            backend.upload(Tensor.of(arena, values), device);
+        }
+        resident.add(new Resident(name, device.byteSize()));
+        return device;
+    }
+
+    /** A table that rows are gathered from: as stored, but never wider than the compute dtype. */
+    private Tensor table(String name, long rows, long width) throws IOException {
+        Tensor stored = checked(name, rows, width);
+        DType dtype = stored.dtype() == DType.F32 ? compute : stored.dtype();
+        Tensor device = backend.allocate(owner, dtype, stored.shape());
+        if (dtype == stored.dtype()) {
+            backend.upload(stored, device);
+        } else {
+            try (Arena arena = Arena.ofConfined()) {
+                Tensor staged = backend.allocate(arena, stored.dtype(), stored.shape());
+                backend.upload(stored, staged);
+                backend.run(new Convert(staged, device));
+                backend.synchronize();
+            }
+        }
+        resident.add(new Resident(name, device.byteSize()));
+        return device;
+    }
+
+    private Tensor checked(String name, long... shape) throws IOException {
+        Tensor tensor = folder.tensor(name, shape);
+        long at = backend.findNotFinite(tensor);
+        if (at >= 0) {
+            throw new ModelException(folder.directory() + ": tensor " + name + ": expected finite weights, found NaN or infinity at element " + at);
+        }
+        return tensor;
+    }
+}
