@@ -15,9 +15,9 @@ namespace {
 // Row counts vary from step to step, a dozen shapes each; beyond this the least recently used go.
 constexpr size_t kCachedPrimitives = 1024;
 
-void append(std::vector<uint8_t>& key, dnnl::memory::desc desc) {  // by value: get_blob() is not const
+void append(std::string& key, dnnl::memory::desc desc) {  // by value: get_blob() is not const
   std::vector<uint8_t> blob = desc.get_blob();
-  key.insert(key.end(), blob.begin(), blob.end());
+  key.append(blob.begin(), blob.end());
 }
 
 // Asks oneDNN, not the processor: ONEDNN_MAX_CPU_ISA may hold it back. Its codes are bit sets.
@@ -65,7 +65,7 @@ const Matmul::Entry& Matmul::entry(const Matrix& a, const Matrix& b, const Matri
   append(key, b.desc);
   append(key, d.desc);
   bool sum = accumulates(d, fusion);
-  key.push_back(static_cast<uint8_t>((fusion.bias ? 1 : 0) | (fusion.relu ? 2 : 0) | (fusion.residual ? 4 : 0) | (sum ? 8 : 0)));
+  key.push_back(static_cast<char>((fusion.bias ? 1 : 0) | (fusion.relu ? 2 : 0) | (fusion.residual ? 4 : 0) | (sum ? 8 : 0)));
   if (fusion.residual) append(key, fusion.residual->desc);
 
   auto found = index_.find(key);

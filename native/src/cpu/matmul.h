@@ -6,7 +6,7 @@
 #include <list>
 #include <map>
 #include <oneapi/dnnl/dnnl.hpp>
-#include <vector>
+#include <string>
 
 namespace pnb::cpu {
 
@@ -63,7 +63,7 @@ class Matmul {
     dnnl::matmul primitive;
     dnnl::memory::desc scratchpad;
   };
-  using Key = std::vector<uint8_t>;
+  using Key = std::string;  // the bytes of all that a primitive was made for
 
   const Entry& entry(const Matrix& a, const Matrix& b, const Matrix& d, const Fusion& fusion);
 
