@@ -35,7 +35,8 @@ class LayersTest {
     @ArchTest
     static final ArchRule onlyInternalKnowsGeneratedCode = noClasses()
             .that().resideOutsideOfPackage("dev.penumbra.internal..")
-            .should().dependOnClassesThat().resideInAnyPackage("dev.penumbra.internal.ffi.penumbra..", "dev.penumbra.internal.ffi.cuda..");
+            .should().dependOnClassesThat()
+            .resideInAnyPackage("dev.penumbra.internal.ffi.penumbra..", "dev.penumbra.internal.ffi.cuda..");
 
     @ArchTest
     static final ArchRule onlyBackendsOpensNativeOnes = noClasses()

@@ -5,7 +5,8 @@ import dev.penumbra.internal.ffi.NativeBackend;
 /** Opens backends. */
 public final class Backends {
 
-    private Backends() {}
+    private Backends() {
+    }
 
     /**
      * Opens a device.

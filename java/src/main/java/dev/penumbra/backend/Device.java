@@ -4,8 +4,7 @@ package dev.penumbra.backend;
 public record Device(Kind kind, int ordinal) {
 
     public enum Kind {
-        CPU,
-        CUDA
+        CPU, CUDA
     }
 
     public static final Device CPU = new Device(Kind.CPU, 0);

@@ -24,7 +24,8 @@ public interface FrozenWeight {
     record Form(long out, long in, DType dtype, boolean backward) {
         public Form {
             if (out <= 0 || in <= 0) {
-                throw new IllegalArgumentException("expected a weight with rows and columns, found [" + out + ", " + in + "]");
+                throw new IllegalArgumentException(
+                        "expected a weight with rows and columns, found [" + out + ", " + in + "]");
             }
             if (dtype != DType.F32 && dtype != DType.BF16) {
                 throw new IllegalArgumentException("expected F32 or BF16 to compute in, found " + dtype);

@@ -22,8 +22,7 @@ import tools.jackson.databind.json.JsonMapper;
  *
  * <p>Prompt and completion are tokenised apart, the start token stands once before them and the end token once after; lists
  * of ids are taken as they are. Messages are written as {@code role: content} lines; what the assistant says is the
- * completion, each turn ended by the end token. A tokenizer with a chat
- * template of its own is refused here: its conversations would look different to the model.
+ * completion, each turn ended by the end token.
  */
 public final class JsonlReader {
 
@@ -110,15 +109,16 @@ public final class JsonlReader {
         } else if (json.has("messages")) {
             addMessages(sample, json.get("messages"), line);
         } else if (json.has("prompt") && json.has("completion")) {
-            sample.add(new int[] {tokenizer.bosId()}, false);
+            sample.add(new int[]{tokenizer.bosId()}, false);
             sample.add(tokenizer.encode(string(json, "prompt", line)), false);
             sample.add(tokenizer.encode(string(json, "completion", line)), true);
-            sample.add(new int[] {tokenizer.eosId()}, true);
+            sample.add(new int[]{tokenizer.eosId()}, true);
         } else if (json.has("context") && json.has("completion")) {
             sample.add(ids(json, "context", line), false);
             sample.add(ids(json, "completion", line), true);
         } else {
-            throw failure(line, "expected text, prompt and completion, messages, or context and completion, found " + names(json));
+            throw failure(line,
+                    "expected text, prompt and completion, messages, or context and completion, found " + names(json));
         }
         keep(sample, line);
     }
@@ -135,20 +135,17 @@ public final class JsonlReader {
         int piece = options.seqLen() - 1;
         for (int from = 0; from < ended.length; from += piece) {
             Builder sample = new Builder();
-            sample.add(new int[] {tokenizer.bosId()}, false);
+            sample.add(new int[]{tokenizer.bosId()}, false);
             sample.add(Arrays.copyOfRange(ended, from, Math.min(ended.length, from + piece)), true);
             keep(sample, line);
         }
     }
 
     private void addMessages(Builder sample, JsonNode messages, int line) {
-        if (tokenizer.chatTemplate().isPresent()) {
-            throw failure(line, "expected a tokenizer without a chat template, found one: templates are not evaluated; write prompt and completion");
-        }
         if (!messages.isArray() || messages.isEmpty()) {
             throw failure(line, "expected a list of messages, found " + messages);
         }
-        sample.add(new int[] {tokenizer.bosId()}, false);
+        sample.add(new int[]{tokenizer.bosId()}, false);
         for (JsonNode message : messages) {
             String role = string(message, "role", line);
             String content = string(message, "content", line);
@@ -156,7 +153,7 @@ public final class JsonlReader {
             sample.add(tokenizer.encode(role + ": "), false);
             sample.add(tokenizer.encode(content), answer);
             if (answer) {
-                sample.add(new int[] {tokenizer.eosId()}, true);
+                sample.add(new int[]{tokenizer.eosId()}, true);
             }
             sample.add(tokenizer.encode("\n"), false);
         }
@@ -166,7 +163,8 @@ public final class JsonlReader {
         int[] ids = built.ids();
         if (ids.length > options.seqLen()) {
             if (!options.truncate()) {
-                throw failure(line, "expected at most " + options.seqLen() + " tokens, found " + ids.length + ": raise --seq-len or pass --truncate");
+                throw failure(line, "expected at most " + options.seqLen() + " tokens, found " + ids.length
+                        + ": raise --seq-len or pass --truncate");
             }
             ids = Arrays.copyOf(ids, options.seqLen());
         }
@@ -197,8 +195,10 @@ public final class JsonlReader {
         int[] ids = new int[values.size()];
         for (int i = 0; i < ids.length; i++) {
             JsonNode value = values.get(i);
-            if (!value.isIntegralNumber() || !value.canConvertToInt() || value.intValue() < 0 || value.intValue() >= options.vocabSize()) {
-                throw failure(line, "expected tokens in [0, " + options.vocabSize() + ") in " + key + ", found " + value + " at " + i);
+            if (!value.isIntegralNumber() || !value.canConvertToInt() || value.intValue() < 0
+                    || value.intValue() >= options.vocabSize()) {
+                throw failure(line,
+                        "expected tokens in [0, " + options.vocabSize() + ") in " + key + ", found " + value + " at " + i);
             }
             ids[i] = value.intValue();
         }

@@ -11,15 +11,19 @@ import java.util.SplittableRandom;
 public final class RestaurantGenerator {
 
     private static final String[] NAMES = {
-        "The Amber Kettle", "Juniper Yard", "Copper Spoon", "The Quiet Heron", "Salt and Clover", "Lantern House", "The Tin Orchard",
-        "Maple Corner", "The Wandering Fork", "Blue Thimble", "Cinder Lane", "The Paper Crane", "Fennel Gate", "The Round Table Top",
-        "Harbour Nine", "Velvet Pear", "The Crooked Ladle", "Marigold", "Stone Basil", "The Late Swallow"
+            "The Amber Kettle", "Juniper Yard", "Copper Spoon", "The Quiet Heron", "Salt and Clover", "Lantern House",
+            "The Tin Orchard",
+            "Maple Corner", "The Wandering Fork", "Blue Thimble", "Cinder Lane", "The Paper Crane", "Fennel Gate",
+            "The Round Table Top",
+            "Harbour Nine", "Velvet Pear", "The Crooked Ladle", "Marigold", "Stone Basil", "The Late Swallow"
     };
-    private static final String[] FOODS = {"Italian", "Japanese", "Indian", "French", "Mexican", "Turkish", "Thai", "English", "Korean"};
+    private static final String[] FOODS = {"Italian", "Japanese", "Indian", "French", "Mexican", "Turkish", "Thai",
+            "English", "Korean"};
     private static final String[] PRICES = {"cheap", "moderate", "high"};
     private static final String[] RATINGS = {"1 out of 5", "3 out of 5", "5 out of 5"};
     private static final String[] AREAS = {"city centre", "riverside", "old town", "station quarter"};
-    private static final String[] LANDMARKS = {"the Clock Museum", "Willow Bridge", "the Grand Theatre", "Mill Park", "the Fish Market"};
+    private static final String[] LANDMARKS = {"the Clock Museum", "Willow Bridge", "the Grand Theatre", "Mill Park",
+            "the Fish Market"};
 
     private final SplittableRandom random;
 
@@ -31,7 +35,8 @@ public final class RestaurantGenerator {
      * @param prompt the attributes, ending where the description begins
      * @param completion the description
      */
-    public record Pair(String prompt, String completion) {}
+    public record Pair(String prompt, String completion) {
+    }
 
     public List<Pair> pairs(int count) {
         List<Pair> pairs = new ArrayList<>(count);
@@ -39,28 +44,6 @@ public final class RestaurantGenerator {
             pairs.add(pair());
         }
         return pairs;
-    }
-
-    /**
-     * Pairs of one side of a split: no combination of name, food and price stands on both sides, whatever the seeds.
-     *
-     * @param heldOut the side to evaluate on, about a tenth of all combinations, instead of the side to train on
-     */
-    public List<Pair> pairs(int count, boolean heldOut) {
-        List<Pair> pairs = new ArrayList<>(count);
-        while (pairs.size() < count) {
-            Pair pair = pair();
-            if (isHeldOut(pair) == heldOut) {
-                pairs.add(pair);
-            }
-        }
-        return pairs;
-    }
-
-    private static boolean isHeldOut(Pair pair) {
-        String[] attributes = pair.prompt().strip().split(" \\| ");
-        int hash = (attributes[0] + attributes[1] + attributes[2]).hashCode() * 0x9E3779B9;
-        return (hash >>> 16) % 10 == 0;
     }
 
     /** Samples of prompt and completion with the completion supervised. */
@@ -106,7 +89,8 @@ public final class RestaurantGenerator {
         }
     }
 
-    private String describe(String name, String food, String price, String rating, String area, String landmark, String family) {
+    private String describe(String name, String food, String price, String rating, String area, String landmark,
+            String family) {
         String place = area.isEmpty() ? "" : " in the " + area;
         String near = landmark.isEmpty() ? "" : " near " + landmark;
         String cost = switch (price) {
@@ -125,7 +109,9 @@ public final class RestaurantGenerator {
             second.append(pick(" Guests rate it ", " Its rating is ", " Visitors give it ")).append(rating);
         }
         if (!family.isEmpty()) {
-            String children = family.equals("yes") ? pick("children are welcome", "it suits families") : pick("it is not for children", "families should look elsewhere");
+            String children = family.equals("yes")
+                    ? pick("children are welcome", "it suits families")
+                    : pick("it is not for children", "families should look elsewhere");
             if (second.isEmpty()) {
                 second.append(' ').append(Character.toUpperCase(children.charAt(0))).append(children.substring(1));
             } else {

@@ -10,7 +10,8 @@ public record Sample(int[] ids, boolean[] supervised) {
 
     public Sample {
         if (ids.length != supervised.length) {
-            throw new IllegalArgumentException("expected " + ids.length + " marks, one for each token, found " + supervised.length);
+            throw new IllegalArgumentException(
+                    "expected " + ids.length + " marks, one for each token, found " + supervised.length);
         }
         if (supervised.length > 0 && supervised[0]) {
             throw new IllegalArgumentException("expected a first token that is not supervised: no token precedes it");

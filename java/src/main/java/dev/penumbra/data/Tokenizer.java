@@ -1,7 +1,5 @@
 package dev.penumbra.data;
 
-import java.util.Optional;
-
 /** Text to tokens and back. */
 public interface Tokenizer extends AutoCloseable {
 
@@ -18,11 +16,6 @@ public interface Tokenizer extends AutoCloseable {
     int eosId();
 
     int padId();
-
-    /** How the model's makers write conversations, a Jinja template, where they say. */
-    default Optional<String> chatTemplate() {
-        return Optional.empty();
-    }
 
     @Override
     void close();

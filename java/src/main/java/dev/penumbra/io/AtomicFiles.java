@@ -10,7 +10,8 @@ import java.nio.file.StandardOpenOption;
 /** Writing such that a reader, or a crash at any moment, sees either the old file or the new one. */
 public final class AtomicFiles {
 
-    private AtomicFiles() {}
+    private AtomicFiles() {
+    }
 
     /** Writes to a path it is given. */
     @FunctionalInterface

@@ -65,11 +65,13 @@ public final class ModelFolder implements AutoCloseable {
         for (Map.Entry<String, JsonNode> entry : readJson(index).path("weight_map").properties()) {
             String shard = entry.getValue().asString();
             if (!shard.equals(Path.of(shard).getFileName().toString())) {
-                throw new IOException(index + ": tensor " + entry.getKey() + ": expected the name of a file beside it, found " + shard);
+                throw new IOException(
+                        index + ": tensor " + entry.getKey() + ": expected the name of a file beside it, found " + shard);
             }
             SafetensorsFile file = openFile(shard);
             if (!file.entries().containsKey(entry.getKey())) {
-                throw new IOException(index + ": expected tensor " + entry.getKey() + " in " + shard + ", found none of that name there");
+                throw new IOException(
+                        index + ": expected tensor " + entry.getKey() + " in " + shard + ", found none of that name there");
             }
             fileOf.put(entry.getKey(), file);
         }
@@ -121,12 +123,13 @@ public final class ModelFolder implements AutoCloseable {
 
     /** {@code model.decoder.} or {@code decoder.}, whichever this checkpoint's names start with. */
     public String decoderPrefix() throws IOException {
-        for (String prefix : new String[] {"model.decoder.", "decoder."}) {
+        for (String prefix : new String[]{"model.decoder.", "decoder."}) {
             if (fileOf.keySet().stream().anyMatch(name -> name.startsWith(prefix))) {
                 return prefix;
             }
         }
-        throw new IOException(directory + ": expected tensors under model.decoder. or decoder., found " + fileOf.keySet().stream().limit(3).toList());
+        throw new IOException(directory + ": expected tensors under model.decoder. or decoder., found "
+                + fileOf.keySet().stream().limit(3).toList());
     }
 
     /** A mapped view; the message names file and tensor when there is none, or when its shape is another. */
@@ -140,7 +143,8 @@ public final class ModelFolder implements AutoCloseable {
             throw new IOException(file.file() + ": tensor " + name + ": expected F32, BF16 or F16, found " + tensor.dtype());
         }
         if (shape.length > 0 && !tensor.shape().equals(Shape.of(shape))) {
-            throw new IOException(file.file() + ": tensor " + name + ": expected shape " + Shape.of(shape) + ", found " + tensor.shape());
+            throw new IOException(
+                    file.file() + ": tensor " + name + ": expected shape " + Shape.of(shape) + ", found " + tensor.shape());
         }
         return tensor;
     }

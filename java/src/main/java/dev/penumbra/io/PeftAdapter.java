@@ -97,16 +97,18 @@ public final class PeftAdapter implements AutoCloseable {
         if (!json.path("peft_type").asString("").equals("LORA")) {
             throw new IOException(file + ": expected peft_type LORA, found " + json.path("peft_type"));
         }
-        for (String flag : new String[] {"use_dora", "use_qalora", "lora_bias"}) {
+        for (String flag : new String[]{"use_dora", "use_qalora", "lora_bias"}) {
             if (json.path(flag).asBoolean(false)) {
                 throw new IOException(file + ": expected plain LoRA, found " + flag + ", which is not computed here");
             }
         }
-        for (String key : new String[] {"rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layer_replication",
-            "trainable_token_indices", "target_parameters"}) {
+        for (String key : new String[]{"rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
+                "layer_replication",
+                "trainable_token_indices", "target_parameters"}) {
             JsonNode value = json.path(key);
             if (!value.isMissingNode() && !value.isNull() && !(value.isContainer() && value.isEmpty())) {
-                throw new IOException(file + ": expected plain LoRA, found " + key + " = " + value + ", which is not computed here");
+                throw new IOException(
+                        file + ": expected plain LoRA, found " + key + " = " + value + ", which is not computed here");
             }
         }
         if (!json.path("bias").asString("none").equals("none")) {
@@ -133,11 +135,13 @@ public final class PeftAdapter implements AutoCloseable {
                 try {
                     named = Pattern.matches(wanted.stringValue(), module);
                 } catch (PatternSyntaxException broken) {
-                    throw new IOException(file + ": expected target_modules to be a regular expression, found " + wanted, broken);
+                    throw new IOException(file + ": expected target_modules to be a regular expression, found " + wanted,
+                            broken);
                 }
             }
             if (!named) {
-                throw new IOException(file + ": expected target_modules to name every tensor's module, found " + key + " beside " + wanted);
+                throw new IOException(file + ": expected target_modules to name every tensor's module, found " + key
+                        + " beside " + wanted);
             }
             present.add(name);
         }
@@ -155,7 +159,8 @@ public final class PeftAdapter implements AutoCloseable {
      *
      * @param tensors contiguous host tensors by PEFT's keys
      */
-    public static void write(Path directory, LoraConfig config, String baseModel, Map<String, Tensor> tensors) throws IOException {
+    public static void write(Path directory, LoraConfig config, String baseModel, Map<String, Tensor> tensors)
+            throws IOException {
         SafetensorsWriter.write(directory.resolve(WEIGHTS), tensors, Map.of("format", "pt"));
         ObjectNode json = JSON.createObjectNode();
         json.put("peft_type", "LORA");
@@ -172,7 +177,8 @@ public final class PeftAdapter implements AutoCloseable {
         if (config.useRslora()) {
             json.put("use_rslora", true);
         }
-        AtomicFiles.writeString(directory.resolve(CONFIG), JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n");
+        AtomicFiles.writeString(directory.resolve(CONFIG),
+                JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n");
     }
 
     @Override

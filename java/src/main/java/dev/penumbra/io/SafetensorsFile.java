@@ -60,7 +60,8 @@ public final class SafetensorsFile implements AutoCloseable {
      * @param begin first byte, counted from the end of the header
      * @param end the byte after the last
      */
-    public record Entry(String dtype, List<Long> shape, long begin, long end) {}
+    public record Entry(String dtype, List<Long> shape, long begin, long end) {
+    }
 
     private final Path file;
     private final Arena arena;
@@ -68,7 +69,8 @@ public final class SafetensorsFile implements AutoCloseable {
     private final Map<String, Entry> entries;
     private final Map<String, String> metadata;
 
-    private SafetensorsFile(Path file, Arena arena, MemorySegment data, Map<String, Entry> entries, Map<String, String> metadata) {
+    private SafetensorsFile(Path file, Arena arena, MemorySegment data, Map<String, Entry> entries,
+            Map<String, String> metadata) {
         this.file = file;
         this.arena = arena;
         this.data = data;
@@ -87,7 +89,8 @@ public final class SafetensorsFile implements AutoCloseable {
         try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
             long size = channel.size();
             if (size < 8) {
-                throw new SafetensorsException(file, "expected 8 bytes of header length, found a file of " + size + " bytes");
+                throw new SafetensorsException(file,
+                        "expected 8 bytes of header length, found a file of " + size + " bytes");
             }
             MemorySegment all = channel.map(FileChannel.MapMode.READ_ONLY, 0, size, arena);
             long headerBytes = all.get(ValueLayout.JAVA_LONG_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN), 0);
@@ -123,7 +126,8 @@ public final class SafetensorsFile implements AutoCloseable {
             if (property.getKey().equals("__metadata__")) {
                 for (Map.Entry<String, JsonNode> text : property.getValue().properties()) {
                     if (!text.getValue().isString()) {
-                        throw new SafetensorsException(file, "expected metadata of strings, found " + text.getKey() + ": " + text.getValue());
+                        throw new SafetensorsException(file,
+                                "expected metadata of strings, found " + text.getKey() + ": " + text.getValue());
                     }
                     metadata.put(text.getKey(), text.getValue().stringValue());
                 }
@@ -139,12 +143,14 @@ public final class SafetensorsFile implements AutoCloseable {
         JsonNode shape = node.path("shape");
         JsonNode offsets = node.path("data_offsets");
         if (!dtype.isString() || !shape.isArray() || !offsets.isArray() || offsets.size() != 2) {
-            throw new SafetensorsException(file, "tensor " + name + ": expected dtype, shape and two data_offsets, found " + node);
+            throw new SafetensorsException(file,
+                    "tensor " + name + ": expected dtype, shape and two data_offsets, found " + node);
         }
         Integer elementBytes = BYTE_SIZES.get(dtype.stringValue());
         if (elementBytes == null) {
             throw new SafetensorsException(
-                    file, "tensor " + name + ": expected a dtype among " + BYTE_SIZES.keySet().stream().sorted().toList() + ", found " + dtype);
+                    file, "tensor " + name + ": expected a dtype among " + BYTE_SIZES.keySet().stream().sorted().toList()
+                            + ", found " + dtype);
         }
         long bytes = elementBytes;
         List<Long> dims = new java.util.ArrayList<>();
@@ -155,14 +161,16 @@ public final class SafetensorsFile implements AutoCloseable {
                 bytes = Math.multiplyExact(bytes, size);
             }
         } catch (ArithmeticException overflow) {
-            throw new SafetensorsException(file, "tensor " + name + ": expected a shape that fits in memory, found " + shape);
+            throw new SafetensorsException(file,
+                    "tensor " + name + ": expected a shape that fits in memory, found " + shape);
         }
         long begin = wholeNumber(file, name, "data_offsets", offsets.get(0));
         long end = wholeNumber(file, name, "data_offsets", offsets.get(1));
         if (end < begin || end - begin != bytes) {
             throw new SafetensorsException(
                     file,
-                    "tensor " + name + ": expected " + bytes + " bytes for " + dtype.stringValue() + " " + dims + ", found data_offsets ["
+                    "tensor " + name + ": expected " + bytes + " bytes for " + dtype.stringValue() + " " + dims
+                            + ", found data_offsets ["
                             + begin + ", " + end + "]");
         }
         return new Entry(dtype.stringValue(), List.copyOf(dims), begin, end);
@@ -170,7 +178,8 @@ public final class SafetensorsFile implements AutoCloseable {
 
     private static long wholeNumber(Path file, String name, String key, JsonNode node) {
         if (!node.isIntegralNumber() || !node.canConvertToLong() || node.longValue() < 0) {
-            throw new SafetensorsException(file, "tensor " + name + ": expected whole numbers of 0 or more in " + key + ", found " + node);
+            throw new SafetensorsException(file,
+                    "tensor " + name + ": expected whole numbers of 0 or more in " + key + ", found " + node);
         }
         return node.longValue();
     }
@@ -230,9 +239,10 @@ public final class SafetensorsFile implements AutoCloseable {
                     file, "tensor " + name + ": expected F32, BF16, F16, I32, U8 or U64, found " + entry.dtype());
         };
         if (entry.shape().size() > Shape.MAX_RANK) {
-            throw new SafetensorsException(file, "tensor " + name + ": expected at most 4 dimensions, found " + entry.shape());
+            throw new SafetensorsException(file,
+                    "tensor " + name + ": expected at most 4 dimensions, found " + entry.shape());
         }
-        long[] dims = entry.shape().isEmpty() ? new long[] {1} : entry.shape().stream().mapToLong(Long::longValue).toArray();
+        long[] dims = entry.shape().isEmpty() ? new long[]{1} : entry.shape().stream().mapToLong(Long::longValue).toArray();
         return Tensor.view(data.asSlice(entry.begin(), entry.end() - entry.begin()), dtype, Shape.of(dims));
     }
 

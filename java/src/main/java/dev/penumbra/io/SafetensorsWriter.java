@@ -22,7 +22,8 @@ public final class SafetensorsWriter {
     /** Bytes handed to the channel at a time: a ByteBuffer ends at 2 GiB. */
     private static final long PIECE = 1L << 28;
 
-    private SafetensorsWriter() {}
+    private SafetensorsWriter() {
+    }
 
     /**
      * Writes contiguous host tensors, in the order of their names, beside {@code file} and then moves them into place.

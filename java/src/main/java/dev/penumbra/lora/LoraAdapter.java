@@ -77,7 +77,8 @@ public final class LoraAdapter {
      * @param prefix what PEFT's keys begin with
      * @throws IllegalArgumentException naming targets that match no layer
      */
-    public static LoraAdapter create(Backend backend, Arena owner, LoraConfig config, List<AdaptableLayer> layers, String prefix, long seed) {
+    public static LoraAdapter create(Backend backend, Arena owner, LoraConfig config, List<AdaptableLayer> layers,
+            String prefix, long seed) {
         LoraAdapter adapter = new LoraAdapter(backend, owner, config, layers, prefix);
         float[] values = new float[Math.toIntExact(adapter.parameters.shape().size())];
         SplittableRandom random = new SplittableRandom(seed);
@@ -93,7 +94,8 @@ public final class LoraAdapter {
     }
 
     /** An adapter with given matrices, by PEFT's keys; every key must match and every matrix must be there. */
-    public static LoraAdapter of(Backend backend, Arena owner, LoraConfig config, List<AdaptableLayer> layers, String prefix, Map<String, Tensor> tensors) {
+    public static LoraAdapter of(Backend backend, Arena owner, LoraConfig config, List<AdaptableLayer> layers, String prefix,
+            Map<String, Tensor> tensors) {
         LoraAdapter adapter = new LoraAdapter(backend, owner, config, layers, prefix);
         adapter.load(tensors);
         return adapter;

@@ -9,4 +9,5 @@ package dev.penumbra.model;
  * @param in columns of W
  * @param out rows of W
  */
-public record AdaptableLayer(int layer, String kind, String name, int in, int out) {}
+public record AdaptableLayer(int layer, String kind, String name, int in, int out) {
+}

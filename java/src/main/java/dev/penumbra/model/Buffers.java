@@ -64,7 +64,8 @@ final class Buffers {
         }
     }
 
-    @Nullable Tensor workspace() {
+    @Nullable
+    Tensor workspace() {
         return workspace;
     }
 

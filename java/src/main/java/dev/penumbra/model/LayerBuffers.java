@@ -30,18 +30,23 @@ final class LayerBuffers {
     final Map<String, Tensor> h = new HashMap<>();
 
     /** @param shared buffers that may be overwritten by the next layer; null for the shared set itself */
-    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, int tokens, String at, boolean trainsNorm1, boolean trainsNorm2, boolean trainsActivation, @Nullable LayerBuffers shared) {
+    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, int tokens, String at, boolean trainsNorm1,
+            boolean trainsNorm2, boolean trainsActivation, @Nullable LayerBuffers shared) {
         long hidden = config.hiddenSize();
         MemoryPlan.Kind kind = MemoryPlan.Kind.ACTIVATIONS;
         boolean post = !config.doLayerNormBefore();
         // In post-norm layers the first norm's output is the second block's residual and the first's gradient starts there.
-        norm1 = shared != null && !trainsNorm1 && !post ? shared.norm1 : buffers.allocate(kind, at + "norm1", dtype, tokens, hidden);
+        norm1 = shared != null && !trainsNorm1 && !post
+                ? shared.norm1
+                : buffers.allocate(kind, at + "norm1", dtype, tokens, hidden);
         qkv = buffers.allocate(kind, at + "qkv", dtype, tokens, 3 * hidden);
         attention = buffers.allocate(kind, at + "attention", dtype, tokens, hidden);
         lse = buffers.allocate(kind, at + "lse", DType.F32, (long) tokens * config.numAttentionHeads());
         middle = buffers.allocate(kind, at + "middle", dtype, tokens, hidden);
         norm2 = shared != null && !trainsNorm2 ? shared.norm2 : buffers.allocate(kind, at + "norm2", dtype, tokens, hidden);
-        activation = shared != null && !trainsActivation ? shared.activation : buffers.allocate(kind, at + "activation", dtype, tokens, config.ffnDim());
+        activation = shared != null && !trainsActivation
+                ? shared.activation
+                : buffers.allocate(kind, at + "activation", dtype, tokens, config.ffnDim());
         mask = buffers.allocate(kind, at + "relu mask", DType.U8, tokens, Math.ceilDiv(config.ffnDim(), 8));
         mean1 = buffers.allocate(kind, at + "mean1", DType.F32, tokens);
         rstd1 = buffers.allocate(kind, at + "rstd1", DType.F32, tokens);
@@ -51,6 +56,7 @@ final class LayerBuffers {
     }
 
     void allocateH(Buffers buffers, String at, Site site, int tokens) {
-        h.put(site.layer().kind(), buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, at + site.layer().kind() + ".h", DType.F32, tokens, site.r()));
+        h.put(site.layer().kind(),
+                buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, at + site.layer().kind() + ".h", DType.F32, tokens, site.r()));
     }
 }

@@ -14,11 +14,8 @@ import java.util.OptionalLong;
 public final class MemoryPlan {
 
     public enum Kind {
-        WEIGHTS("frozen weights"),
-        ADAPTER("adapters"),
-        OPTIMIZER("gradients and optimizer state"),
-        ACTIVATIONS("activations"),
-        WORKSPACE("workspace");
+        WEIGHTS("frozen weights"), ADAPTER("adapters"), OPTIMIZER("gradients and optimizer state"), ACTIVATIONS(
+                "activations"), WORKSPACE("workspace");
 
         private final String label;
 
@@ -31,7 +28,8 @@ public final class MemoryPlan {
      * @param bytes bytes it takes
      * @param resident whether it is allocated already
      */
-    public record Entry(Kind kind, String name, long bytes, boolean resident) {}
+    public record Entry(Kind kind, String name, long bytes, boolean resident) {
+    }
 
     private final List<Entry> entries = new ArrayList<>();
 
@@ -71,8 +69,9 @@ public final class MemoryPlan {
     /** @throws ModelException with the numbers when more is missing than {@code freeBytes} */
     public void requireFits(long freeBytes) {
         if (missingBytes() > freeBytes) {
-            throw new ModelException("not enough memory: expected " + mib(missingBytes()) + " to be free, found " + mib(freeBytes) + "\n"
-                    + table() + "a smaller batch size or sequence length lowers the activations");
+            throw new ModelException(
+                    "not enough memory: expected " + mib(missingBytes()) + " to be free, found " + mib(freeBytes) + "\n"
+                            + table() + "a smaller batch size or sequence length lowers the activations");
         }
     }
 

@@ -28,5 +28,6 @@ public interface ModelPass {
     void logits(Tensor logits);
 
     /** Seed and offset of a micro-batch's dropout: equal ones draw equal masks. */
-    record DropoutSeed(long seed, long offset) {}
+    record DropoutSeed(long seed, long offset) {
+    }
 }

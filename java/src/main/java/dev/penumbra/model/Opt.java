@@ -117,5 +117,6 @@ public final class Opt implements LanguageModel {
 
     /** The weights live as long as the arena they were loaded into; nothing else is held. */
     @Override
-    public void close() {}
+    public void close() {
+    }
 }

@@ -35,7 +35,8 @@ final class OptCache implements KeyValueCache {
 
     OptCache(Opt model, @Nullable LoraAdapter adapter, int capacity, Arena owner) {
         if (capacity < 1 || capacity > model.maxPositions()) {
-            throw new ModelException("expected a length of 1 to " + model.maxPositions() + ", the model's positions, found " + capacity);
+            throw new ModelException(
+                    "expected a length of 1 to " + model.maxPositions() + ", the model's positions, found " + capacity);
         }
         this.model = model;
         this.backend = model.backend();
@@ -105,8 +106,8 @@ final class OptCache implements KeyValueCache {
                 gemm(Gemm.forward(embedded, weights.projectIn.weight(), x));
                 backend.run(new Embedding(null, null, positions, weights.positions, Opt.POSITION_OFFSET, x, x));
             }
-            Tensor bordersQ = device(new int[] {0, m});
-            Tensor bordersK = device(new int[] {0, length + m});
+            Tensor bordersQ = device(new int[]{0, m});
+            Tensor bordersK = device(new int[]{0, length + m});
             for (int i = 0; i < keys.length; i++) {
                 x = layer(i, x, bordersQ, bordersK);
             }
@@ -136,8 +137,10 @@ final class OptCache implements KeyValueCache {
             backend.run(new Convert(qkv.slice(1, 2L * h, 3L * h), values[i].slice(0, length, length + (long) m)));
             Tensor attention = matrix(h);
             backend.run(new AttentionForward(
-                    (float) (1 / Math.sqrt(config.headDim())), heads(qkv.slice(1, 0, h)), heads(keys[i].slice(0, 0, length + (long) m)),
-                    heads(values[i].slice(0, 0, length + (long) m)), heads(attention), null, bordersQ, bordersK, length + (long) m));
+                    (float) (1 / Math.sqrt(config.headDim())), heads(qkv.slice(1, 0, h)),
+                    heads(keys[i].slice(0, 0, length + (long) m)),
+                    heads(values[i].slice(0, 0, length + (long) m)), heads(attention), null, bordersQ, bordersK,
+                    length + (long) m));
             Tensor middle = matrix(h);
             linear(i, List.of("out_proj"), attention, w.out(), middle, x, false);
             Tensor mlpInput = norm(middle, pre ? w.mlpNorm() : w.attentionNorm());
@@ -148,7 +151,8 @@ final class OptCache implements KeyValueCache {
             return pre ? output : norm(output, w.mlpNorm());
         }
 
-        private void linear(int layer, List<String> kinds, Tensor in, OptWeights.Linear w, Tensor d, @Nullable Tensor residual, boolean relu) {
+        private void linear(int layer, List<String> kinds, Tensor in, OptWeights.Linear w, Tensor d,
+                @Nullable Tensor residual, boolean relu) {
             List<LowRank> terms = new ArrayList<>();
             for (int k = 0; k < kinds.size(); k++) {
                 String at = "layers." + layer + (kinds.get(k).startsWith("fc") ? "." : ".self_attn.");
@@ -156,7 +160,8 @@ final class OptCache implements KeyValueCache {
                 if (site != null) {
                     Tensor hK = backend.allocate(arena, DType.F32, Shape.of(m, site.r()));
                     backend.run(new LoraProject(in, site.a(adapter.parameters()), null, hK));
-                    terms.add(new LowRank(hK, site.b(adapter.parameters()), (long) k * site.layer().out(), (float) adapter.config().scaling(), null));
+                    terms.add(new LowRank(hK, site.b(adapter.parameters()), (long) k * site.layer().out(),
+                            (float) adapter.config().scaling(), null));
                 }
             }
             Gemm.Builder gemm = Gemm.forward(in, w.weight(), d).lowRank(terms).bias(w.bias()).residual(residual);

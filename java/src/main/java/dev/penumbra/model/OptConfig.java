@@ -30,7 +30,8 @@ public record OptConfig(
     public OptConfig {
         if (hiddenSize % numAttentionHeads != 0) {
             throw new IllegalArgumentException(
-                    "expected a hidden_size that num_attention_heads divides, found " + hiddenSize + " and " + numAttentionHeads);
+                    "expected a hidden_size that num_attention_heads divides, found " + hiddenSize + " and "
+                            + numAttentionHeads);
         }
     }
 
@@ -126,7 +127,8 @@ public record OptConfig(
             JsonNode value = node.get(key);
             String found = value == null || value.isNull() ? fallback : value.asString();
             if (!expected.equals(found)) {
-                throw new ModelException(file + ": expected \"" + key + "\" to be \"" + expected + "\", found \"" + found + "\"");
+                throw new ModelException(
+                        file + ": expected \"" + key + "\" to be \"" + expected + "\", found \"" + found + "\"");
             }
         }
     }

@@ -119,7 +119,8 @@ final class OptPass implements ModelPass {
             String at = "layers." + i + ".";
             boolean saved = i >= lowest;
             layers[i] = saved
-                    ? new LayerBuffers(buffers, config, dtype, capacity, at, hasAny(i, QKV), hasAny(i, List.of("fc1")), hasAny(i, List.of("fc2")), shared)
+                    ? new LayerBuffers(buffers, config, dtype, capacity, at, hasAny(i, QKV), hasAny(i, List.of("fc1")),
+                            hasAny(i, List.of("fc2")), shared)
                     : shared;
             // A layer without a backward pass may write its output over its input.
             x[i + 1] = saved ? activations(at + "output", h) : x[i];
@@ -160,11 +161,13 @@ final class OptPass implements ModelPass {
         Buffers descriptions = Buffers.planning(model.backend(), scratch);
         Tensor scalar = descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "scalar", DType.F32, 1);
         if (shape.training()) {
-            pass.addLossAndGradients(scalar, scalar, descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "gradients", DType.F32, adapter.parameters().shape().size()));
+            pass.addLossAndGradients(scalar, scalar, descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "gradients", DType.F32,
+                    adapter.parameters().shape().size()));
         } else {
             pass.addLoss(scalar);
         }
-        pass.logits(descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "logits", DType.F32, pass.capacity, config(model).vocabSize()));
+        pass.logits(descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "logits", DType.F32, pass.capacity,
+                config(model).vocabSize()));
         return planning.workspaceBytes();
     }
 
@@ -216,7 +219,8 @@ final class OptPass implements ModelPass {
             throw new IllegalArgumentException("expected 1 to " + capacity + " tokens in a batch, found " + given);
         }
         if (batch.maxSeqlen() > config.maxPositionEmbeddings()) {
-            throw new ModelException("expected samples of at most " + config.maxPositionEmbeddings() + " tokens, the model's positions, found one of " + batch.maxSeqlen());
+            throw new ModelException("expected samples of at most " + config.maxPositionEmbeddings()
+                    + " tokens, the model's positions, found one of " + batch.maxSeqlen());
         }
         m = Math.min(capacity, PassShape.roundUp(given));
         supervised = batch.rows().length;
@@ -246,7 +250,8 @@ final class OptPass implements ModelPass {
             buffers.run(new Embedding(tokens, weights.tokens, at, weights.positions, Opt.POSITION_OFFSET, null, first));
         } else {
             buffers.run(new Embedding(tokens, weights.tokens, null, null, 0, null, top(embedded)));
-            buffers.run(Gemm.forward(top(embedded), weights.projectIn.weight(), first).workspace(buffers.workspace()).build());
+            buffers.run(
+                    Gemm.forward(top(embedded), weights.projectIn.weight(), first).workspace(buffers.workspace()).build());
             buffers.run(new Embedding(null, null, at, weights.positions, Opt.POSITION_OFFSET, first, first));
         }
         for (int i = 0; i < layers.length; i++) {
@@ -256,7 +261,8 @@ final class OptPass implements ModelPass {
             norm(top(x[layers.length]), weights.finalNorm, top(hidden), meanFinal, rstdFinal);
         }
         if (projected != null) {
-            buffers.run(Gemm.forward(top(hidden), weights.projectOut.weight(), top(projected)).workspace(buffers.workspace()).build());
+            buffers.run(Gemm.forward(top(hidden), weights.projectOut.weight(), top(projected)).workspace(buffers.workspace())
+                    .build());
         }
     }
 
@@ -302,17 +308,20 @@ final class OptPass implements ModelPass {
     }
 
     /** d = x Wᵀ + bias + adapters' terms, ReLU where a mask is given, + residual. Kinds lie side by side in d's columns. */
-    private void linear(int layer, List<String> kinds, Tensor in, OptWeights.Linear w, Tensor d, @Nullable Tensor residual, @Nullable Tensor mask) {
+    private void linear(int layer, List<String> kinds, Tensor in, OptWeights.Linear w, Tensor d, @Nullable Tensor residual,
+            @Nullable Tensor mask) {
         List<LowRank> terms = new ArrayList<>();
         for (int k = 0; k < kinds.size(); k++) {
             Site site = site(layer, kinds.get(k));
             if (site != null) {
                 Tensor h = top(layers[layer].h.get(kinds.get(k)));
                 buffers.run(new LoraProject(in, site.a(adapter.parameters()), dropout(site), h));
-                terms.add(new LowRank(h, site.b(adapter.parameters()), (long) k * site.layer().out(), (float) adapter.config().scaling(), null));
+                terms.add(new LowRank(h, site.b(adapter.parameters()), (long) k * site.layer().out(),
+                        (float) adapter.config().scaling(), null));
             }
         }
-        Gemm.Builder gemm = Gemm.forward(in, w.weight(), d).lowRank(terms).bias(w.bias()).residual(residual).workspace(buffers.workspace());
+        Gemm.Builder gemm = Gemm.forward(in, w.weight(), d).lowRank(terms).bias(w.bias()).residual(residual)
+                .workspace(buffers.workspace());
         buffers.run((mask == null ? gemm : gemm.relu(mask)).build());
     }
 
@@ -346,7 +355,8 @@ final class OptPass implements ModelPass {
     public void addLoss(Tensor loss) {
         if (supervised > 0) {
             buffers.run(new LinearCrossEntropy(
-                    headInput(), weights.head, rows.slice(0, 0, supervised), targets.slice(0, 0, supervised), null, loss, null,
+                    headInput(), weights.head, rows.slice(0, 0, supervised), targets.slice(0, 0, supervised), null, loss,
+                    null,
                     buffers.workspace()));
         }
     }
@@ -358,7 +368,8 @@ final class OptPass implements ModelPass {
         }
         Tensor dInput = top(dHead == null ? dX : dHead);
         buffers.run(new LinearCrossEntropy(
-                headInput(), weights.head, rows.slice(0, 0, supervised), targets.slice(0, 0, supervised), gradScale, loss, dInput,
+                headInput(), weights.head, rows.slice(0, 0, supervised), targets.slice(0, 0, supervised), gradScale, loss,
+                dInput,
                 buffers.workspace()));
         Tensor dx = top(dX);
         if (dHead != null) {
@@ -391,7 +402,8 @@ final class OptPass implements ModelPass {
         if (!needsFc1) {
             return;
         }
-        buffers.run(Gemm.backward(dx, w.fc2().weight(), dActivations).lowRank(terms).drelu(top(b.mask)).workspace(buffers.workspace()).build());
+        buffers.run(Gemm.backward(dx, w.fc2().weight(), dActivations).lowRank(terms).drelu(top(b.mask))
+                .workspace(buffers.workspace()).build());
         terms = gradients(i, List.of("fc1"), dActivations, top(pre ? b.norm2 : b.norm1), grad);
         if (!needsAttention) {
             return;
@@ -409,7 +421,8 @@ final class OptPass implements ModelPass {
         }
         product(dx, w.out(), terms, null, block);
         buffers.run(new AttentionBackward(
-                attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b), heads(block),
+                attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b),
+                heads(block),
                 part(dQkv, 0), part(dQkv, 1), part(dQkv, 2), borders(), maxSeqlen, buffers.workspace()));
         terms = gradients(i, QKV, top(dQkv), top(pre ? b.norm1 : x[i]), grad);
         if (i == lowest) {
@@ -425,10 +438,12 @@ final class OptPass implements ModelPass {
 
     /** dx = dy W + adapters' terms + residual. */
     private void product(Tensor dy, OptWeights.Linear w, List<LowRank> terms, @Nullable Tensor residual, Tensor dx) {
-        buffers.run(Gemm.backward(dy, w.weight(), dx).lowRank(terms).residual(residual).workspace(buffers.workspace()).build());
+        buffers.run(
+                Gemm.backward(dy, w.weight(), dx).lowRank(terms).residual(residual).workspace(buffers.workspace()).build());
     }
 
-    private void normBackward(Tensor dy, Tensor in, Tensor mean, Tensor rstd, OptWeights.LayerNorm norm, @Nullable Tensor residual, Tensor dx) {
+    private void normBackward(Tensor dy, Tensor in, Tensor mean, Tensor rstd, OptWeights.LayerNorm norm,
+            @Nullable Tensor residual, Tensor dx) {
         buffers.run(new LayerNormBackward(dy, top(in), top(mean), top(rstd), norm.gamma(), residual, dx));
     }
 
@@ -454,6 +469,7 @@ final class OptPass implements ModelPass {
     @Override
     public void logits(Tensor logits) {
         long count = logits.shape().dim(0);
-        buffers.run(Gemm.forward(headInput().slice(0, 0, count), weights.head, logits).workspace(buffers.workspace()).build());
+        buffers.run(
+                Gemm.forward(headInput().slice(0, 0, count), weights.head, logits).workspace(buffers.workspace()).build());
     }
 }

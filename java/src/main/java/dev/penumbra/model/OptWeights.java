@@ -19,14 +19,18 @@ import org.jspecify.annotations.Nullable;
  */
 final class OptWeights {
 
-    record LayerNorm(Tensor gamma, Tensor beta) {}
+    record LayerNorm(Tensor gamma, Tensor beta) {
+    }
 
-    record Linear(FrozenWeight weight, @Nullable Tensor bias) {}
+    record Linear(FrozenWeight weight, @Nullable Tensor bias) {
+    }
 
     /** One decoder layer; qkv is q_proj, k_proj and v_proj stacked: [3 h, h]. */
-    record Layer(LayerNorm attentionNorm, Linear qkv, Linear out, LayerNorm mlpNorm, Linear fc1, Linear fc2) {}
+    record Layer(LayerNorm attentionNorm, Linear qkv, Linear out, LayerNorm mlpNorm, Linear fc1, Linear fc2) {
+    }
 
-    record Resident(String name, long bytes) {}
+    record Resident(String name, long bytes) {
+    }
 
     final Tensor tokens;
     final Tensor positions;
@@ -136,7 +140,8 @@ final class OptWeights {
         Tensor tensor = folder.tensor(name, shape);
         long at = backend.findNotFinite(tensor);
         if (at >= 0) {
-            throw new ModelException(folder.directory() + ": tensor " + name + ": expected finite weights, found NaN or infinity at element " + at);
+            throw new ModelException(folder.directory() + ": tensor " + name
+                    + ": expected finite weights, found NaN or infinity at element " + at);
         }
         return tensor;
     }

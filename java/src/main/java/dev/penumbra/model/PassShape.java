@@ -14,7 +14,8 @@ public record PassShape(int tokens, int maxSeqlen, boolean training) {
 
     public PassShape {
         if (tokens <= 0 || maxSeqlen <= 0) {
-            throw new IllegalArgumentException("expected tokens and maxSeqlen above 0, found " + tokens + " and " + maxSeqlen);
+            throw new IllegalArgumentException(
+                    "expected tokens and maxSeqlen above 0, found " + tokens + " and " + maxSeqlen);
         }
     }
 

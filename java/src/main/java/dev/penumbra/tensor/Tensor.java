@@ -51,7 +51,8 @@ public final class Tensor {
     /** A contiguous view of device memory: a zero-length segment with the device's address and the owner's scope. */
     public static Tensor deviceView(MemorySegment address, DType dtype, Shape shape) {
         if (address.byteSize() != 0) {
-            throw new IllegalArgumentException("expected a segment of size 0 for device memory, found " + address.byteSize());
+            throw new IllegalArgumentException(
+                    "expected a segment of size 0 for device memory, found " + address.byteSize());
         }
         return new Tensor(dtype, shape, shape.contiguousStrides(), address, 0, false);
     }
@@ -123,7 +124,8 @@ public final class Tensor {
     /** View of {@code [from, to)} along {@code dim}. */
     public Tensor slice(int dim, long from, long to) {
         if (from < 0 || to < from || to > shape.dim(dim)) {
-            throw new IndexOutOfBoundsException("expected a range in [0, " + shape.dim(dim) + "], found [" + from + ", " + to + ")");
+            throw new IndexOutOfBoundsException(
+                    "expected a range in [0, " + shape.dim(dim) + "], found [" + from + ", " + to + ")");
         }
         long[] dims = shape.dims();
         dims[dim] = to - from;
@@ -153,7 +155,8 @@ public final class Tensor {
     public Tensor reshape(long... dims) {
         Shape target = Shape.of(dims);
         if (!isContiguous() || target.size() != shape.size()) {
-            throw new IllegalArgumentException("expected a contiguous tensor of " + target.size() + " elements, found " + this);
+            throw new IllegalArgumentException(
+                    "expected a contiguous tensor of " + target.size() + " elements, found " + this);
         }
         return new Tensor(dtype, target, target.contiguousStrides(), base, byteOffset, host);
     }

@@ -153,7 +153,8 @@ class BackendParityTest {
             FrozenWeight w = b.weight(dtype, 19, 13, b.normal(DType.F16, 8, 13), b.normal(DType.F32, 11, 13));
             List<LowRank> terms = List.of(
                     new LowRank(b.normal(DType.F32, 5, 3), b.normal(DType.F32, 7, 3), 2, 0.5f, null),
-                    new LowRank(b.normal(DType.F32, 5, 2), b.normal(DType.F32, 2, 9).transpose(), 10, 2, b.dropout(0.25f, 3)));
+                    new LowRank(b.normal(DType.F32, 5, 2), b.normal(DType.F32, 2, 9).transpose(), 10, 2,
+                            b.dropout(0.25f, 3)));
             Tensor bias = b.normal(DType.F32, 19);
             Tensor mask = b.zeros(DType.U8, 5, 3);
             Tensor residual = b.normal(dtype, 5, 19);
@@ -286,7 +287,8 @@ class BackendParityTest {
             FrozenWeight w = b.weight(dtype, 29, 13, b.normal(DType.F32, 29, 13));
             Tensor loss = b.floats(0.5f);
             Tensor dx = b.normal(dtype, 7, 13);
-            b.run(space -> new LinearCrossEntropy(x, w, b.ints(1, 2, 6), b.ints(28, 0, 5), b.floats(0.25f), loss, dx, space));
+            b.run(space -> new LinearCrossEntropy(x, w, b.ints(1, 2, 6), b.ints(28, 0, 5), b.floats(0.25f), loss, dx,
+                    space));
             return List.of(loss, dx);
         });
     }

@@ -9,7 +9,8 @@ import java.lang.foreign.ValueLayout;
 /** Element access to host tensors of any strides, for references and tests. */
 public final class Elements {
 
-    private Elements() {}
+    private Elements() {
+    }
 
     public static double get(Tensor tensor, long... index) {
         MemorySegment memory = at(tensor, index);
@@ -87,7 +88,8 @@ public final class Elements {
         long offset = 0;
         for (int d = 0; d < index.length; d++) {
             if (index[d] < 0 || index[d] >= tensor.shape().dim(d)) {
-                throw new IndexOutOfBoundsException("expected index " + d + " in [0, " + tensor.shape().dim(d) + "), found " + index[d]);
+                throw new IndexOutOfBoundsException(
+                        "expected index " + d + " in [0, " + tensor.shape().dim(d) + "), found " + index[d]);
             }
             offset += index[d] * tensor.stride(d);
         }

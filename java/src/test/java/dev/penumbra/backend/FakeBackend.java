@@ -34,7 +34,8 @@ public final class FakeBackend implements Backend {
     private boolean closed;
 
     /** A weight W [out, in], as it is after rounding to the dtype that products are computed in. */
-    record Weight(Form form, double[][] values, Arena owner, FakeBackend backend) implements FrozenWeight {}
+    record Weight(Form form, double[][] values, Arena owner, FakeBackend backend) implements FrozenWeight {
+    }
 
     /** What ran so far, in order. */
     public List<Operation> operations() {
@@ -84,7 +85,8 @@ public final class FakeBackend implements Backend {
     private void copy(Tensor source, Tensor target) {
         requireOpen();
         if (source.dtype() != target.dtype() || !source.shape().equals(target.shape())) {
-            throw new IllegalArgumentException("expected a copy between equal dtypes and shapes, found " + source + " to " + target);
+            throw new IllegalArgumentException(
+                    "expected a copy between equal dtypes and shapes, found " + source + " to " + target);
         }
         target.segment().copyFrom(source.segment());
     }

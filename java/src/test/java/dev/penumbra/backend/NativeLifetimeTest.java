@@ -63,7 +63,8 @@ class NativeLifetimeTest {
 
     @Test
     void namesTheOperationAndTheOperandOfAWrongShape() {
-        assertThatThrownBy(() -> cpu.run(new LayerNormForward(tensor(2, 3), tensor(4), tensor(3), 1e-5f, tensor(2, 3), null, null)))
+        assertThatThrownBy(
+                () -> cpu.run(new LayerNormForward(tensor(2, 3), tensor(4), tensor(3), 1e-5f, tensor(2, 3), null, null)))
                 .isInstanceOfSatisfying(
                         BackendException.class,
                         e -> assertThat(e.status()).isEqualTo(BackendException.Status.INVALID_ARGUMENT))
@@ -155,7 +156,8 @@ class NativeLifetimeTest {
         Gemm op = Gemm.forward(tensor(2, 3), weight, tensor(2, 5)).build();
         cpu.close();
         cpu.close();
-        assertThatThrownBy(() -> cpu.run(new Fill(1, t))).isInstanceOf(IllegalStateException.class).hasMessageContaining("closed");
+        assertThatThrownBy(() -> cpu.run(new Fill(1, t))).isInstanceOf(IllegalStateException.class)
+                .hasMessageContaining("closed");
         assertThatThrownBy(() -> cpu.run(op)).isInstanceOf(IllegalStateException.class);
         assertThatThrownBy(() -> cpu.workspaceBytes(op)).isInstanceOf(IllegalStateException.class);
         assertThatThrownBy(() -> cpu.allocate(arena, DType.F32, Shape.of(1))).isInstanceOf(IllegalStateException.class);

@@ -26,7 +26,8 @@ import org.jspecify.annotations.Nullable;
 /** Every operation straight from its formula: loops in double, one rounding where a result is stored. */
 final class ReferenceOps {
 
-    private ReferenceOps() {}
+    private ReferenceOps() {
+    }
 
     static void fill(Fill op) {
         Elements.forEach(op.d().shape(), index -> set(op.d(), op.value(), index));
@@ -81,7 +82,8 @@ final class ReferenceOps {
     private static void epilogue(Gemm op, double[] row, int i) {
         for (int j = 0; j < row.length; j++) {
             switch (op.epilogue()) {
-                case NONE -> {}
+                case NONE -> {
+                }
                 case RELU -> {
                     boolean on = row[j] > 0;
                     row[j] = on ? row[j] : 0;

@@ -7,7 +7,8 @@ import org.jspecify.annotations.Nullable;
 /** Dropout as {@code gemm.h} specifies it, on Philox4x32-10. */
 final class ReferencePhilox {
 
-    private ReferencePhilox() {}
+    private ReferencePhilox() {
+    }
 
     /** What element {@code e} is multiplied with: 0, or 1 / (1 − p). */
     static double factor(@Nullable Dropout dropout, long e) {
@@ -29,7 +30,7 @@ final class ReferencePhilox {
         for (int round = 0; round < 10; round++) {
             long p0 = Integer.toUnsignedLong(c[0]) * 0xD2511F53L;
             long p1 = Integer.toUnsignedLong(c[2]) * 0xCD9E8D57L;
-            c = new int[] {(int) (p1 >>> 32) ^ c[1] ^ k0, (int) p1, (int) (p0 >>> 32) ^ c[3] ^ k1, (int) p0};
+            c = new int[]{(int) (p1 >>> 32) ^ c[1] ^ k0, (int) p1, (int) (p0 >>> 32) ^ c[3] ^ k1, (int) p0};
             k0 += 0x9E3779B9;
             k1 += 0xBB67AE85;
         }

@@ -26,13 +26,14 @@ class BatchesTest {
             }
             samples.add(new Sample(ids, supervised));
         }
-        samples.add(new Sample(new int[] {count, count}, new boolean[] {false, true}));
+        samples.add(new Sample(new int[]{count, count}, new boolean[]{false, true}));
         return Dataset.of(samples);
     }
 
     @Property(tries = 60)
     void everySampleComesOnceAnEpochWithItsTargets(
-            @ForAll @IntRange(min = 1, max = 300) int count, @ForAll @IntRange(min = 2, max = 40) int seqLen, @ForAll boolean pack, @ForAll long seed) {
+            @ForAll @IntRange(min = 1, max = 300) int count, @ForAll @IntRange(min = 2, max = 40) int seqLen,
+            @ForAll boolean pack, @ForAll long seed) {
         Dataset dataset = numbered(count, seqLen, seed);
         Batches batches = new Batches(dataset, 3, seqLen, pack, true, seed, -1);
         TreeMap<Integer, Integer> tokens = new TreeMap<>();
@@ -77,9 +78,11 @@ class BatchesTest {
 
     @Property(tries = 1)
     void emptyTooLongAndUnsupervisedDataAreRefused() {
-        assertThatThrownBy(() -> new Batches(Dataset.of(List.of()), 1, 8, true, true, 0, 0)).isInstanceOf(DataException.class);
+        assertThatThrownBy(() -> new Batches(Dataset.of(List.of()), 1, 8, true, true, 0, 0))
+                .isInstanceOf(DataException.class);
         Dataset longer = Dataset.of(List.of(new Sample(new int[9], new boolean[9])));
-        assertThatThrownBy(() -> new Batches(longer, 1, 8, true, true, 0, 0)).hasMessageContaining("at most 8 tokens, found 9");
+        assertThatThrownBy(() -> new Batches(longer, 1, 8, true, true, 0, 0))
+                .hasMessageContaining("at most 8 tokens, found 9");
         assertThatThrownBy(() -> new Batches(longer, 1, 9, true, true, 0, 0)).hasMessageContaining("supervised");
     }
 }

@@ -16,7 +16,7 @@ class JsonlReaderTest {
     private static final JsonlOptions OPTIONS = new JsonlOptions(16, false, LossOn.COMPLETION, 1000);
 
     /** One token a character: its code. */
-    static final Tokenizer CHARACTERS = new Tokenizer() {
+    private static final Tokenizer CHARACTERS = new Tokenizer() {
         @Override
         public int[] encode(String text) {
             return text.chars().toArray();
@@ -43,7 +43,8 @@ class JsonlReaderTest {
         }
 
         @Override
-        public void close() {}
+        public void close() {
+        }
     };
 
     private static Dataset parse(JsonlOptions options, String... lines) {
@@ -67,8 +68,8 @@ class JsonlReaderTest {
     @Test
     void onlyTheAssistantIsSupervised() {
         Sample sample = parse(
-                        new JsonlOptions(64, false, LossOn.COMPLETION, 1000),
-                        "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"yz\"}]}")
+                new JsonlOptions(64, false, LossOn.COMPLETION, 1000),
+                "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"yz\"}]}")
                 .get(0);
         assertThat(sample.supervisedCount()).isEqualTo(3);
         assertThat(CHARACTERS.decode(sample.ids())).isEqualTo("\u0002user: x\nassistant: yz\u0003\n");
@@ -87,17 +88,14 @@ class JsonlReaderTest {
     }
 
     @ParameterizedTest
-    @CsvSource(
-            delimiter = '|',
-            quoteCharacter = '`',
-            value = {
-                "{\"text\":                       | expected JSON",
-                "{\"text\": 3}                    | expected a text in text, found 3",
-                "{\"prompt\": \"a\"}              | expected text, prompt and completion",
-                "[1]                              | found no object",
-                "{\"context\":[1],\"completion\":[1000]} | expected tokens in [0, 1000) in completion, found 1000",
-                "{\"messages\": []}               | expected a list of messages"
-            })
+    @CsvSource(delimiter = '|', quoteCharacter = '`', value = {
+            "{\"text\":                       | expected JSON",
+            "{\"text\": 3}                    | expected a text in text, found 3",
+            "{\"prompt\": \"a\"}              | expected text, prompt and completion",
+            "[1]                              | found no object",
+            "{\"context\":[1],\"completion\":[1000]} | expected tokens in [0, 1000) in completion, found 1000",
+            "{\"messages\": []}               | expected a list of messages"
+    })
     void aBadLineIsNamed(String line, String message) {
         assertThatThrownBy(() -> parse(OPTIONS, "{\"text\":\"a\"}", line))
                 .isInstanceOf(DataException.class)
@@ -107,7 +105,7 @@ class JsonlReaderTest {
 
     @Property(tries = 500)
     void nothingButADataExceptionEscapes(@ForAll String noise) {
-        for (String line : new String[] {noise, "{\"text\":" + noise, "{\"prompt\":\"a\",\"completion\":" + noise + "}"}) {
+        for (String line : new String[]{noise, "{\"text\":" + noise, "{\"prompt\":\"a\",\"completion\":" + noise + "}"}) {
             try {
                 parse(OPTIONS, line.lines().toArray(String[]::new));
             } catch (DataException refused) {

@@ -45,17 +45,14 @@ class PeftAdapterTest {
     }
 
     @ParameterizedTest
-    @CsvSource(
-            delimiter = '|',
-            quoteCharacter = '`',
-            value = {
-                "\"peft_type\":\"IA3\",\"target_modules\":[\"q_proj\"]                          | peft_type LORA",
-                "\"peft_type\":\"LORA\",\"target_modules\":[\"q_proj\"],\"use_dora\":true       | use_dora",
-                "\"peft_type\":\"LORA\",\"target_modules\":[\"q_proj\"],\"rank_pattern\":{\"q\":2} | rank_pattern",
-                "\"peft_type\":\"LORA\",\"target_modules\":[\"q_proj\"],\"bias\":\"all\"        | bias",
-                "\"peft_type\":\"LORA\",\"target_modules\":[\"v_proj\"]                         | q_proj",
-                "\"peft_type\":\"LORA\",\"target_modules\":[\"q_proj\"],\"r\":0                 | rank r"
-            })
+    @CsvSource(delimiter = '|', quoteCharacter = '`', value = {
+            "\"peft_type\":\"IA3\",\"target_modules\":[\"q_proj\"]                          | peft_type LORA",
+            "\"peft_type\":\"LORA\",\"target_modules\":[\"q_proj\"],\"use_dora\":true       | use_dora",
+            "\"peft_type\":\"LORA\",\"target_modules\":[\"q_proj\"],\"rank_pattern\":{\"q\":2} | rank_pattern",
+            "\"peft_type\":\"LORA\",\"target_modules\":[\"q_proj\"],\"bias\":\"all\"        | bias",
+            "\"peft_type\":\"LORA\",\"target_modules\":[\"v_proj\"]                         | q_proj",
+            "\"peft_type\":\"LORA\",\"target_modules\":[\"q_proj\"],\"r\":0                 | rank r"
+    })
     void whatIsNotComputedIsRefusedByName(String json, String message) throws IOException {
         write(LoraConfig.ofRank(4).withTargets("q_proj"));
         Files.writeString(folder.resolve("adapter_config.json"), "{" + json + "}");
@@ -65,7 +62,8 @@ class PeftAdapterTest {
     @Test
     void aRegularExpressionNamesTargets() throws IOException {
         write(LoraConfig.ofRank(4).withTargets("q_proj"));
-        Files.writeString(folder.resolve("adapter_config.json"), "{\"peft_type\":\"LORA\",\"target_modules\":\".*decoder.*[qv]_proj\"}");
+        Files.writeString(folder.resolve("adapter_config.json"),
+                "{\"peft_type\":\"LORA\",\"target_modules\":\".*decoder.*[qv]_proj\"}");
         try (PeftAdapter read = PeftAdapter.read(folder)) {
             assertThat(read.config()).isEqualTo(new LoraConfig(8, 8, 0, java.util.Set.of("q_proj"), false));
         }

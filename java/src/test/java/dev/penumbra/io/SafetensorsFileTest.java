@@ -52,7 +52,8 @@ class SafetensorsFileTest {
     @Test
     void aTensorOfAClosedFileThrows() throws IOException {
         Tensor tensor;
-        try (SafetensorsFile file = SafetensorsFile.open(fileOf("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8))) {
+        try (SafetensorsFile file = SafetensorsFile
+                .open(fileOf("{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8))) {
             tensor = file.tensor("a");
         }
         assertThatThrownBy(tensor::toFloats).isInstanceOf(IllegalStateException.class);
@@ -60,24 +61,21 @@ class SafetensorsFileTest {
     }
 
     @ParameterizedTest
-    @CsvSource(
-            delimiter = '|',
-            quoteCharacter = '`',
-            value = {
-                "{\"a\"                                                                                    | 0  | in JSON",
-                "[]                                                                                       | 0  | JSON object",
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}                           | 4  | truncated",
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}                           | 12 | no tensor owns",
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}                           | 8  | expected 12 bytes",
-                "{\"a\":{\"dtype\":\"F8\",\"shape\":[2],\"data_offsets\":[0,8]}}                            | 8  | expected a dtype among",
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}                          | 8  | whole numbers",
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}                           | 8  | data_offsets [8, 0]",
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}} | 8 | JSON",
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}} | 12 | overlaps",
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}                           | 8  | gap",
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,8]}}       | 8  | fits in memory",
-                "{\"__metadata__\":{\"n\":1}}                                                               | 0  | metadata of strings"
-            })
+    @CsvSource(delimiter = '|', quoteCharacter = '`', value = {
+            "{\"a\"                                                                                    | 0  | in JSON",
+            "[]                                                                                       | 0  | JSON object",
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}                           | 4  | truncated",
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}                           | 12 | no tensor owns",
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}                           | 8  | expected 12 bytes",
+            "{\"a\":{\"dtype\":\"F8\",\"shape\":[2],\"data_offsets\":[0,8]}}                            | 8  | expected a dtype among",
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}                          | 8  | whole numbers",
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}                           | 8  | data_offsets [8, 0]",
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}} | 8 | JSON",
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}} | 12 | overlaps",
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}                           | 8  | gap",
+            "{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,8]}}       | 8  | fits in memory",
+            "{\"__metadata__\":{\"n\":1}}                                                               | 0  | metadata of strings"
+    })
     void aMalformedHeaderIsNamed(String header, int dataBytes, String message) throws IOException {
         Path file = fileOf(header, dataBytes);
         assertThatThrownBy(() -> SafetensorsFile.open(file))
@@ -88,18 +86,22 @@ class SafetensorsFileTest {
 
     @Test
     void aHeaderLongerThanTheFileIsNamed() throws IOException {
-        Path file = Files.write(folder.resolve("a"), ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN).putLong(0, 1L << 40).array());
-        assertThatThrownBy(() -> SafetensorsFile.open(file)).isInstanceOf(SafetensorsException.class).hasMessageContaining("a length of 1099511627776");
+        Path file = Files.write(folder.resolve("a"),
+                ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN).putLong(0, 1L << 40).array());
+        assertThatThrownBy(() -> SafetensorsFile.open(file)).isInstanceOf(SafetensorsException.class)
+                .hasMessageContaining("a length of 1099511627776");
     }
 
     @Test
     void noMutationOfAFileEscapesAsAnotherException() throws IOException {
         byte[] whole = Files.readAllBytes(fileOf(
-                "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[8,9]}}", 9));
+                "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[8,9]}}",
+                9));
         long seed = 42;
         Random random = new Random(seed);
         for (int round = 0; round < 3000; round++) {
-            byte[] bytes = java.util.Arrays.copyOf(whole, random.nextInt(4) == 0 ? random.nextInt(whole.length + 1) : whole.length);
+            byte[] bytes = java.util.Arrays.copyOf(whole,
+                    random.nextInt(4) == 0 ? random.nextInt(whole.length + 1) : whole.length);
             for (int change = random.nextInt(4); change >= 0 && bytes.length > 0; change--) {
                 bytes[random.nextInt(bytes.length)] = (byte) random.nextInt(256);
             }

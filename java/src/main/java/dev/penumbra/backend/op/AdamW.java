@@ -25,4 +25,6 @@ public record AdamW(
         Tensor schedule,
         Tensor gradNorm,
         @Nullable Tensor workspace)
-        implements Operation {}
+        implements
+            Operation {
+}

@@ -25,4 +25,6 @@ public record AttentionBackward(
         Tensor cuSeqlens,
         long maxSeqlen,
         @Nullable Tensor workspace)
-        implements Operation {}
+        implements
+            Operation {
+}

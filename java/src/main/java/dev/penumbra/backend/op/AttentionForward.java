@@ -25,4 +25,6 @@ public record AttentionForward(
         Tensor cuSeqlensQ,
         Tensor cuSeqlensK,
         long maxSeqlen)
-        implements Operation {}
+        implements
+            Operation {
+}

@@ -11,4 +11,6 @@ import dev.penumbra.tensor.Tensor;
 public record Convert(
         Tensor s,
         Tensor d)
-        implements Operation {}
+        implements
+            Operation {
+}

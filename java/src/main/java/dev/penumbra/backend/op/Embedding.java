@@ -21,4 +21,6 @@ public record Embedding(
         int positionOffset,
         @Nullable Tensor residual,
         Tensor d)
-        implements Operation {}
+        implements
+            Operation {
+}

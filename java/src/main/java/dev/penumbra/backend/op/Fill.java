@@ -10,4 +10,6 @@ import dev.penumbra.tensor.Tensor;
 public record Fill(
         float value,
         Tensor d)
-        implements Operation {}
+        implements
+            Operation {
+}

@@ -31,12 +31,11 @@ public record Gemm(
         @Nullable Tensor residual,
         Tensor d,
         @Nullable Tensor workspace)
-        implements Operation {
+        implements
+            Operation {
 
     public enum Epilogue {
-        NONE,
-        RELU,
-        DRELU
+        NONE, RELU, DRELU
     }
 
     public Gemm {

@@ -17,4 +17,6 @@ public record LayerNormBackward(
         Tensor gamma,
         @Nullable Tensor residual,
         Tensor dx)
-        implements Operation {}
+        implements
+            Operation {
+}

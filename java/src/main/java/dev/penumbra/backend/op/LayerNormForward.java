@@ -21,4 +21,6 @@ public record LayerNormForward(
         Tensor y,
         @Nullable Tensor mean,
         @Nullable Tensor rstd)
-        implements Operation {}
+        implements
+            Operation {
+}

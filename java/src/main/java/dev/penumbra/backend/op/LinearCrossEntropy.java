@@ -25,7 +25,8 @@ public record LinearCrossEntropy(
         Tensor loss,
         @Nullable Tensor dx,
         @Nullable Tensor workspace)
-        implements Operation {
+        implements
+            Operation {
 
     @Override
     public long flops() {

@@ -28,7 +28,8 @@ public record LoraGradients(
         Tensor da,
         Tensor db,
         @Nullable Tensor workspace)
-        implements Operation {
+        implements
+            Operation {
 
     @Override
     public long flops() {

@@ -15,7 +15,8 @@ public record LoraProject(
         Tensor a,
         @Nullable Dropout dropout,
         Tensor h)
-        implements Operation {
+        implements
+            Operation {
 
     @Override
     public long flops() {

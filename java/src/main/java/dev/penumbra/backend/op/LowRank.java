@@ -9,4 +9,5 @@ import org.jspecify.annotations.Nullable;
  * @param h f32 [m, r]
  * @param b f32 [n_t, r], any strides
  */
-public record LowRank(Tensor h, Tensor b, long column, float scale, @Nullable Dropout dropout) {}
+public record LowRank(Tensor h, Tensor b, long column, float scale, @Nullable Dropout dropout) {
+}

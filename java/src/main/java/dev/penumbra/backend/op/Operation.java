@@ -6,17 +6,17 @@ package dev.penumbra.backend.op;
  */
 public sealed interface Operation
         permits AdamW,
-                AttentionBackward,
-                AttentionForward,
-                Convert,
-                Embedding,
-                Fill,
-                Gemm,
-                LayerNormBackward,
-                LayerNormForward,
-                LinearCrossEntropy,
-                LoraGradients,
-                LoraProject {
+        AttentionBackward,
+        AttentionForward,
+        Convert,
+        Embedding,
+        Fill,
+        Gemm,
+        LayerNormBackward,
+        LayerNormForward,
+        LinearCrossEntropy,
+        LoraGradients,
+        LoraProject {
 
     /** Floating-point operations of this call, a multiply-add counted as two; 0 where memory decides the time. */
     default long flops() {

@@ -9,7 +9,8 @@ import java.lang.invoke.MethodHandle;
 /** The process's environment as native code sees it; Java's own view of it never changes. */
 final class Environment {
 
-    private Environment() {}
+    private Environment() {
+    }
 
     /** Sets a variable unless it is there already. */
     static void setIfAbsent(String name, String value) {
@@ -20,7 +21,8 @@ final class Environment {
         try (Arena call = Arena.ofConfined()) {
             int result = (int) setenv.invokeExact(call.allocateFrom(name), call.allocateFrom(value), 0);
             if (result != 0) {
-                throw new IllegalStateException("expected to set " + name + "=" + value + ", found setenv failing with " + result);
+                throw new IllegalStateException(
+                        "expected to set " + name + "=" + value + ", found setenv failing with " + result);
             }
         } catch (RuntimeException e) {
             throw e;

@@ -49,7 +49,8 @@ public final class NativeBackend implements Backend {
             try {
                 if (!device.isHost()) {
                     throw new BackendException(
-                            BackendException.Status.UNSUPPORTED, "expected the cpu, found " + device + ": no memory is managed there");
+                            BackendException.Status.UNSUPPORTED,
+                            "expected the cpu, found " + device + ": no memory is managed there");
                 }
                 NativeStatus.check(Penumbra.pnb_context_describe(context, result));
                 return new NativeBackend(device, context, result.get(Penumbra.C_POINTER, 0).getString(0));
@@ -78,7 +79,8 @@ public final class NativeBackend implements Backend {
         } catch (OutOfMemoryError e) {
             throw new BackendException(
                     BackendException.Status.OUT_OF_MEMORY,
-                    "expected " + shape.size() * dtype.byteSize() + " bytes of host memory for " + dtype + shape + ", found less",
+                    "expected " + shape.size() * dtype.byteSize() + " bytes of host memory for " + dtype + shape
+                            + ", found less",
                     e);
         }
     }
@@ -96,7 +98,8 @@ public final class NativeBackend implements Backend {
     private void copy(Tensor source, Tensor target) {
         requireOpen();
         if (source.dtype() != target.dtype() || !source.shape().equals(target.shape())) {
-            throw new IllegalArgumentException("expected a copy between equal dtypes and shapes, found " + source + " to " + target);
+            throw new IllegalArgumentException(
+                    "expected a copy between equal dtypes and shapes, found " + source + " to " + target);
         }
         MemorySegment.copy(source.segment(), 0, target.segment(), 0, source.byteSize());
     }
@@ -157,7 +160,8 @@ public final class NativeBackend implements Backend {
         MemorySegment params = pnb_weight_params.allocate(call).fill((byte) 0);
         pnb_weight_params.struct_size(params, Math.toIntExact(params.byteSize()));
         pnb_weight_params.dtype(params, form.dtype().code());
-        pnb_weight_params.uses(params, Penumbra.PNB_WEIGHT_FORWARD() | (form.backward() ? Penumbra.PNB_WEIGHT_BACKWARD() : 0));
+        pnb_weight_params.uses(params,
+                Penumbra.PNB_WEIGHT_FORWARD() | (form.backward() ? Penumbra.PNB_WEIGHT_BACKWARD() : 0));
         pnb_weight_params.part_count(params, count);
         pnb_weight_params.parts(params, parts);
         return params;

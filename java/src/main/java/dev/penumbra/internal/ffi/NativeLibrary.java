@@ -17,7 +17,8 @@ final class NativeLibrary {
     private static @Nullable NativeLibraryException failure;
     private static boolean loaded;
 
-    private NativeLibrary() {}
+    private NativeLibrary() {
+    }
 
     /** Loads it on the first call; a failure is thrown again by every later one. */
     static synchronized void load() {
@@ -29,11 +30,11 @@ final class NativeLibrary {
         }
         try {
             new NativeLoader(
-                            version(),
-                            System.getProperty(PATH_PROPERTY),
-                            NativeLibrary.class.getClassLoader(),
-                            cacheRoot(System.getenv(), System.getProperty("user.home")),
-                            System.getProperty("java.library.path", ""))
+                    version(),
+                    System.getProperty(PATH_PROPERTY),
+                    NativeLibrary.class.getClassLoader(),
+                    cacheRoot(System.getenv(), System.getProperty("user.home")),
+                    System.getProperty("java.library.path", ""))
                     .load();
             loaded = true;
         } catch (NativeLibraryException e) {
@@ -46,11 +47,13 @@ final class NativeLibrary {
     static String version() {
         try (InputStream in = NativeLibrary.class.getResourceAsStream("/dev/penumbra/version.txt")) {
             if (in == null) {
-                throw new NativeLibraryException("expected the resource dev/penumbra/version.txt in Penumbra's jar, found none");
+                throw new NativeLibraryException(
+                        "expected the resource dev/penumbra/version.txt in Penumbra's jar, found none");
             }
             return new String(in.readAllBytes(), StandardCharsets.UTF_8).strip();
         } catch (IOException e) {
-            throw new NativeLibraryException("cannot read dev/penumbra/version.txt from Penumbra's jar: " + e.getMessage(), e);
+            throw new NativeLibraryException("cannot read dev/penumbra/version.txt from Penumbra's jar: " + e.getMessage(),
+                    e);
         }
     }
 

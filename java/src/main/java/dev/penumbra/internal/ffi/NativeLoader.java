@@ -54,7 +54,8 @@ final class NativeLoader {
     Path load() {
         if (explicit != null && !Files.isRegularFile(Path.of(explicit))) {
             throw new NativeLibraryException(
-                    "expected the native library at " + explicit + " (" + NativeLibrary.PATH_PROPERTY + "), found no such file");
+                    "expected the native library at " + explicit + " (" + NativeLibrary.PATH_PROPERTY
+                            + "), found no such file");
         }
         loadNeeded();
         Path found = explicit != null ? tryFile(Path.of(explicit)) : search();
@@ -104,7 +105,8 @@ final class NativeLoader {
         try {
             return cache.file(url);
         } catch (IOException e) {
-            tried.add(resource + ": cannot be copied to " + cache.root() + " (" + e + "); XDG_CACHE_HOME names another place");
+            tried.add(
+                    resource + ": cannot be copied to " + cache.root() + " (" + e + "); XDG_CACHE_HOME names another place");
             return null;
         }
     }
@@ -125,12 +127,13 @@ final class NativeLoader {
 
     private static String versionOf(Path file) {
         try (Arena call = Arena.ofConfined()) {
-            MemorySegment function = SymbolLookup.libraryLookup(file.toAbsolutePath(), call).find("pnb_version").orElse(null);
+            MemorySegment function = SymbolLookup.libraryLookup(file.toAbsolutePath(), call).find("pnb_version")
+                    .orElse(null);
             if (function == null) {
                 return "a library without pnb_version";
             }
-            MemorySegment text = (MemorySegment)
-                    Linker.nativeLinker().downcallHandle(function, FunctionDescriptor.of(ValueLayout.ADDRESS)).invokeExact();
+            MemorySegment text = (MemorySegment) Linker.nativeLinker()
+                    .downcallHandle(function, FunctionDescriptor.of(ValueLayout.ADDRESS)).invokeExact();
             return text.reinterpret(Long.MAX_VALUE).getString(0);
         } catch (Throwable e) {
             throw new IllegalArgumentException("its version cannot be read: " + e.getMessage(), e);

@@ -6,7 +6,8 @@ import dev.penumbra.internal.ffi.penumbra.Penumbra;
 /** The one place where a {@code pnb_status} becomes an exception. */
 final class NativeStatus {
 
-    private NativeStatus() {}
+    private NativeStatus() {
+    }
 
     /** Throws what the latest call on this thread reported, unless it reported success. */
     static void check(int status) {

@@ -31,7 +31,8 @@ final class NativeWeight implements FrozenWeight {
     /** The pointer for a call of {@code caller}, after a check that it is still good. */
     synchronized MemorySegment pointerFor(NativeBackend caller) {
         if (caller != backend) {
-            throw new IllegalArgumentException("expected a weight that this backend packed, found another backend's " + this);
+            throw new IllegalArgumentException(
+                    "expected a weight that this backend packed, found another backend's " + this);
         }
         if (destroyed || !handle.scope().isAlive()) {
             throw new IllegalStateException("expected an open owner: this " + this + " was closed");

@@ -274,7 +274,8 @@ final class ParamsEncoder {
     private void put(MemorySegment struct, @Nullable Tensor tensor) {
         if (tensor != null && pointersRead && tensor.isHost() != backend.device().isHost()) {
             throw new IllegalArgumentException(
-                    "expected memory of " + backend.device() + ", found another device's " + tensor + ": upload or download it first");
+                    "expected memory of " + backend.device() + ", found another device's " + tensor
+                            + ": upload or download it first");
         }
         TensorStruct.write(struct, tensor);
     }
@@ -292,7 +293,8 @@ final class ParamsEncoder {
             return;
         }
         if (!bytes.isContiguous() || bytes.isHost() != backend.device().isHost()) {
-            throw new IllegalArgumentException("expected a contiguous workspace of " + backend.device() + ", found " + bytes);
+            throw new IllegalArgumentException(
+                    "expected a contiguous workspace of " + backend.device() + ", found " + bytes);
         }
         pnb_workspace.data(struct, MemorySegment.ofAddress(bytes.address()));
         pnb_workspace.bytes(struct, bytes.byteSize());

@@ -8,7 +8,8 @@ import org.jspecify.annotations.Nullable;
 /** Writes tensors as {@code pnb_tensor}. */
 final class TensorStruct {
 
-    private TensorStruct() {}
+    private TensorStruct() {
+    }
 
     /** Writes {@code tensor} into a zeroed struct; null leaves it zero, which says "absent". */
     static void write(MemorySegment struct, @Nullable Tensor tensor) {

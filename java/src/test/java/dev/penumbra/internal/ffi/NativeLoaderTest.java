@@ -42,7 +42,8 @@ class NativeLoaderTest {
     }
 
     private static ClassLoader nothing() {
-        return new ClassLoader(null) {};
+        return new ClassLoader(null) {
+        };
     }
 
     @Test
@@ -177,6 +178,6 @@ class NativeLoaderTest {
             jar.write(content.getBytes(StandardCharsets.UTF_8));
         }
         URI uri = file.toUri();
-        return new URLClassLoader(new URL[] {uri.toURL()}, null);
+        return new URLClassLoader(new URL[]{uri.toURL()}, null);
     }
 }
