@@ -1,0 +1,98 @@
+package dev.penumbra;
+
+import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.Backends;
+import dev.penumbra.backend.Device;
+import dev.penumbra.io.ModelFolder;
+import dev.penumbra.io.PeftAdapter;
+import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.lora.LoraConfig;
+import dev.penumbra.model.LanguageModel;
+import dev.penumbra.model.Opt;
+import dev.penumbra.tensor.DType;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.nio.file.Path;
+
+/**
+ * A model on a device with all that belongs to it: the way in for programs.
+ *
+ * <pre>{@code
+ * try (Penumbra penumbra = Penumbra.load(Path.of("opt-125m"))) {
+ *     LoraAdapter adapter = penumbra.newAdapter(LoraConfig.ofRank(8), 42);
+ *     TrainConfig config = TrainConfig.builder().steps(100).output(Path.of("out")).build();
+ *     new Trainer(penumbra.model(), adapter, config, dataset, null).listener(System.out::println).run();
+ * }
+ * }</pre>
+ */
+public final class Penumbra implements AutoCloseable {
+
+    private final Backend backend;
+    private final Arena arena;
+    private final LanguageModel model;
+    private final Path directory;
+
+    private Penumbra(Backend backend, Arena arena, LanguageModel model, Path directory) {
+        this.backend = backend;
+        this.arena = arena;
+        this.model = model;
+        this.directory = directory;
+    }
+
+    /** Loads a Hugging Face model folder on the CPU: bf16, all processors, reproducible. */
+    public static Penumbra load(Path directory) throws IOException {
+        return load(directory, Device.CPU, 0, DType.BF16);
+    }
+
+    /**
+     * Loads a Hugging Face model folder.
+     *
+     * @param threads CPU threads an operation may use; 0: as many as there are processors
+     * @param compute F32 or BF16
+     */
+    public static Penumbra load(Path directory, Device device, int threads, DType compute) throws IOException {
+        Backend backend = Backends.open(device, threads, true);
+        Arena arena = Arena.ofShared();
+        try (ModelFolder folder = ModelFolder.open(directory)) {
+            return new Penumbra(backend, arena, Opt.load(backend, arena, folder, compute), directory);
+        } catch (IOException | RuntimeException failure) {
+            arena.close();
+            backend.close();
+            throw failure;
+        }
+    }
+
+    public LanguageModel model() {
+        return model;
+    }
+
+    public Path directory() {
+        return directory;
+    }
+
+    /** An adapter that changes nothing yet. */
+    public LoraAdapter newAdapter(LoraConfig config, long seed) {
+        return LoraAdapter.create(backend, arena, config, model.adaptableLayers(), model.peftPrefix(), seed);
+    }
+
+    /** An adapter in PEFT's format. */
+    public LoraAdapter readAdapter(Path folder) throws IOException {
+        try (PeftAdapter saved = PeftAdapter.read(folder)) {
+            return LoraAdapter.of(backend, arena, saved.config(), model.adaptableLayers(), model.peftPrefix(), saved.tensors());
+        }
+    }
+
+    /** Writes an adapter in PEFT's format. */
+    public void writeAdapter(LoraAdapter adapter, Path folder) throws IOException {
+        try (Arena host = Arena.ofConfined()) {
+            PeftAdapter.write(folder, adapter.config(), directory.toString(), adapter.toHost(host));
+        }
+    }
+
+    @Override
+    public void close() {
+        model.close();
+        arena.close();
+        backend.close();
+    }
+}

@@ -1,0 +1,50 @@
+package dev.penumbra.train;
+
+import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.op.Fill;
+import dev.penumbra.data.Batch;
+import dev.penumbra.data.Batches;
+import dev.penumbra.data.Dataset;
+import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.model.LanguageModel;
+import dev.penumbra.model.ModelPass;
+import dev.penumbra.model.PassShape;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Shape;
+import dev.penumbra.tensor.Tensor;
+import java.lang.foreign.Arena;
+import org.jspecify.annotations.Nullable;
+
+/** Mean loss per supervised token over a data set, without dropout. */
+public final class Evaluator {
+
+    private static final int PAD = 1;
+
+    private Evaluator() {}
+
+    /** Loss in nats; the model's perplexity is its exponential. Rows are packed, {@code batchSize} x {@code seqLen} tokens at a time. */
+    public static double loss(LanguageModel model, @Nullable LoraAdapter adapter, Dataset data, int batchSize, int seqLen) {
+        try (Arena arena = Arena.ofShared()) {
+            PassShape shape = new PassShape(Math.multiplyExact(batchSize, seqLen), seqLen, false);
+            ModelPass pass = model.openPass(arena, adapter, shape);
+            return loss(model.backend(), pass, model.backend().allocate(arena, DType.F32, Shape.of(1)), data, batchSize, seqLen);
+        }
+    }
+
+    /** As above, in buffers that are there already. */
+    static double loss(Backend backend, ModelPass pass, Tensor sum, Dataset data, int batchSize, int seqLen) {
+        Batches batches = new Batches(data, batchSize, seqLen, true, false, 0, PAD);
+        double total = 0;
+        long supervised = 0;
+        int count = batches.batchesPerEpoch();
+        for (int i = 0; i < count; i++) {
+            Batch batch = batches.next();
+            backend.run(new Fill(0, sum));
+            pass.forward(batch, null);
+            pass.addLoss(sum);
+            total += Scalars.read(backend, sum);
+            supervised += batch.rows().length;
+        }
+        return total / supervised;
+    }
+}

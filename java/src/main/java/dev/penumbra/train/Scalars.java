@@ -1,0 +1,27 @@
+package dev.penumbra.train;
+
+import dev.penumbra.backend.Backend;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Tensor;
+import java.lang.foreign.Arena;
+
+/** Single numbers to and from a backend. */
+final class Scalars {
+
+    private Scalars() {}
+
+    static float read(Backend backend, Tensor scalar) {
+        try (Arena arena = Arena.ofConfined()) {
+            Tensor host = Tensor.allocate(arena, DType.F32, scalar.shape());
+            backend.download(scalar, host);
+            return host.toFloats()[0];
+        }
+    }
+
+    static void write(Backend backend, Tensor target, float... values) {
+        try (Arena arena = Arena.ofConfined()) {
+            backend.upload(Tensor.of(arena, values), target);
+            backend.synchronize();
+        }
+    }
+}

@@ -1,0 +1,180 @@
+package dev.penumbra.train;
+
+import java.nio.file.Path;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * How to train. Sizes count as PyTorch's and transformers' options of the same names.
+ *
+ * @param steps optimizer steps; 0: as many as {@code epochs} have
+ * @param batchSize rows of a micro-batch
+ * @param seqLen tokens of a row
+ * @param clip largest global norm of the gradient; 0: no clipping
+ * @param gradAccum micro-batches of a step
+ * @param evalEvery steps between evaluations; 0: only at the end, when there is evaluation data
+ * @param saveEvery steps between checkpoints; 0: none
+ * @param output where the adapter and checkpoints go; null: nothing is written
+ * @param baseModel the base model's name or path, written into the adapter's configuration
+ */
+public record TrainConfig(
+        int steps,
+        int epochs,
+        int batchSize,
+        int seqLen,
+        double lr,
+        Schedule schedule,
+        int warmupSteps,
+        double weightDecay,
+        double clip,
+        int gradAccum,
+        long seed,
+        boolean shuffle,
+        boolean pack,
+        int evalEvery,
+        int saveEvery,
+        @Nullable Path output,
+        String baseModel,
+        boolean resume) {
+
+    public TrainConfig {
+        require(steps >= 0, "steps of 0 or more", steps);
+        require(epochs >= 1, "epochs of 1 or more", epochs);
+        require(batchSize >= 1, "a batch size of 1 or more", batchSize);
+        require(seqLen >= 2, "a sequence length of 2 or more", seqLen);
+        require(lr >= 0 && Double.isFinite(lr), "a learning rate of 0 or more", lr);
+        require(warmupSteps >= 0, "warm-up steps of 0 or more", warmupSteps);
+        require(weightDecay >= 0 && Double.isFinite(weightDecay), "a weight decay of 0 or more", weightDecay);
+        require(clip >= 0 && Double.isFinite(clip), "a clipping norm of 0 or more", clip);
+        require(gradAccum >= 1, "micro-batches of 1 or more a step", gradAccum);
+        require(evalEvery >= 0, "steps between evaluations of 0 or more", evalEvery);
+        require(saveEvery >= 0, "steps between checkpoints of 0 or more", saveEvery);
+    }
+
+    private static void require(boolean holds, String expected, Object found) {
+        if (!holds) {
+            throw new IllegalArgumentException("expected " + expected + ", found " + found);
+        }
+    }
+
+    public static Builder builder() {
+        return new Builder();
+    }
+
+    /** Starts from the defaults of the command line. */
+    public static final class Builder {
+        private int steps;
+        private int epochs = 1;
+        private int batchSize = 4;
+        private int seqLen = 512;
+        private double lr = 3e-4;
+        private Schedule schedule = Schedule.LINEAR;
+        private int warmupSteps;
+        private double weightDecay;
+        private double clip = 1;
+        private int gradAccum = 1;
+        private long seed = 42;
+        private boolean shuffle = true;
+        private boolean pack = true;
+        private int evalEvery;
+        private int saveEvery;
+        private @Nullable Path output;
+        private String baseModel = "";
+        private boolean resume;
+
+        public Builder steps(int value) {
+            steps = value;
+            return this;
+        }
+
+        public Builder epochs(int value) {
+            epochs = value;
+            return this;
+        }
+
+        public Builder batchSize(int value) {
+            batchSize = value;
+            return this;
+        }
+
+        public Builder seqLen(int value) {
+            seqLen = value;
+            return this;
+        }
+
+        public Builder lr(double value) {
+            lr = value;
+            return this;
+        }
+
+        public Builder schedule(Schedule value) {
+            schedule = value;
+            return this;
+        }
+
+        public Builder warmupSteps(int value) {
+            warmupSteps = value;
+            return this;
+        }
+
+        public Builder weightDecay(double value) {
+            weightDecay = value;
+            return this;
+        }
+
+        public Builder clip(double value) {
+            clip = value;
+            return this;
+        }
+
+        public Builder gradAccum(int value) {
+            gradAccum = value;
+            return this;
+        }
+
+        public Builder seed(long value) {
+            seed = value;
+            return this;
+        }
+
+        public Builder shuffle(boolean value) {
+            shuffle = value;
+            return this;
+        }
+
+        public Builder pack(boolean value) {
+            pack = value;
+            return this;
+        }
+
+        public Builder evalEvery(int value) {
+            evalEvery = value;
+            return this;
+        }
+
+        public Builder saveEvery(int value) {
+            saveEvery = value;
+            return this;
+        }
+
+        public Builder output(@Nullable Path value) {
+            output = value;
+            return this;
+        }
+
+        public Builder baseModel(String value) {
+            baseModel = value;
+            return this;
+        }
+
+        public Builder resume(boolean value) {
+            resume = value;
+            return this;
+        }
+
+        public TrainConfig build() {
+            return new TrainConfig(
+                    steps, epochs, batchSize, seqLen, lr, schedule, warmupSteps, weightDecay, clip, gradAccum, seed, shuffle, pack,
+                    evalEvery, saveEvery, output, baseModel, resume);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+package dev.penumbra.train;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import dev.penumbra.backend.FakeBackend;
+import dev.penumbra.backend.op.AttentionBackward;
+import dev.penumbra.backend.op.LayerNormBackward;
+import dev.penumbra.data.Batch;
+import dev.penumbra.data.Batches;
+import dev.penumbra.data.Dataset;
+import dev.penumbra.data.Sample;
+import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.lora.LoraConfig;
+import dev.penumbra.model.KeyValueCache;
+import dev.penumbra.model.MemoryPlan;
+import dev.penumbra.model.ModelException;
+import dev.penumbra.model.ModelPass;
+import dev.penumbra.model.PassShape;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Shape;
+import dev.penumbra.tensor.Tensor;
+import dev.penumbra.train.PeftParityTest.Fixture;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Set;
+import java.util.SplittableRandom;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+class TrainerTest {
+
+    private static final Set<String> ALL = Set.of("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2");
+
+    private static Dataset data(int size) {
+        SplittableRandom random = new SplittableRandom(5);
+        List<Sample> samples = new ArrayList<>();
+        for (int s = 0; s < size; s++) {
+            int[] ids = random.ints(random.nextInt(6, 20), 4, 61).toArray();
+            boolean[] supervised = new boolean[ids.length];
+            Arrays.fill(supervised, random.nextInt(1, 5), ids.length, true);
+            samples.add(new Sample(ids, supervised));
+        }
+        return Dataset.of(samples);
+    }
+
+    private static TrainConfig.Builder config() {
+        return TrainConfig.builder().steps(6).batchSize(2).seqLen(24).lr(1e-3).warmupSteps(2).seed(7);
+    }
+
+    private static LoraAdapter adapter(Fixture f, Arena arena, double dropout) {
+        return LoraAdapter.create(f.backend, arena, new LoraConfig(3, 6, dropout, ALL, false), f.model.adaptableLayers(), f.model.peftPrefix(), 3);
+    }
+
+    private static List<Double> train(Fixture f, LoraAdapter adapter, TrainConfig config, int cancelAfter) {
+        List<Double> losses = new ArrayList<>();
+        Trainer trainer = new Trainer(f.model, adapter, config, data(12), null);
+        trainer.listener(m -> {
+            losses.add(m.loss());
+            if (m.step() == cancelAfter) {
+                trainer.cancel();
+            }
+        });
+        trainer.run();
+        return losses;
+    }
+
+    @Test
+    void equalRunsGiveEqualBitsWithDropout() throws IOException {
+        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+            LoraAdapter first = adapter(f, arena, 0.2);
+            LoraAdapter second = adapter(f, arena, 0.2);
+            LoraAdapter without = adapter(f, arena, 0);
+            List<Double> losses = train(f, first, config().build(), -1);
+            assertThat(train(f, second, config().build(), -1)).isEqualTo(losses);
+            assertThat(second.parametersToHost()).isEqualTo(first.parametersToHost());
+            assertThat(train(f, without, config().build(), -1)).isNotEqualTo(losses);
+        }
+    }
+
+    @Test
+    void aResumedRunContinuesToTheLossesOfAnUninterruptedOne(@TempDir Path dir) throws IOException {
+        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+            List<Double> whole = train(f, adapter(f, arena, 0.1), config().output(dir.resolve("a")).build(), -1);
+            TrainConfig config = config().output(dir.resolve("b")).build();
+            List<Double> parts = new ArrayList<>(train(f, adapter(f, arena, 0.1), config, 4));
+            assertThat(parts).hasSize(4);
+            assertThat(dir.resolve("b/checkpoint-4/state.json")).exists();
+            parts.addAll(train(f, adapter(f, arena, 0.1), config().output(dir.resolve("b")).resume(true).build(), -1));
+            assertThat(parts).isEqualTo(whole);
+            assertThat(Files.readAllBytes(dir.resolve("b/adapter_model.safetensors")))
+                    .isEqualTo(Files.readAllBytes(dir.resolve("a/adapter_model.safetensors")));
+        }
+    }
+
+    @Test
+    void aResumedRunWithOtherSettingsIsRefused(@TempDir Path dir) throws IOException {
+        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+            train(f, adapter(f, arena, 0), config().output(dir).saveEvery(3).build(), -1);
+            assertThatThrownBy(() -> train(f, adapter(f, arena, 0), config().lr(2e-3).output(dir).resume(true).build(), -1))
+                    .isInstanceOf(TrainingException.class).hasMessageContaining("lr=0.002");
+        }
+    }
+
+    @Test
+    void accumulatedMicroBatchesEqualOneBigBatch() throws IOException {
+        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+            LoraAdapter big = adapter(f, arena, 0);
+            LoraAdapter small = adapter(f, arena, 0);
+            TrainConfig.Builder base = config().steps(3).pack(false).shuffle(false).clip(0);
+            List<Double> one = train(f, big, base.batchSize(4).gradAccum(1).build(), -1);
+            List<Double> many = train(f, small, base.batchSize(1).gradAccum(4).build(), -1);
+            for (int i = 0; i < 3; i++) {
+                assertThat(Math.abs(many.get(i) / one.get(i) - 1)).isLessThan(1e-6);
+            }
+        }
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"pre-norm", "post-norm"})
+    void packedAndUnpackedGiveEqualLossAndGradients(String name) throws IOException {
+        try (Fixture f = new Fixture(name, "cpu")) {
+            float[][] grads = new float[2][];
+            double[] losses = new double[2];
+            for (int i = 0; i < 2; i++) {
+                ModelPass pass = f.model.openPass(f.arena, f.adapter, new PassShape(256, 24, true));
+                Batch batch = new Batches(data(10), 10, 24, i == 0, false, 0, 1).next();
+                Tensor loss = f.backend.allocate(f.arena, DType.F32, Shape.of(1));
+                Tensor scale = f.backend.allocate(f.arena, DType.F32, Shape.of(1));
+                Tensor grad = f.backend.allocate(f.arena, DType.F32, f.adapter.parameters().shape());
+                Scalars.write(f.backend, scale, 1f / batch.rows().length);
+                pass.forward(batch, null);
+                pass.addLossAndGradients(loss, scale, grad);
+                losses[i] = Scalars.read(f.backend, loss) / batch.rows().length;
+                grads[i] = f.host(grad);
+            }
+            System.out.printf("%s: packed against unpacked: loss %.1e, gradients %.1e%n", name, Math.abs(losses[1] / losses[0] - 1), PeftParityTest.relative(grads[1], grads[0]));
+            assertThat(Math.abs(losses[1] / losses[0] - 1)).isLessThan(1e-6);
+            assertThat(PeftParityTest.relative(grads[1], grads[0])).isLessThan(1e-5);
+        }
+    }
+
+    @Test
+    void theWholeTrainerRunsOnARecordingBackendAndStopsAtTheLowestAdapter() throws IOException {
+        try (Fixture f = new Fixture("some-targets", "java"); Arena arena = Arena.ofShared()) {
+            FakeBackend fake = (FakeBackend) f.backend;
+            LoraAdapter adapter = adapter(f, arena, 0);
+            long[] afterFirst = new long[1];
+            new Trainer(f.model, adapter, config().steps(3).build(), data(6), null).listener(m -> {
+                if (m.step() == 1) {
+                    afterFirst[0] = fake.allocatedBytes();
+                    fake.forgetOperations();
+                } else {
+                    assertThat(fake.allocatedBytes()).as("bytes allocated within step " + m.step()).isEqualTo(afterFirst[0]);
+                }
+            }).run();
+            // Two steps, three layers each: all run attention's backward, the lowest leaves out its first norm's.
+            assertThat(fake.operations().stream().filter(AttentionBackward.class::isInstance)).hasSize(2 * 3);
+            assertThat(fake.operations().stream().filter(LayerNormBackward.class::isInstance)).hasSize(2 * (1 + 2 + 2 + 1));
+        }
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"pre-norm", "post-norm"})
+    void theKeyValueCacheGivesTheLogitsOfAWholePass(String name) throws IOException {
+        try (Fixture f = new Fixture(name, "cpu")) {
+            int[] ids = f.data().get(0).ids();
+            KeyValueCache cache = f.model.openCache(f.arena, f.adapter, 40);
+            cache.feed(Arrays.copyOf(ids, 5));
+            float[] last = null;
+            for (int i = 5; i < ids.length; i++) {
+                last = cache.feed(new int[] {ids[i]});
+            }
+            float[] all = f.expected.tensor("logits").toFloats();
+            int vocab = f.model.vocabSize();
+            float[] expected = Arrays.copyOfRange(all, (ids.length - 1) * vocab, ids.length * vocab);
+            assertThat(PeftParityTest.relative(last, expected)).isLessThan(1e-5);
+        }
+    }
+
+    @Test
+    void generationAtTemperatureZeroIsGreedyAndSamplingFollowsTheSeed() throws IOException {
+        try (Fixture f = new Fixture("pre-norm", "cpu")) {
+            Generator generator = new Generator(f.model, f.adapter, -1);
+            int[] prompt = {2, 10, 11};
+            int[] greedy = generator.generate(prompt, 8, 0, 1, 1);
+            assertThat(greedy).hasSize(8).isEqualTo(generator.generate(prompt, 8, 0, 1, 99));
+            assertThat(generator.generate(prompt, 8, 1e-6, 1, 5)).isEqualTo(greedy);
+            int[] drawn = generator.generate(prompt, 20, 2, 0.95, 5);
+            assertThat(generator.generate(prompt, 20, 2, 0.95, 5)).isEqualTo(drawn);
+            assertThat(generator.generate(prompt, 20, 2, 0.95, 6)).isNotEqualTo(drawn);
+        }
+    }
+
+    @Test
+    void aNonFiniteGradientStopsTheRunNamesTheStepAndKeepsTheCheckpoint(@TempDir Path dir) throws IOException {
+        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+            LoraAdapter adapter = adapter(f, arena, 0);
+            Trainer trainer = new Trainer(f.model, adapter, config().saveEvery(2).output(dir).build(), data(12), null);
+            trainer.listener(m -> {
+                if (m.step() == 3) {
+                    float[] broken = adapter.parametersToHost();
+                    broken[0] = Float.NaN;
+                    adapter.setParameters(broken);
+                }
+            });
+            assertThatThrownBy(trainer::run).isInstanceOf(TrainingException.class).hasMessageContaining("step 4");
+            assertThat(dir.resolve("checkpoint-2/state.json")).exists();
+            assertThat(dir.resolve("adapter_model.safetensors")).doesNotExist();
+        }
+    }
+
+    @Test
+    void aPlanThatDoesNotFitIsRefusedWithNumbers() {
+        MemoryPlan plan = new MemoryPlan();
+        plan.add(MemoryPlan.Kind.ACTIVATIONS, "x", 3 << 20);
+        assertThatThrownBy(() -> plan.requireFits(2 << 20))
+                .isInstanceOf(ModelException.class).hasMessageContaining("3.0 MiB").hasMessageContaining("2.0 MiB");
+    }
+
+    @Test
+    void schedulesAreThoseOfTransformers() {
+        assertThat(Schedule.LINEAR.factor(1, 4, 20)).isEqualTo(0.25);
+        assertThat(Schedule.LINEAR.factor(12, 4, 20)).isEqualTo(0.5);
+        assertThat(Schedule.COSINE.factor(12, 4, 20)).isCloseTo(0.5, org.assertj.core.data.Offset.offset(1e-12));
+        assertThat(Schedule.CONSTANT.factor(19, 4, 20)).isEqualTo(1);
+    }
+}
