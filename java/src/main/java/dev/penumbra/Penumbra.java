@@ -78,7 +78,8 @@ public final class Penumbra implements AutoCloseable {
     /** An adapter in PEFT's format. */
     public LoraAdapter readAdapter(Path folder) throws IOException {
         try (PeftAdapter saved = PeftAdapter.read(folder)) {
-            return LoraAdapter.of(backend, arena, saved.config(), model.adaptableLayers(), model.peftPrefix(), saved.tensors());
+            return LoraAdapter.of(backend, arena, saved.config(), model.adaptableLayers(), model.peftPrefix(),
+                    saved.tensors());
         }
     }
 

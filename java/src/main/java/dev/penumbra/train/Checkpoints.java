@@ -33,11 +33,14 @@ final class Checkpoints {
     private static final JsonMapper JSON = new JsonMapper();
 
     /** Where a run stands: all that the next step depends on beside the tensors. */
-    record State(int step, int epoch, int index, long seed, long microBatch, String settings) {}
+    record State(int step, int epoch, int index, long seed, long microBatch, String settings) {
+    }
 
-    private Checkpoints() {}
+    private Checkpoints() {
+    }
 
-    static Path save(Path output, LoraAdapter adapter, String baseModel, Tensor m, Tensor v, State state) throws IOException {
+    static Path save(Path output, LoraAdapter adapter, String baseModel, Tensor m, Tensor v, State state)
+            throws IOException {
         Path folder = output.resolve("checkpoint-" + state.step());
         try (Arena arena = Arena.ofConfined()) {
             PeftAdapter.write(folder, adapter.config(), baseModel, adapter.toHost(arena));
@@ -53,7 +56,8 @@ final class Checkpoints {
         json.put("seed", state.seed());
         json.put("micro_batch", state.microBatch());
         json.put("settings", state.settings());
-        AtomicFiles.writeString(folder.resolve("state.json"), JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n");
+        AtomicFiles.writeString(folder.resolve("state.json"),
+                JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n");
         return folder;
     }
 
@@ -84,7 +88,8 @@ final class Checkpoints {
         try (PeftAdapter saved = PeftAdapter.read(folder);
                 SafetensorsFile moments = SafetensorsFile.open(folder.resolve("optimizer.safetensors"))) {
             if (!saved.config().equals(adapter.config())) {
-                throw new TrainingException(folder + ": expected an adapter of " + adapter.config() + ", found " + saved.config());
+                throw new TrainingException(
+                        folder + ": expected an adapter of " + adapter.config() + ", found " + saved.config());
             }
             adapter.load(saved.tensors());
             adapter.backend().upload(moments.tensor("m"), m);
@@ -92,7 +97,8 @@ final class Checkpoints {
             adapter.backend().synchronize();
         }
         return new State(
-                json.path("step").asInt(), json.path("epoch").asInt(), json.path("index").asInt(), json.path("seed").asLong(),
+                json.path("step").asInt(), json.path("epoch").asInt(), json.path("index").asInt(),
+                json.path("seed").asLong(),
                 json.path("micro_batch").asLong(), json.path("settings").asString(""));
     }
 }

@@ -20,14 +20,16 @@ public final class Evaluator {
 
     private static final int PAD = 1;
 
-    private Evaluator() {}
+    private Evaluator() {
+    }
 
     /** Loss in nats; the model's perplexity is its exponential. Rows are packed, {@code batchSize} x {@code seqLen} tokens at a time. */
     public static double loss(LanguageModel model, @Nullable LoraAdapter adapter, Dataset data, int batchSize, int seqLen) {
         try (Arena arena = Arena.ofShared()) {
             PassShape shape = new PassShape(Math.multiplyExact(batchSize, seqLen), seqLen, false);
             ModelPass pass = model.openPass(arena, adapter, shape);
-            return loss(model.backend(), pass, model.backend().allocate(arena, DType.F32, Shape.of(1)), data, batchSize, seqLen);
+            return loss(model.backend(), pass, model.backend().allocate(arena, DType.F32, Shape.of(1)), data, batchSize,
+                    seqLen);
         }
     }
 

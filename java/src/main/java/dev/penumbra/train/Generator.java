@@ -30,8 +30,9 @@ public final class Generator {
      */
     public int[] generate(int[] prompt, int maxNewTokens, double temperature, double topP, long seed) {
         if (prompt.length == 0 || maxNewTokens < 0 || !(temperature >= 0) || !(topP > 0 && topP <= 1)) {
-            throw new IllegalArgumentException("expected a prompt, a length of 0 or more, a temperature of 0 or more and top-p in (0, 1], found "
-                    + prompt.length + " tokens, " + maxNewTokens + ", " + temperature + ", " + topP);
+            throw new IllegalArgumentException(
+                    "expected a prompt, a length of 0 or more, a temperature of 0 or more and top-p in (0, 1], found "
+                            + prompt.length + " tokens, " + maxNewTokens + ", " + temperature + ", " + topP);
         }
         int[] made = new int[maxNewTokens];
         int count = 0;
@@ -46,7 +47,7 @@ public final class Generator {
                     break;
                 }
                 made[count++] = token;
-                fed = new int[] {token};
+                fed = new int[]{token};
             }
         }
         return Arrays.copyOf(made, count);

@@ -8,7 +8,8 @@ import java.lang.foreign.Arena;
 /** Single numbers to and from a backend. */
 final class Scalars {
 
-    private Scalars() {}
+    private Scalars() {
+    }
 
     static float read(Backend backend, Tensor scalar) {
         try (Arena arena = Arena.ofConfined()) {

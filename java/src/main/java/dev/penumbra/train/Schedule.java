@@ -2,9 +2,7 @@ package dev.penumbra.train;
 
 /** Learning-rate schedules with warm-up, as transformers computes them. */
 public enum Schedule {
-    CONSTANT,
-    LINEAR,
-    COSINE;
+    CONSTANT, LINEAR, COSINE;
 
     /** What the learning rate is multiplied by in a step, counted from 0, of {@code total} steps. */
     public double factor(int step, int warmup, int total) {

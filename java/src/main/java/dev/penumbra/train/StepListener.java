@@ -9,8 +9,10 @@ public interface StepListener {
     void onStep(StepMetrics metrics);
 
     /** @param loss mean over the evaluation data's supervised tokens */
-    default void onEval(int step, double loss) {}
+    default void onEval(int step, double loss) {
+    }
 
     /** @param dir the checkpoint, or the output folder for the final adapter */
-    default void onSave(int step, Path dir) {}
+    default void onSave(int step, Path dir) {
+    }
 }

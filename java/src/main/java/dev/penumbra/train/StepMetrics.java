@@ -10,4 +10,5 @@ package dev.penumbra.train;
  * @param stepMs wall time
  */
 public record StepMetrics(
-        int step, double loss, double lr, double gradNorm, int realTokens, double tokensPerSecond, double stepMs) {}
+        int step, double loss, double lr, double gradNorm, int realTokens, double tokensPerSecond, double stepMs) {
+}

@@ -173,7 +173,8 @@ public record TrainConfig(
 
         public TrainConfig build() {
             return new TrainConfig(
-                    steps, epochs, batchSize, seqLen, lr, schedule, warmupSteps, weightDecay, clip, gradAccum, seed, shuffle, pack,
+                    steps, epochs, batchSize, seqLen, lr, schedule, warmupSteps, weightDecay, clip, gradAccum, seed, shuffle,
+                    pack,
                     evalEvery, saveEvery, output, baseModel, resume);
         }
     }

@@ -50,9 +50,11 @@ public final class Trainer {
     private volatile boolean cancelled;
 
     /** @param evaluation data whose loss is told to listeners, or null */
-    public Trainer(LanguageModel model, LoraAdapter adapter, TrainConfig config, Dataset data, @Nullable Dataset evaluation) {
+    public Trainer(LanguageModel model, LoraAdapter adapter, TrainConfig config, Dataset data,
+            @Nullable Dataset evaluation) {
         if (config.seqLen() > model.maxPositions()) {
-            throw new IllegalArgumentException("expected a sequence length of at most " + model.maxPositions() + ", the model's positions, found " + config.seqLen());
+            throw new IllegalArgumentException("expected a sequence length of at most " + model.maxPositions()
+                    + ", the model's positions, found " + config.seqLen());
         }
         this.model = model;
         this.adapter = adapter;
@@ -60,7 +62,8 @@ public final class Trainer {
         this.data = data;
         this.evaluation = evaluation;
         this.backend = model.backend();
-        batches = new Batches(data, config.batchSize(), config.seqLen(), config.pack(), config.shuffle(), config.seed(), PAD);
+        batches = new Batches(data, config.batchSize(), config.seqLen(), config.pack(), config.shuffle(), config.seed(),
+                PAD);
         totalSteps = config.steps() > 0
                 ? config.steps()
                 : Math.multiplyExact(config.epochs(), Math.ceilDiv(batches.batchesPerEpoch(), config.gradAccum()));
@@ -106,9 +109,12 @@ public final class Trainer {
 
     /** What the run computes with; a resumed one must agree in it. */
     private String settings() {
-        return "steps=" + totalSteps + " batch_size=" + config.batchSize() + " seq_len=" + config.seqLen() + " lr=" + config.lr() + " schedule="
-                + config.schedule() + " warmup_steps=" + config.warmupSteps() + " weight_decay=" + config.weightDecay() + " clip=" + config.clip()
-                + " grad_accum=" + config.gradAccum() + " seed=" + config.seed() + " shuffle=" + config.shuffle() + " pack=" + config.pack()
+        return "steps=" + totalSteps + " batch_size=" + config.batchSize() + " seq_len=" + config.seqLen() + " lr="
+                + config.lr() + " schedule="
+                + config.schedule() + " warmup_steps=" + config.warmupSteps() + " weight_decay=" + config.weightDecay()
+                + " clip=" + config.clip()
+                + " grad_accum=" + config.gradAccum() + " seed=" + config.seed() + " shuffle=" + config.shuffle() + " pack="
+                + config.pack()
                 + " samples=" + data.size() + " dtype=" + model.dtype();
     }
 
@@ -157,7 +163,8 @@ public final class Trainer {
             evaluationPass = evaluation == null ? null : model.openPass(arena, adapter, evaluationShape());
         }
 
-        @Nullable StepMetrics run() throws IOException {
+        @Nullable
+        StepMetrics run() throws IOException {
             float[] initial = adapter.parametersToHost();
             resume();
             StepMetrics last = null;
@@ -197,7 +204,8 @@ public final class Trainer {
             }
             Checkpoints.State state = Checkpoints.load(latest.get(), adapter, m, v);
             if (!state.settings().equals(settings())) {
-                throw new TrainingException(latest.get() + ": expected a checkpoint of a run with " + settings() + ", found " + state.settings());
+                throw new TrainingException(latest.get() + ": expected a checkpoint of a run with " + settings() + ", found "
+                        + state.settings());
             }
             step = state.step();
             microBatch = state.microBatch();
@@ -227,7 +235,8 @@ public final class Trainer {
                 throw new TrainingException("step " + step + ": expected supervised tokens, found none in epoch " + epoch);
             }
             Scalars.write(backend, gradScale, 1f / supervised);
-            Scalars.write(backend, schedule, (float) lr, (float) (1 - Math.pow(BETA1, step)), (float) (1 - Math.pow(BETA2, step)));
+            Scalars.write(backend, schedule, (float) lr, (float) (1 - Math.pow(BETA1, step)),
+                    (float) (1 - Math.pow(BETA2, step)));
             backend.run(new Fill(0, grad));
             backend.run(new Fill(0, loss));
             for (Batch batch : micro) {
@@ -236,12 +245,14 @@ public final class Trainer {
             }
             double mean = Scalars.read(backend, loss) / supervised;
             if (!Double.isFinite(mean)) {
-                throw new TrainingException("step " + step + ": expected a finite loss, found " + mean + "; the last checkpoint is kept");
+                throw new TrainingException(
+                        "step " + step + ": expected a finite loss, found " + mean + "; the last checkpoint is kept");
             }
             backend.run(update(workspace));
             float norm = Scalars.read(backend, gradNorm);
             if (!Float.isFinite(norm)) {
-                throw new TrainingException("step " + step + ": expected a finite gradient, found a norm of " + norm + "; the last checkpoint is kept");
+                throw new TrainingException("step " + step + ": expected a finite gradient, found a norm of " + norm
+                        + "; the last checkpoint is kept");
             }
             double ms = (System.nanoTime() - start) / 1e6;
             return new StepMetrics(step, mean, lr, norm, realTokens, realTokens / (ms / 1e3), ms);
@@ -249,7 +260,8 @@ public final class Trainer {
 
         private AdamW update(@Nullable Tensor scratch) {
             return new AdamW(
-                    adapter.parameters(), grad, m, v, BETA1, BETA2, EPSILON, (float) config.weightDecay(), (float) config.clip(), schedule, gradNorm,
+                    adapter.parameters(), grad, m, v, BETA1, BETA2, EPSILON, (float) config.weightDecay(),
+                    (float) config.clip(), schedule, gradNorm,
                     scratch);
         }
 
@@ -264,7 +276,8 @@ public final class Trainer {
             if (config.output() == null) {
                 return;
             }
-            Checkpoints.State state = new Checkpoints.State(step, batches.epoch(), batches.index(), config.seed(), microBatch, settings());
+            Checkpoints.State state = new Checkpoints.State(step, batches.epoch(), batches.index(), config.seed(),
+                    microBatch, settings());
             Path folder = Checkpoints.save(config.output(), adapter, config.baseModel(), m, v, state);
             listeners.forEach(l -> l.onSave(step, folder));
         }
@@ -273,7 +286,8 @@ public final class Trainer {
         private void finish(float[] initial) throws IOException {
             float[] trained = adapter.parametersToHost();
             if (Arrays.equals(initial, trained) && config.lr() > 0) {
-                throw new TrainingException("expected an adapter that training has changed, found its initial values after step " + step);
+                throw new TrainingException(
+                        "expected an adapter that training has changed, found its initial values after step " + step);
             }
             if (config.output() == null) {
                 return;
@@ -289,7 +303,8 @@ public final class Trainer {
                 float[] second = probe(again).toFloats();
                 for (int i = 0; i < first.length; i++) {
                     if (Math.abs(first[i] - second[i]) > 1e-6f * Math.max(1, Math.abs(first[i]))) {
-                        throw new TrainingException(config.output() + ": expected the adapter read again to give logit " + first[i] + " for token "
+                        throw new TrainingException(config.output() + ": expected the adapter read again to give logit "
+                                + first[i] + " for token "
                                 + i + ", found " + second[i]);
                     }
                 }

@@ -119,7 +119,8 @@ class PeftParityTest {
                 model = Opt.load(backend, arena, files, DType.F32);
             }
             try (PeftAdapter saved = PeftAdapter.read(folder.resolve("adapter"))) {
-                adapter = LoraAdapter.of(backend, arena, saved.config(), model.adaptableLayers(), model.peftPrefix(), saved.tensors());
+                adapter = LoraAdapter.of(backend, arena, saved.config(), model.adaptableLayers(), model.peftPrefix(),
+                        saved.tensors());
             }
             expected = SafetensorsFile.open(folder.resolve("expected.safetensors"));
             json = new JsonMapper().readTree(Files.readString(folder.resolve("expected.json")));

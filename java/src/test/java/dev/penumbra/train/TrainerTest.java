@@ -56,7 +56,8 @@ class TrainerTest {
     }
 
     private static LoraAdapter adapter(Fixture f, Arena arena, double dropout) {
-        return LoraAdapter.create(f.backend, arena, new LoraConfig(3, 6, dropout, ALL, false), f.model.adaptableLayers(), f.model.peftPrefix(), 3);
+        return LoraAdapter.create(f.backend, arena, new LoraConfig(3, 6, dropout, ALL, false), f.model.adaptableLayers(),
+                f.model.peftPrefix(), 3);
     }
 
     private static List<Double> train(Fixture f, LoraAdapter adapter, TrainConfig config, int cancelAfter) {
@@ -141,7 +142,8 @@ class TrainerTest {
                 losses[i] = Scalars.read(f.backend, loss) / batch.rows().length;
                 grads[i] = f.host(grad);
             }
-            System.out.printf("%s: packed against unpacked: loss %.1e, gradients %.1e%n", name, Math.abs(losses[1] / losses[0] - 1), PeftParityTest.relative(grads[1], grads[0]));
+            System.out.printf("%s: packed against unpacked: loss %.1e, gradients %.1e%n", name,
+                    Math.abs(losses[1] / losses[0] - 1), PeftParityTest.relative(grads[1], grads[0]));
             assertThat(Math.abs(losses[1] / losses[0] - 1)).isLessThan(1e-6);
             assertThat(PeftParityTest.relative(grads[1], grads[0])).isLessThan(1e-5);
         }
@@ -176,7 +178,7 @@ class TrainerTest {
             cache.feed(Arrays.copyOf(ids, 5));
             float[] last = null;
             for (int i = 5; i < ids.length; i++) {
-                last = cache.feed(new int[] {ids[i]});
+                last = cache.feed(new int[]{ids[i]});
             }
             float[] all = f.expected.tensor("logits").toFloats();
             int vocab = f.model.vocabSize();
