@@ -1,0 +1,154 @@
+package dev.penumbra.io;
+
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Tensor;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import java.util.stream.Stream;
+
+/** Merges a LoRA adapter into the weights it was trained on. */
+public final class ModelExporter {
+
+    private static final String KEY_PREFIX = "base_model.model.";
+    private static final String A = ".lora_A.weight";
+    private static final String B = ".lora_B.weight";
+
+    private ModelExporter() {
+    }
+
+    /**
+     * Writes a full model folder to {@code out}: W[out, in] + scaling * B[out, r] · A[r, in], summed in double and rounded
+     * to W's dtype; every other tensor, the configuration and the tokenizer's files as they are.
+     *
+     * @throws IOException when the adapter does not fit the model, when merging changes no weight, or when {@code out}
+     *         is the model's own folder
+     */
+    public static void merge(ModelFolder model, PeftAdapter adapter, Path out) throws IOException {
+        if (Files.exists(out) && Files.isSameFile(out, model.directory())) {
+            throw new IOException(out + ": expected a folder other than the model's own");
+        }
+        Map<String, Tensor> weights = new TreeMap<>();
+        for (String name : model.tensorNames()) {
+            weights.put(name, model.tensor(name));
+        }
+        try (Arena arena = Arena.ofConfined()) {
+            Map<String, Tensor> parts = adapter.tensors();
+            boolean changed = false;
+            for (String key : parts.keySet()) {
+                if (key.endsWith(B)) {
+                    required(parts, key.substring(0, key.length() - B.length()) + A);
+                    continue;
+                }
+                if (!key.startsWith(KEY_PREFIX) || !key.endsWith(A)) {
+                    throw new IOException("adapter tensor " + key + ": expected " + KEY_PREFIX + "MODULE" + A + " or " + B);
+                }
+                String module = key.substring(KEY_PREFIX.length(), key.length() - A.length());
+                String name = weightOf(model, module, key);
+                Tensor merged = merged(arena, name, weights.get(name), parts.get(key),
+                        required(parts, KEY_PREFIX + module + B), adapter.config().scaling());
+                changed |= merged.segment().mismatch(weights.get(name).segment()) >= 0;
+                weights.put(name, merged);
+            }
+            if (!changed) {
+                throw new IOException(model.directory() + ": expected the adapter to change a weight, found that merging"
+                        + " changes none: it was not trained, or its changes are below the weights' precision");
+            }
+            SafetensorsWriter.write(out.resolve("model.safetensors"), weights, Map.of("format", "pt"));
+        }
+        copyOthers(model.directory(), out);
+    }
+
+    private static Tensor required(Map<String, Tensor> parts, String key) throws IOException {
+        Tensor part = parts.get(key);
+        if (part == null) {
+            throw new IOException("expected an adapter tensor " + key + ", found none of that name");
+        }
+        return part;
+    }
+
+    /** PEFT's keys have the causal model's names; some checkpoints store the decoder's alone. */
+    private static String weightOf(ModelFolder model, String module, String key) throws IOException {
+        String name = module + ".weight";
+        if (!model.has(name) && name.startsWith("model.")) {
+            name = name.substring("model.".length());
+        }
+        if (!model.has(name)) {
+            throw new IOException(
+                    model.directory() + ": expected a weight " + module + ".weight for adapter tensor " + key
+                            + ", found none");
+        }
+        return name;
+    }
+
+    private static Tensor merged(Arena arena, String name, Tensor weight, Tensor a, Tensor b, double scaling)
+            throws IOException {
+        if (weight.shape().rank() != 2 || a.shape().rank() != 2 || b.shape().rank() != 2
+                || a.shape().dim(1) != weight.shape().dim(1) || b.shape().dim(0) != weight.shape().dim(0)
+                || a.shape().dim(0) != b.shape().dim(1)) {
+            throw new IOException("tensor " + name + ": expected A [r, in] and B [out, r] for a weight " + weight.shape()
+                    + ", found " + a.shape() + " and " + b.shape());
+        }
+        int in = Math.toIntExact(weight.shape().dim(1));
+        int rank = Math.toIntExact(a.shape().dim(0));
+        float[] left = b.toFloats();
+        float[] right = a.toFloats();
+        Tensor result = Tensor.allocate(arena, weight.dtype(), weight.shape());
+        double[] delta = new double[in];
+        for (int row = 0; row < weight.shape().dim(0); row++) {
+            java.util.Arrays.fill(delta, 0);
+            for (int k = 0; k < rank; k++) {
+                double factor = scaling * left[row * rank + k];
+                for (int column = 0; column < in; column++) {
+                    delta[column] += factor * right[k * in + column];
+                }
+            }
+            float[] base = weight.slice(0, row, row + 1).toFloats();
+            MemorySegment target = result.slice(0, row, row + 1).segment();
+            for (int column = 0; column < in; column++) {
+                float value = delta[column] == 0 ? base[column] : (float) (base[column] + delta[column]);
+                if (!Float.isFinite(value)) {
+                    throw new IOException(
+                            "tensor " + name + " row " + row + ": expected a finite merged weight, found " + value);
+                }
+                store(target, weight.dtype(), column, value);
+            }
+        }
+        return result;
+    }
+
+    private static void store(MemorySegment target, DType dtype, int index, float value) {
+        switch (dtype) {
+            case F32 -> target.set(ValueLayout.JAVA_FLOAT_UNALIGNED, 4L * index, value);
+            case F16 -> target.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2L * index, Float.floatToFloat16(value));
+            case BF16 -> {
+                int bits = Float.floatToRawIntBits(value);
+                // To the nearest, ties to even.
+                target.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2L * index, (short) (bits + 0x7fff + (bits >>> 16 & 1) >>> 16));
+            }
+            default -> throw new IllegalStateException("expected a float dtype, found " + dtype);
+        }
+    }
+
+    /** Everything but weights; the configuration last, so that a folder that has it is whole. */
+    private static void copyOthers(Path from, Path to) throws IOException {
+        List<Path> files;
+        try (Stream<Path> listed = Files.list(from)) {
+            files = listed.filter(Files::isRegularFile).filter(file -> {
+                String name = file.getFileName().toString();
+                return name.endsWith(".jinja") || name.endsWith(".txt")
+                        || name.endsWith(".json") && !name.endsWith(".index.json") && !name.equals("config.json");
+            }).sorted().toList();
+        }
+        for (Path file : files) {
+            AtomicFiles.writeString(to.resolve(file.getFileName()), Files.readString(file));
+        }
+        AtomicFiles.writeString(to.resolve("config.json"), Files.readString(from.resolve("config.json")));
+    }
+}

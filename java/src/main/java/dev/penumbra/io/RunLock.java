@@ -1,0 +1,51 @@
+package dev.penumbra.io;
+
+import java.io.IOException;
+import java.nio.channels.FileChannel;
+import java.nio.channels.FileLock;
+import java.nio.channels.OverlappingFileLockException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+
+/** Holds an output folder for one run. The system gives the lock back when the process ends, however it ends. */
+public final class RunLock implements AutoCloseable {
+
+    private static final String NAME = ".lock";
+
+    private final FileChannel channel;
+
+    private RunLock(FileChannel channel) {
+        this.channel = channel;
+    }
+
+    /**
+     * Takes {@code folder}, which is made when it is missing.
+     *
+     * @throws IOException when another run holds it, or when it cannot be written
+     */
+    public static RunLock acquire(Path folder) throws IOException {
+        Files.createDirectories(folder);
+        FileChannel channel = FileChannel.open(folder.resolve(NAME), StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+        FileLock lock = null;
+        try {
+            lock = channel.tryLock();
+        } catch (OverlappingFileLockException heldByThisProcess) {
+            // The message below says it.
+        } finally {
+            if (lock == null) {
+                channel.close();
+            }
+        }
+        if (lock == null) {
+            throw new IOException(folder + ": expected a folder that no other run writes to, found one that holds it");
+        }
+        return new RunLock(channel);
+    }
+
+    /** Gives the folder back; the empty lock file stays, since removing it would race with the next run. */
+    @Override
+    public void close() throws IOException {
+        channel.close();
+    }
+}

@@ -1,0 +1,74 @@
+package dev.penumbra.io;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import dev.penumbra.lora.LoraConfig;
+import dev.penumbra.tensor.Tensor;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Map;
+import java.util.Set;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class ModelExporterTest {
+
+    private static final String MODULE = "decoder.layers.0.self_attn.q_proj";
+
+    @TempDir
+    Path folder;
+
+    private void export(String adapted, float... b) throws IOException {
+        Path base = folder.resolve("base");
+        Path lora = folder.resolve("lora");
+        try (Arena arena = Arena.ofConfined()) {
+            SafetensorsWriter.write(base.resolve("model.safetensors"),
+                    Map.of(MODULE + ".weight", Tensor.of(arena, 1f, 2f, 3f, 4f, 5f, 6f).reshape(2, 3),
+                            "decoder.other.bias", Tensor.of(arena, 7f)),
+                    Map.of());
+            Files.writeString(base.resolve("config.json"), "{\"model_type\":\"opt\"}");
+            PeftAdapter.write(lora, new LoraConfig(1, 2, 0, Set.of("q_proj"), false), "base",
+                    Map.of("base_model.model." + adapted + ".lora_A.weight", Tensor.of(arena, 1f, 0f, -1f).reshape(1, 3),
+                            "base_model.model." + adapted + ".lora_B.weight", Tensor.of(arena, b).reshape(2, 1)));
+        }
+        try (ModelFolder model = ModelFolder.open(base); PeftAdapter adapter = PeftAdapter.read(lora)) {
+            ModelExporter.merge(model, adapter, folder.resolve("out"));
+        }
+    }
+
+    @Test
+    void theMergedWeightIsTheWeightPlusTheScaledProduct() throws IOException {
+        export("model." + MODULE, 0.5f, 10f);
+        try (ModelFolder merged = ModelFolder.open(folder.resolve("out"))) {
+            assertThat(merged.tensor(MODULE + ".weight", 2, 3).toFloats()).containsExactly(2f, 2f, 2f, 24f, 5f, -14f);
+            assertThat(merged.tensor("decoder.other.bias").toFloats()).containsExactly(7f);
+            assertThat(merged.config().path("model_type").asString()).isEqualTo("opt");
+        }
+    }
+
+    @Test
+    void aMergeThatChangesNothingIsRefused() {
+        assertThatThrownBy(() -> export("model." + MODULE, 0f, 0f)).isInstanceOf(IOException.class)
+                .hasMessageContaining("changes none");
+        assertThat(folder.resolve("out")).doesNotExist();
+    }
+
+    @Test
+    void anAdapterOfAModuleThatTheModelLacksIsRefusedByName() {
+        assertThatThrownBy(() -> export("model.decoder.layers.9.self_attn.q_proj", 1f, 1f)).isInstanceOf(IOException.class)
+                .hasMessageContaining("layers.9.self_attn.q_proj");
+    }
+
+    @Test
+    void aSecondRunIntoOneFolderIsRefusedUntilTheFirstEnds() throws IOException {
+        try (RunLock first = RunLock.acquire(folder)) {
+            assertThat(first).isNotNull();
+            assertThatThrownBy(() -> RunLock.acquire(folder)).isInstanceOf(IOException.class)
+                    .hasMessageContaining(folder.toString());
+        }
+        RunLock.acquire(folder).close();
+    }
+}
