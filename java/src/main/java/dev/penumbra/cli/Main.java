@@ -13,7 +13,7 @@ import picocli.CommandLine.ScopeType;
 
 /** The command line: exit code 0 when all went well, 1 when a command failed, 2 for wrong usage. */
 @Command(name = "penumbra", description = "LoRA fine-tuning inside the JVM that computes only what the model uses.", mixinStandardHelpOptions = true, versionProvider = Main.Version.class, subcommands = {
-        DoctorCommand.class, InspectCommand.class})
+        DoctorCommand.class, DemoCommand.class, TrainCommand.class, InspectCommand.class})
 public final class Main implements Runnable {
 
     @Option(names = "--verbose", scope = ScopeType.INHERIT, description = "Print the trace of an error.")
@@ -40,6 +40,7 @@ public final class Main implements Runnable {
     static int execute(String... arguments) {
         Main main = new Main();
         CommandLine line = new CommandLine(main);
+        line.setCaseInsensitiveEnumValuesAllowed(true);
         line.setExecutionExceptionHandler((failure, command, parsed) -> {
             if (main.verbose || !isExplained(failure)) {
                 failure.printStackTrace(command.getErr());
@@ -53,6 +54,9 @@ public final class Main implements Runnable {
     /** Failures whose message says what was expected and found; anything else is a defect, and its trace is wanted. */
     private static boolean isExplained(Exception failure) {
         return failure instanceof IOException
+                || failure instanceof java.io.UncheckedIOException
+                || failure instanceof dev.penumbra.train.TrainingException
+                || failure instanceof dev.penumbra.model.ModelException
                 || failure instanceof DataException
                 || failure instanceof SafetensorsException
                 || failure instanceof BackendException
@@ -68,6 +72,9 @@ public final class Main implements Runnable {
     }
 
     public static void main(String[] arguments) {
+        if (System.getProperty("org.slf4j.simpleLogger.defaultLogLevel") == null) {
+            System.setProperty("org.slf4j.simpleLogger.defaultLogLevel", "error");
+        }
         System.exit(execute(arguments));
     }
 }
