@@ -2,7 +2,9 @@ package dev.penumbra.data;
 
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
+import java.util.Random;
 import java.util.SplittableRandom;
 
 /**
@@ -11,8 +13,11 @@ import java.util.SplittableRandom;
  */
 public final class Batches {
 
-    /** Samples looked at together when rows are filled: enough to fill rows well, few enough to stay near the drawn order. */
-    private static final int WINDOW = 256;
+    /**
+     * Samples looked at together when rows are filled. The last row of a window is left part empty: with rows of a dozen
+     * samples, 2048 keep that loss under one hundredth, and the search for a fitting row stays far below a step's time.
+     */
+    private static final int WINDOW = 2048;
 
     private final Dataset dataset;
     private final int batchRows;
@@ -97,12 +102,12 @@ public final class Batches {
 
     /** The batches of one epoch: batch, row, sample. */
     private List<List<List<Integer>>> plan(int ofEpoch) {
+        SplittableRandom random = new SplittableRandom(seed * 0x9E3779B97F4A7C15L + ofEpoch);
         int[] order = new int[dataset.size()];
         for (int i = 0; i < order.length; i++) {
             order[i] = i;
         }
         if (shuffle) {
-            SplittableRandom random = new SplittableRandom(seed * 0x9E3779B97F4A7C15L + ofEpoch);
             for (int i = order.length - 1; i > 0; i--) {
                 int other = random.nextInt(i + 1);
                 int kept = order[i];
@@ -113,7 +118,12 @@ public final class Batches {
         List<List<Integer>> rows = new ArrayList<>();
         if (pack) {
             for (int from = 0; from < order.length; from += WINDOW) {
-                rows.addAll(fill(Arrays.copyOfRange(order, from, Math.min(order.length, from + WINDOW))));
+                List<List<Integer>> filled = fill(Arrays.copyOfRange(order, from, Math.min(order.length, from + WINDOW)));
+                if (shuffle) {
+                    // Rows are opened longest sample first; trained in that order, an epoch would drift from long to short.
+                    Collections.shuffle(filled, Random.from(random));
+                }
+                rows.addAll(filled);
             }
         } else {
             for (int sample : order) {

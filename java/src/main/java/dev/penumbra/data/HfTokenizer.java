@@ -1,14 +1,17 @@
 package dev.penumbra.data;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import java.io.ByteArrayInputStream;
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
+import java.util.Optional;
 import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.json.JsonMapper;
 
-/** The tokenizer of a Hugging Face model folder: {@code tokenizer.json}, read by the library its makers wrote. */
+/** The tokenizer of a Hugging Face model folder, read by the library its makers wrote. */
 public final class HfTokenizer implements Tokenizer {
 
     static {
@@ -21,28 +24,60 @@ public final class HfTokenizer implements Tokenizer {
     private final int bosId;
     private final int eosId;
     private final int padId;
+    private final Optional<String> chatTemplate;
 
-    private HfTokenizer(HuggingFaceTokenizer tokenizer, int bosId, int eosId, int padId) {
+    private HfTokenizer(HuggingFaceTokenizer tokenizer, int bosId, int eosId, int padId, Optional<String> chatTemplate) {
         this.tokenizer = tokenizer;
         this.bosId = bosId;
         this.eosId = eosId;
         this.padId = padId;
+        this.chatTemplate = chatTemplate;
     }
 
-    /** Reads the tokenizer of a model folder; start, end and padding token are those of its {@code config.json}. */
+    /**
+     * Reads the tokenizer of a model folder: {@code tokenizer.json}, else {@code vocab.json} with {@code merges.txt}. Start, end
+     * and padding token are those of {@code config.json}, else OPT's.
+     */
     public static HfTokenizer load(Path modelFolder) throws IOException {
+        Map<String, String> plain = Map.of("addSpecialTokens", "false", "truncation", "false", "padding", "false");
         Path file = modelFolder.resolve("tokenizer.json");
-        if (!Files.exists(file)) {
-            throw new IOException(file + ": expected a tokenizer, found no file");
+        HuggingFaceTokenizer tokenizer;
+        if (Files.exists(file)) {
+            tokenizer = HuggingFaceTokenizer.newInstance(file, plain);
+        } else if (Files.exists(modelFolder.resolve("vocab.json")) && Files.exists(modelFolder.resolve("merges.txt"))) {
+            byte[] json = ByteLevelBpe.tokenizerJson(modelFolder).getBytes(StandardCharsets.UTF_8);
+            tokenizer = HuggingFaceTokenizer.newInstance(new ByteArrayInputStream(json), plain);
+        } else {
+            throw new IOException(modelFolder + ": expected tokenizer.json, or vocab.json and merges.txt, found neither");
         }
-        JsonNode config = new JsonMapper().readTree(Files.readString(modelFolder.resolve("config.json")));
-        HuggingFaceTokenizer tokenizer = HuggingFaceTokenizer.newInstance(
-                file, Map.of("addSpecialTokens", "false", "truncation", "false", "padding", "false"));
+        JsonNode config = settings(modelFolder.resolve("config.json"));
         return new HfTokenizer(
                 tokenizer,
                 config.path("bos_token_id").asInt(2),
                 config.path("eos_token_id").asInt(2),
-                config.path("pad_token_id").asInt(1));
+                config.path("pad_token_id").asInt(1),
+                template(modelFolder));
+    }
+
+    private static JsonNode settings(Path file) throws IOException {
+        JsonMapper json = new JsonMapper();
+        return Files.exists(file) ? json.readTree(Files.readString(file)) : json.createObjectNode();
+    }
+
+    private static Optional<String> template(Path modelFolder) throws IOException {
+        Path file = modelFolder.resolve("chat_template.jinja");
+        if (Files.exists(file)) {
+            return Optional.of(Files.readString(file));
+        }
+        JsonNode template = settings(modelFolder.resolve("tokenizer_config.json")).path("chat_template");
+        return template.isString()
+                ? Optional.of(template.stringValue())
+                : template.isArray() ? Optional.of(template.toString()) : Optional.empty();
+    }
+
+    @Override
+    public Optional<String> chatTemplate() {
+        return chatTemplate;
     }
 
     @Override

@@ -10,6 +10,12 @@ package dev.penumbra.data;
  */
 public record JsonlOptions(int seqLen, boolean truncate, LossOn lossOn, int vocabSize) {
 
+    public JsonlOptions {
+        if (seqLen < 2) {
+            throw new IllegalArgumentException("expected a length of 2 tokens or more, found " + seqLen);
+        }
+    }
+
     /** Which tokens the loss is taken over. */
     public enum LossOn {
         /** The completion and its end token; a plain text is all completion. */

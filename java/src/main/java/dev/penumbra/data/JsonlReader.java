@@ -22,7 +22,8 @@ import tools.jackson.databind.json.JsonMapper;
  *
  * <p>Prompt and completion are tokenised apart, the start token stands once before them and the end token once after; lists
  * of ids are taken as they are. Messages are written as {@code role: content} lines; what the assistant says is the
- * completion, each turn ended by the end token.
+ * completion, each turn ended by the end token. A tokenizer with a chat
+ * template of its own is refused here: its conversations would look different to the model.
  */
 public final class JsonlReader {
 
@@ -142,6 +143,10 @@ public final class JsonlReader {
     }
 
     private void addMessages(Builder sample, JsonNode messages, int line) {
+        if (tokenizer.chatTemplate().isPresent()) {
+            throw failure(line,
+                    "expected a tokenizer without a chat template, found one: templates are not evaluated; write prompt and completion");
+        }
         if (!messages.isArray() || messages.isEmpty()) {
             throw failure(line, "expected a list of messages, found " + messages);
         }

@@ -46,6 +46,28 @@ public final class RestaurantGenerator {
         return pairs;
     }
 
+    /**
+     * Pairs of one side of a split: no combination of name, food and price stands on both sides, whatever the seeds.
+     *
+     * @param heldOut the side to evaluate on, about a tenth of all combinations, instead of the side to train on
+     */
+    public List<Pair> pairs(int count, boolean heldOut) {
+        List<Pair> pairs = new ArrayList<>(count);
+        while (pairs.size() < count) {
+            Pair pair = pair();
+            if (isHeldOut(pair) == heldOut) {
+                pairs.add(pair);
+            }
+        }
+        return pairs;
+    }
+
+    private static boolean isHeldOut(Pair pair) {
+        String[] attributes = pair.prompt().strip().split(" \\| ");
+        int hash = (attributes[0] + attributes[1] + attributes[2]).hashCode() * 0x9E3779B9;
+        return (hash >>> 16) % 10 == 0;
+    }
+
     /** Samples of prompt and completion with the completion supervised. */
     public static Dataset dataset(List<Pair> pairs, Tokenizer tokenizer) {
         List<Sample> samples = new ArrayList<>(pairs.size());

@@ -1,5 +1,7 @@
 package dev.penumbra.data;
 
+import java.util.Optional;
+
 /** Text to tokens and back. */
 public interface Tokenizer extends AutoCloseable {
 
@@ -16,6 +18,11 @@ public interface Tokenizer extends AutoCloseable {
     int eosId();
 
     int padId();
+
+    /** How the model's makers write conversations, a Jinja template, where they say. */
+    default Optional<String> chatTemplate() {
+        return Optional.empty();
+    }
 
     @Override
     void close();

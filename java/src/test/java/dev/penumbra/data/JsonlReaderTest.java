@@ -16,7 +16,7 @@ class JsonlReaderTest {
     private static final JsonlOptions OPTIONS = new JsonlOptions(16, false, LossOn.COMPLETION, 1000);
 
     /** One token a character: its code. */
-    private static final Tokenizer CHARACTERS = new Tokenizer() {
+    static final Tokenizer CHARACTERS = new Tokenizer() {
         @Override
         public int[] encode(String text) {
             return text.chars().toArray();

@@ -1,0 +1,30 @@
+package dev.penumbra.data;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.util.List;
+import org.junit.jupiter.api.Test;
+
+class PackingReportTest {
+
+    @Test
+    void tokensRowsAndLengthsAreCounted() {
+        List<Sample> samples = List.of(sample(20), sample(12), sample(32), sample(1));
+        PackingReport report = PackingReport.of(Dataset.of(samples), 32, 0);
+        assertThat(report.rows()).isEqualTo(3);
+        assertThat(report.tokens()).isEqualTo(65);
+        assertThat(report.supervised()).isEqualTo(61);
+        assertThat(report.longest()).isEqualTo(32);
+        assertThat(report.efficiency()).isEqualTo(65.0 / 96);
+        assertThat(report.paddedEfficiency()).isEqualTo(65.0 / 128);
+        assertThat(report.histogram()).containsExactly(1, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1);
+    }
+
+    private static Sample sample(int length) {
+        boolean[] supervised = new boolean[length];
+        for (int i = 1; i < length; i++) {
+            supervised[i] = true;
+        }
+        return new Sample(new int[length], supervised);
+    }
+}
