@@ -21,7 +21,6 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.util.ArrayList;
-import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
@@ -61,11 +60,9 @@ final class DemoCommand implements Callable<Integer> {
         Path folder = extract(output.resolve("model"));
         try (HfTokenizer tokenizer = HfTokenizer.load(folder);
                 Penumbra penumbra = Penumbra.load(folder, Device.CPU, threads, DType.BF16)) {
-            List<Pair> tuned = new RestaurantGenerator(1).pairs(4000);
-            Set<String> seen = new HashSet<>();
-            tuned.forEach(pair -> seen.add(pair.prompt()));
-            List<Pair> held = new RestaurantGenerator(2).pairs(2000).stream().filter(pair -> !seen.contains(pair.prompt()))
-                    .limit(200).toList();
+            // No name, food and price together are on both sides.
+            List<Pair> tuned = new RestaurantGenerator(1).pairs(4000, false);
+            List<Pair> held = new RestaurantGenerator(2).pairs(200, true);
             Dataset train = RestaurantGenerator.dataset(tuned, tokenizer);
             Dataset heldOut = RestaurantGenerator.dataset(held, tokenizer);
             LoraConfig lora = new LoraConfig(16, 32, 0, Set.copyOf(LoraConfig.OPT_TARGETS), false);

@@ -22,6 +22,10 @@ import picocli.CommandLine.Spec;
 @Command(name = "eval", description = "Print loss and perplexity over JSON Lines.", mixinStandardHelpOptions = true)
 final class EvalCommand implements Callable<Integer> {
 
+    enum LossName {
+        completion, all
+    }
+
     @Mixin
     private ModelOptions options;
 
@@ -38,7 +42,7 @@ final class EvalCommand implements Callable<Integer> {
     private int seqLen;
 
     @Option(names = "--loss", defaultValue = "completion", description = "completion or all (default: ${DEFAULT-VALUE}).")
-    private TrainCommand.LossName loss;
+    private LossName loss;
 
     @Spec
     private CommandSpec spec;
@@ -46,7 +50,7 @@ final class EvalCommand implements Callable<Integer> {
     @Override
     public Integer call() throws IOException {
         try (Tokenizer tokenizer = HfTokenizer.load(options.model); Penumbra penumbra = options.load()) {
-            LossOn lossOn = loss == TrainCommand.LossName.all ? LossOn.ALL : LossOn.COMPLETION;
+            LossOn lossOn = loss == LossName.all ? LossOn.ALL : LossOn.COMPLETION;
             Dataset dataset = JsonlReader.read(data, tokenizer,
                     new JsonlOptions(seqLen, false, lossOn, penumbra.model().vocabSize()));
             LoraAdapter with = adapter == null ? null : penumbra.readAdapter(adapter);

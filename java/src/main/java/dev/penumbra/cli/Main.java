@@ -13,7 +13,8 @@ import picocli.CommandLine.ScopeType;
 
 /** The command line: exit code 0 when all went well, 1 when a command failed, 2 for wrong usage. */
 @Command(name = "penumbra", description = "LoRA fine-tuning inside the JVM that computes only what the model uses.", mixinStandardHelpOptions = true, versionProvider = Main.Version.class, subcommands = {
-        DoctorCommand.class, DemoCommand.class, TrainCommand.class, InspectCommand.class})
+        DoctorCommand.class, DemoCommand.class, TrainCommand.class, EvalCommand.class, GenerateCommand.class,
+        InspectCommand.class})
 public final class Main implements Runnable {
 
     @Option(names = "--verbose", scope = ScopeType.INHERIT, description = "Print the trace of an error.")
@@ -72,6 +73,7 @@ public final class Main implements Runnable {
     }
 
     public static void main(String[] arguments) {
+        // Libraries log what their own users want to know; whoever wants it too sets the property.
         if (System.getProperty("org.slf4j.simpleLogger.defaultLogLevel") == null) {
             System.setProperty("org.slf4j.simpleLogger.defaultLogLevel", "error");
         }
