@@ -7,6 +7,7 @@ import dev.penumbra.data.HfTokenizer;
 import dev.penumbra.data.JsonlOptions;
 import dev.penumbra.data.JsonlOptions.LossOn;
 import dev.penumbra.data.JsonlReader;
+import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
 import dev.penumbra.tensor.DType;
@@ -155,7 +156,8 @@ final class TrainCommand implements Callable<Integer> {
             }
         });
         Runtime.getRuntime().addShutdownHook(interrupted);
-        try (MetricsFile file = metrics == null ? null : new MetricsFile(metrics, resume)) {
+        try (RunLock alone = RunLock.acquire(output);
+                MetricsFile file = metrics == null ? null : new MetricsFile(metrics, resume)) {
             trainer.listener(new Progress(out, trainer.totalSteps())).listener(new Evaluations(out));
             if (file != null) {
                 trainer.listener(file);
