@@ -1,0 +1,46 @@
+#include "cuda/cuda_backend.h"
+
+#include "cuda/kernels/attention/attention.h"
+#include "cuda/kernels/embedding/embedding.h"
+#include "cuda/kernels/lora/lora.h"
+#include "cuda/kernels/loss/loss.h"
+#include "cuda/kernels/memory/memory.h"
+#include "cuda/kernels/norm/norm.h"
+#include "cuda/kernels/optimizer/optimizer.h"
+
+namespace pnb::cuda {
+
+CudaBackend::CudaBackend(const pnb_context_params& params)
+    : device_(open_device(params.ordinal, params.deterministic != 0)), gemm_(device_) {
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "context");
+  text_ = "cuda:" + std::to_string(device_.ordinal) + ", " + device_.name + ", " + std::to_string(device_.multiprocessors) +
+          " multiprocessors, driver for CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) + ", built with CUDA " +
+          std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+}
+
+void CudaBackend::fill(const pnb_fill_params& p) { cuda::fill(device_, p); }
+void CudaBackend::convert(const pnb_convert_params& p) { cuda::convert(device_, p); }
+uint64_t CudaBackend::weight_storage(const pnb_weight_params& p) { return cuda::weight_storage(p); }
+std::unique_ptr<pnb_weight> CudaBackend::weight_create(const pnb_weight_params& p) { return cuda::weight_create(device_, p); }
+void CudaBackend::gemm(const pnb_gemm_params& p) { gemm_.run(p); }
+uint64_t CudaBackend::gemm_workspace(const pnb_gemm_params& p) { return gemm_.workspace(p); }
+void CudaBackend::lora_project(const pnb_lora_project_params& p) { cuda::lora_project(device_, p); }
+void CudaBackend::lora_gradients(const pnb_lora_gradients_params& p) { cuda::lora_gradients(device_, p); }
+uint64_t CudaBackend::lora_gradients_workspace(const pnb_lora_gradients_params& p) { return cuda::lora_gradients_workspace(device_, p); }
+void CudaBackend::attention_forward(const pnb_attention_forward_params& p) { cuda::attention_forward(device_, p); }
+void CudaBackend::attention_backward(const pnb_attention_backward_params& p) { cuda::attention_backward(device_, p); }
+uint64_t CudaBackend::attention_backward_workspace(const pnb_attention_backward_params& p) {
+  return cuda::attention_backward_workspace(device_, p);
+}
+void CudaBackend::layer_norm_forward(const pnb_layer_norm_forward_params& p) { cuda::layer_norm_forward(device_, p); }
+void CudaBackend::layer_norm_backward(const pnb_layer_norm_backward_params& p) { cuda::layer_norm_backward(device_, p); }
+void CudaBackend::embedding(const pnb_embedding_params& p) { cuda::embedding(device_, p); }
+void CudaBackend::linear_cross_entropy(const pnb_linear_cross_entropy_params& p) { cuda::linear_cross_entropy(device_, gemm_, p); }
+uint64_t CudaBackend::linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) {
+  return cuda::linear_cross_entropy_workspace(device_, gemm_, p);
+}
+void CudaBackend::adamw(const pnb_adamw_params& p) { cuda::adamw(device_, p); }
+uint64_t CudaBackend::adamw_workspace(const pnb_adamw_params& p) { return cuda::adamw_workspace(device_, p); }
+
+}  // namespace pnb::cuda
