@@ -1,5 +1,6 @@
 package dev.penumbra.cli;
 
+import dev.penumbra.DemoModel;
 import dev.penumbra.Penumbra;
 import dev.penumbra.backend.Device;
 import dev.penumbra.data.Dataset;
@@ -15,11 +16,9 @@ import dev.penumbra.train.StepMetrics;
 import dev.penumbra.train.TrainConfig;
 import dev.penumbra.train.Trainer;
 import java.io.IOException;
-import java.io.InputStream;
 import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -37,11 +36,8 @@ import picocli.CommandLine.Spec;
 @Command(name = "demo", description = "Tune the bundled checkpoint for about a minute and write a report.", mixinStandardHelpOptions = true)
 final class DemoCommand implements Callable<Integer> {
 
-    private static final String RESOURCES = "/dev/penumbra/demo/opt-6m/";
-    private static final List<String> FILES = List.of("config.json", "model.safetensors", "tokenizer.json");
     private static final int BATCH = 4;
     private static final int SEQ_LEN = 256;
-    private static final int TIMED_STEPS = 4;
     private static final double REQUIRED_FALL = 0.2;
 
     @Option(names = "--output", defaultValue = "demo-output", paramLabel = "DIR", description = "Where adapter and report go (default: ${DEFAULT-VALUE}).")
@@ -57,7 +53,7 @@ final class DemoCommand implements Callable<Integer> {
     @Override
     public Integer call() throws IOException {
         PrintWriter out = spec.commandLine().getOut();
-        Path folder = extract(output.resolve("model"));
+        Path folder = DemoModel.extract(output.resolve("model"));
         try (HfTokenizer tokenizer = HfTokenizer.load(folder);
                 Penumbra penumbra = Penumbra.load(folder, Device.CPU, threads, DType.BF16)) {
             // No name, food and price together are on both sides.
@@ -123,35 +119,16 @@ final class DemoCommand implements Callable<Integer> {
                 .warmupSteps(Math.min(10, steps / 10)).seed(1);
     }
 
-    /** How many steps fit, measured on an adapter that is thrown away; the first step warms up and is not counted. */
+    /** How many steps fit, measured on an adapter that is thrown away. */
     private int stepsInTime(Penumbra penumbra, LoraConfig lora, Dataset train) {
-        List<Double> times = new ArrayList<>();
-        new Trainer(penumbra.model(), penumbra.newAdapter(lora, 1), config(TIMED_STEPS).build(), train, null)
-                .listener(step -> times.add(step.stepMs())).run();
-        double ms = times.stream().skip(1).mapToDouble(Double::doubleValue).average().orElseThrow();
+        double ms = TimeEstimate.measure(penumbra.model(), penumbra.newAdapter(lora, 1), config(1), train).stepMs();
         return (int) Math.max(20, Math.min(1000, seconds * 1000 / ms));
     }
 
     private static String sample(Penumbra penumbra, @Nullable LoraAdapter adapter, HfTokenizer tokenizer, String prompt) {
-        int[] text = tokenizer.encode(prompt);
-        int[] ids = new int[text.length + 1];
-        ids[0] = tokenizer.bosId();
-        System.arraycopy(text, 0, ids, 1, text.length);
-        return tokenizer.decode(new Generator(penumbra.model(), adapter, tokenizer.eosId()).generate(ids, 48, 0, 1, 0))
+        return tokenizer
+                .decode(new Generator(penumbra.model(), adapter, tokenizer.eosId())
+                        .generate(GenerateCommand.prompt(tokenizer, prompt), 48, 0, 1, 0))
                 .strip().replace("\n", " ");
-    }
-
-    private static Path extract(Path folder) throws IOException {
-        Files.createDirectories(folder);
-        for (String file : FILES) {
-            try (InputStream in = DemoCommand.class.getResourceAsStream(RESOURCES + file)) {
-                if (in == null) {
-                    throw new IOException("expected " + RESOURCES + file
-                            + " on the class path, from the artifact penumbra-demo-model, found none");
-                }
-                Files.copy(in, folder.resolve(file), StandardCopyOption.REPLACE_EXISTING);
-            }
-        }
-        return folder;
     }
 }

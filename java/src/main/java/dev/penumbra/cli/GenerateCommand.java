@@ -8,6 +8,7 @@ import dev.penumbra.train.Generator;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
+import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -15,28 +16,28 @@ import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
 
 /** Continues a prompt. */
-@Command(name = "generate", description = "Continue a prompt.", mixinStandardHelpOptions = true)
+@Command(name = "generate", description = "Continue a prompt.", mixinStandardHelpOptions = true, showDefaultValues = true)
 final class GenerateCommand implements Callable<Integer> {
 
     @Mixin
     private ModelOptions options;
 
     @Option(names = "--adapter", paramLabel = "DIR", description = "PEFT adapter.")
-    private Path adapter;
+    private @Nullable Path adapter;
 
-    @Option(names = "--prompt", required = true)
+    @Option(names = "--prompt", required = true, paramLabel = "TEXT", description = "What is continued.")
     private String prompt;
 
-    @Option(names = "--length", defaultValue = "64", description = "Most new tokens (default: ${DEFAULT-VALUE}).")
+    @Option(names = "--length", defaultValue = "64", paramLabel = "N", description = "Most new tokens.")
     private int length;
 
-    @Option(names = "--temperature", defaultValue = "0", description = "0: always the likeliest token.")
+    @Option(names = "--temperature", defaultValue = "0", paramLabel = "T", description = "0: always the likeliest token.")
     private double temperature;
 
-    @Option(names = "--top-p", defaultValue = "1")
+    @Option(names = "--top-p", defaultValue = "1", paramLabel = "P", description = "Draw among the likeliest tokens that together have this chance.")
     private double topP;
 
-    @Option(names = "--seed", defaultValue = "42")
+    @Option(names = "--seed", defaultValue = "42", paramLabel = "N", description = "Equal seeds draw equal tokens.")
     private long seed;
 
     @Spec
@@ -46,19 +47,19 @@ final class GenerateCommand implements Callable<Integer> {
     public Integer call() throws IOException {
         try (Tokenizer tokenizer = HfTokenizer.load(options.model); Penumbra penumbra = options.load()) {
             LoraAdapter with = adapter == null ? null : penumbra.readAdapter(adapter);
-            String text = continuation(penumbra, with, tokenizer, prompt, length, temperature, topP, seed);
-            spec.commandLine().getOut().println(prompt + text);
+            Generator generator = new Generator(penumbra.model(), with, tokenizer.eosId());
+            int[] made = generator.generate(prompt(tokenizer, prompt), length, temperature, topP, seed);
+            spec.commandLine().getOut().println(prompt + tokenizer.decode(made));
         }
         return 0;
     }
 
-    static String continuation(Penumbra penumbra, LoraAdapter adapter, Tokenizer tokenizer, String prompt, int length,
-            double temperature, double topP, long seed) {
-        int[] encoded = tokenizer.encode(prompt);
+    /** The start token, and the text's. */
+    static int[] prompt(Tokenizer tokenizer, String text) {
+        int[] encoded = tokenizer.encode(text);
         int[] ids = new int[encoded.length + 1];
         ids[0] = tokenizer.bosId();
         System.arraycopy(encoded, 0, ids, 1, encoded.length);
-        Generator generator = new Generator(penumbra.model(), adapter, tokenizer.eosId());
-        return tokenizer.decode(generator.generate(ids, length, temperature, topP, seed));
+        return ids;
     }
 }

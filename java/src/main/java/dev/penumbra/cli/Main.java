@@ -1,15 +1,13 @@
 package dev.penumbra.cli;
 
-import dev.penumbra.backend.BackendException;
-import dev.penumbra.backend.NativeLibraryException;
-import dev.penumbra.data.DataException;
-import dev.penumbra.io.SafetensorsException;
-import java.io.IOException;
-import java.nio.file.NoSuchFileException;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.IVersionProvider;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.ScopeType;
+import picocli.CommandLine.Spec;
 
 /** The command line: exit code 0 when all went well, 1 when a command failed, 2 for wrong usage. */
 @Command(name = "penumbra", description = "LoRA fine-tuning inside the JVM that computes only what the model uses.", mixinStandardHelpOptions = true, versionProvider = Main.Version.class, subcommands = {
@@ -20,11 +18,16 @@ public final class Main implements Runnable {
     @Option(names = "--verbose", scope = ScopeType.INHERIT, description = "Print the trace of an error.")
     private boolean verbose;
 
-    @CommandLine.Spec
-    private CommandLine.Model.CommandSpec spec;
+    @Option(names = ConfigFile.OPTION, scope = ScopeType.INHERIT, paramLabel = "FILE", description = "YAML with options by their names (lr: 1e-4); the command line's own win.")
+    private void config(String read) {
+        // ConfigFile has put its options among the arguments; this makes the option known.
+    }
+
+    @Spec
+    private CommandSpec spec;
 
     /** The version of the jar, or that of a build folder. */
-    static final class Version implements CommandLine.IVersionProvider {
+    static final class Version implements IVersionProvider {
         @Override
         public String[] getVersion() {
             String version = Main.class.getPackage().getImplementationVersion();
@@ -34,7 +37,7 @@ public final class Main implements Runnable {
 
     @Override
     public void run() {
-        throw new CommandLine.ParameterException(spec.commandLine(), "expected a command");
+        throw new ParameterException(spec.commandLine(), "expected a command");
     }
 
     /** Parses and runs, and turns failures into one readable line. */
@@ -42,34 +45,35 @@ public final class Main implements Runnable {
         Main main = new Main();
         CommandLine line = new CommandLine(main);
         line.setCaseInsensitiveEnumValuesAllowed(true);
+        line.setUnmatchedOptionsAllowedAsOptionParameters(false);
         line.setExecutionExceptionHandler((failure, command, parsed) -> {
-            if (main.verbose || !isExplained(failure)) {
+            if (main.verbose || !Failures.isExplained(failure)) {
                 failure.printStackTrace(command.getErr());
             }
-            command.getErr().println("penumbra: " + message(failure));
+            command.getErr().println("penumbra: " + Failures.message(failure));
             return CommandLine.ExitCode.SOFTWARE;
         });
-        return line.execute(arguments);
-    }
-
-    /** Failures whose message says what was expected and found; anything else is a defect, and its trace is wanted. */
-    private static boolean isExplained(Exception failure) {
-        return failure instanceof IOException
-                || failure instanceof java.io.UncheckedIOException
-                || failure instanceof dev.penumbra.train.TrainingException
-                || failure instanceof dev.penumbra.model.ModelException
-                || failure instanceof DataException
-                || failure instanceof SafetensorsException
-                || failure instanceof BackendException
-                || failure instanceof NativeLibraryException
-                || failure instanceof IllegalArgumentException;
-    }
-
-    private static String message(Exception failure) {
-        if (failure instanceof NoSuchFileException) {
-            return failure.getMessage() + ": expected a file, found none";
+        ConfigFile config;
+        try {
+            config = ConfigFile.of(line, arguments);
+        } catch (ConfigFile.Invalid wrong) {
+            line.getErr().println("penumbra: " + wrong.getMessage());
+            return CommandLine.ExitCode.USAGE;
         }
-        return failure.getMessage() == null ? failure.toString() : failure.getMessage();
+        line.setParameterExceptionHandler((wrong, given) -> {
+            String name = wrong.getCommandLine().getCommandSpec().qualifiedName();
+            wrong.getCommandLine().getErr().println(
+                    "penumbra: " + config.origin(wrong) + wrong.getMessage().lines().findFirst().orElse("wrong usage")
+                            + suggestion(wrong) + " (" + name + " --help lists what there is)");
+            return CommandLine.ExitCode.USAGE;
+        });
+        return line.execute(config.arguments());
+    }
+
+    private static String suggestion(ParameterException wrong) {
+        return wrong instanceof CommandLine.UnmatchedArgumentException unmatched && !unmatched.getSuggestions().isEmpty()
+                ? "; did you mean " + unmatched.getSuggestions().getFirst() + "?"
+                : "";
     }
 
     public static void main(String[] arguments) {

@@ -1,5 +1,6 @@
 package dev.penumbra.cli;
 
+import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.train.StepListener;
 import dev.penumbra.train.StepMetrics;
 import java.io.IOException;
@@ -8,6 +9,9 @@ import java.io.Writer;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
+import tools.jackson.core.JacksonException;
 import tools.jackson.databind.json.JsonMapper;
 import tools.jackson.databind.node.ObjectNode;
 
@@ -16,11 +20,15 @@ final class MetricsFile implements StepListener, AutoCloseable {
 
     private static final JsonMapper JSON = new JsonMapper();
 
-    private final Writer writer;
+    private final Path file;
+    private Writer writer;
+    private boolean resumes;
 
-    /** @param append keep the lines of the run that is resumed */
-    MetricsFile(Path file, boolean append) throws IOException {
-        writer = append
+    /** @param resumes keep the lines of the steps before the first one that is told, which a checkpoint holds */
+    MetricsFile(Path file, boolean resumes) throws IOException {
+        this.file = file;
+        this.resumes = resumes && Files.exists(file);
+        writer = resumes
                 ? Files.newBufferedWriter(file, StandardOpenOption.CREATE, StandardOpenOption.APPEND)
                 : Files.newBufferedWriter(file);
     }
@@ -36,10 +44,34 @@ final class MetricsFile implements StepListener, AutoCloseable {
         line.put("tokens_per_s", step.tokensPerSecond());
         line.put("step_ms", step.stepMs());
         try {
+            if (resumes) {
+                dropFrom(step.step());
+                resumes = false;
+            }
             writer.write(line + "\n");
             writer.flush();
         } catch (IOException failure) {
-            throw new UncheckedIOException(failure.getMessage(), failure);
+            throw new UncheckedIOException(new IOException(file + ": " + failure.getMessage(), failure));
+        }
+    }
+
+    /** A run that was killed got further than its last checkpoint, maybe to the middle of a line: those steps come again. */
+    private void dropFrom(int firstStep) throws IOException {
+        writer.close();
+        String kept;
+        try (Stream<String> lines = Files.lines(file)) {
+            kept = lines.filter(line -> isBefore(firstStep, line)).map(line -> line + "\n").collect(Collectors.joining());
+        }
+        AtomicFiles.writeString(file, kept);
+        writer = Files.newBufferedWriter(file, StandardOpenOption.APPEND);
+    }
+
+    private static boolean isBefore(int firstStep, String line) {
+        try {
+            int step = JSON.readTree(line).path("step").asInt(firstStep);
+            return step < firstStep;
+        } catch (JacksonException cutOff) {
+            return false;
         }
     }
 

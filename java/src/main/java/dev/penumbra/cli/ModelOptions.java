@@ -10,28 +10,24 @@ import picocli.CommandLine.Option;
 /** Which model, where and in what it is computed: the options that several commands share. */
 final class ModelOptions {
 
-    enum DeviceName {
-        cpu, cuda
-    }
-
-    enum DTypeName {
-        f32, bf16
+    /** What products are computed in. */
+    enum Compute {
+        F32, BF16
     }
 
     @Option(names = "--model", required = true, paramLabel = "DIR", description = "Hugging Face model folder.")
     Path model;
 
-    @Option(names = "--dtype", defaultValue = "bf16", description = "f32 or bf16 (default: ${DEFAULT-VALUE}).")
-    DTypeName dtype;
+    @Option(names = "--dtype", defaultValue = "bf16", paramLabel = "TYPE", description = "What products are computed in: f32 or bf16.")
+    Compute dtype;
 
-    @Option(names = "--device", defaultValue = "cpu", description = "cpu or cuda (default: ${DEFAULT-VALUE}).")
-    DeviceName device;
+    @Option(names = "--device", defaultValue = "cpu", paramLabel = "DEVICE", description = "cpu or cuda.")
+    Device.Kind device;
 
-    @Option(names = "--threads", defaultValue = "0", paramLabel = "N", description = "CPU threads; 0: all (default: ${DEFAULT-VALUE}).")
+    @Option(names = "--threads", defaultValue = "0", paramLabel = "N", description = "CPU threads; 0: as many as there are processors.")
     int threads;
 
     Penumbra load() throws IOException {
-        return Penumbra.load(model, device == DeviceName.cpu ? Device.CPU : Device.cuda(0), threads,
-                dtype == DTypeName.f32 ? DType.F32 : DType.BF16);
+        return Penumbra.load(model, new Device(device, 0), threads, dtype == Compute.F32 ? DType.F32 : DType.BF16);
     }
 }

@@ -3,9 +3,10 @@ package dev.penumbra.cli;
 import dev.penumbra.train.StepListener;
 import dev.penumbra.train.StepMetrics;
 import java.io.PrintWriter;
+import java.nio.file.Path;
 import java.util.Locale;
 
-/** A bar that is rewritten in place on a terminal; elsewhere a plain line now and then. */
+/** A bar that is rewritten in place on a terminal, elsewhere a plain line now and then; evaluations and saves on lines of their own. */
 final class Progress implements StepListener {
 
     private static final int WIDTH = 24;
@@ -16,11 +17,16 @@ final class Progress implements StepListener {
     private final boolean terminal;
     private long lastPlain;
     private double meanMs;
+    private boolean barOpen;
 
     Progress(PrintWriter out, int totalSteps) {
+        this(out, totalSteps, System.console() != null && System.console().isTerminal());
+    }
+
+    Progress(PrintWriter out, int totalSteps, boolean terminal) {
         this.out = out;
         this.totalSteps = totalSteps;
-        terminal = System.console() != null && System.console().isTerminal();
+        this.terminal = terminal;
     }
 
     @Override
@@ -33,15 +39,50 @@ final class Progress implements StepListener {
         }
         lastPlain = now;
         int full = (int) ((long) WIDTH * step.step() / totalSteps);
-        long eta = Math.round((totalSteps - step.step()) * meanMs / 1000);
-        String line = String.format(Locale.ROOT, "[%s%s] %d/%d  loss %.4f  %.0f tokens/s  ETA %d:%02d", "#".repeat(full),
-                ".".repeat(WIDTH - full),
-                step.step(), totalSteps, step.loss(), step.tokensPerSecond(), eta / 60, eta % 60);
+        String line = String.format(Locale.ROOT, "[%s%s] %d/%d  loss %.4f  %.0f tokens/s  ETA %s", "#".repeat(full),
+                ".".repeat(WIDTH - full), step.step(), totalSteps, step.loss(), step.tokensPerSecond(),
+                duration((totalSteps - step.step()) * meanMs / 1000));
         if (terminal) {
-            out.print("\r" + line + "   " + (last ? System.lineSeparator() : ""));
+            // Blanks cover what a longer line left.
+            out.print("\r" + line + "   ");
+            barOpen = true;
         } else {
             out.println(line);
         }
+        if (last) {
+            closeBar();
+        }
         out.flush();
+    }
+
+    @Override
+    public void onEval(int step, double loss) {
+        say(String.format(Locale.ROOT, "step %d: evaluation loss %.4f, perplexity %.2f", step, loss, Math.exp(loss)));
+    }
+
+    @Override
+    public void onSave(int step, Path folder) {
+        say("step " + step + ": saved " + folder);
+    }
+
+    private void say(String line) {
+        closeBar();
+        out.println(line);
+        out.flush();
+    }
+
+    private void closeBar() {
+        if (barOpen) {
+            out.println();
+            barOpen = false;
+        }
+    }
+
+    /** Minutes and seconds, with hours when there are any: 0:07, 12:30, 3:05:00. */
+    static String duration(double seconds) {
+        long s = Math.round(seconds);
+        return s < 3600
+                ? String.format(Locale.ROOT, "%d:%02d", s / 60, s % 60)
+                : String.format(Locale.ROOT, "%d:%02d:%02d", s / 3600, s / 60 % 60, s % 60);
     }
 }

@@ -2,50 +2,56 @@ package dev.penumbra.cli;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
-import java.io.ByteArrayOutputStream;
-import java.io.PrintStream;
-import java.nio.charset.StandardCharsets;
+import dev.penumbra.cli.Cli.Outcome;
+import java.util.List;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import picocli.CommandLine;
 
 class MainTest {
 
-    private record Outcome(int code, String out, String err) {
-    }
-
-    private static Outcome run(String... arguments) {
-        PrintStream out = System.out;
-        PrintStream err = System.err;
-        ByteArrayOutputStream caughtOut = new ByteArrayOutputStream();
-        ByteArrayOutputStream caughtErr = new ByteArrayOutputStream();
-        System.setOut(new PrintStream(caughtOut, true, StandardCharsets.UTF_8));
-        System.setErr(new PrintStream(caughtErr, true, StandardCharsets.UTF_8));
-        try {
-            int code = Main.execute(arguments);
-            return new Outcome(code, caughtOut.toString(StandardCharsets.UTF_8), caughtErr.toString(StandardCharsets.UTF_8));
-        } finally {
-            System.setOut(out);
-            System.setErr(err);
-        }
-    }
-
     @Test
     void doctorNamesTheProcessorAndWhyCudaIsNotUsable() {
-        Outcome outcome = run("doctor");
+        Outcome outcome = Cli.run("doctor");
         assertThat(outcome.code()).isZero();
         assertThat(outcome.out()).contains("cpu     cpu,").contains("oneDNN").contains("cuda    not usable: ");
     }
 
-    @Test
-    void wrongUsageIsExitCodeTwo() {
-        assertThat(run().code()).isEqualTo(2);
-        assertThat(run("inspect").code()).isEqualTo(2);
-        assertThat(run("inspect", "--model", "x", "--data", "y", "--unknown").err()).contains("--unknown");
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', textBlock = """
+            ''                                        | expected a command
+            trian                                     | did you mean train?
+            inspect                                   | Missing required options: '--model=DIR', '--data=FILE'
+            inspect --model x --data y --unknown      | '--unknown'
+            train --model m --data d --output o --batch-sze 2 | did you mean --batch-size?
+            train --lr fast                           | Invalid value for option '--lr': 'fast' is not a double
+            train --dtype f16                         | expected one of [F32, BF16]
+            """)
+    void wrongUsageIsExitCodeTwoAndOneLine(String arguments, String message) {
+        Outcome outcome = Cli.run(arguments.isEmpty() ? new String[0] : arguments.split(" "));
+        assertThat(outcome.code()).isEqualTo(2);
+        assertThat(outcome.err()).startsWith("penumbra: ").contains(message).hasLineCount(1);
     }
 
     @Test
-    void aFailureIsOneLineThatNamesTheFolder() {
-        Outcome outcome = run("inspect", "--model", "no/such/folder", "--data", "none.jsonl");
-        assertThat(outcome.code()).isEqualTo(1);
-        assertThat(outcome.err().strip()).isEqualTo("penumbra: no/such/folder: expected a model folder, found no folder");
+    void trainHasEveryOptionItsReadersKnow() {
+        CommandLine train = new CommandLine(new Main()).getSubcommands().get("train");
+        assertThat(train.getCommandSpec().optionsMap()).containsKeys("--model", "--data", "--output", "--steps", "--epochs",
+                "--batch-size", "--seq-len", "--lr", "--schedule", "--warmup-steps", "--weight-decay", "--clip",
+                "--grad-accum", "--lora-r", "--lora-alpha", "--lora-dropout", "--targets", "--init-adapter", "--dtype",
+                "--device", "--seed", "--no-shuffle", "--no-pack", "--loss", "--truncate", "--eval-data", "--eval-every",
+                "--save-every", "--resume", "--metrics", "--threads", "--dry-run", "--config", "--verbose");
+    }
+
+    @Test
+    void everyOptionAndCommandIsDescribed() {
+        CommandLine main = new CommandLine(new Main());
+        assertThat(main.getSubcommands()).isNotEmpty();
+        main.getSubcommands().forEach((name, command) -> {
+            assertThat(command.getCommandSpec().usageMessage().description()).as(name).isNotEmpty();
+            command.getCommandSpec().options().forEach(
+                    option -> assertThat(List.of(option.description())).as(name + " " + option.longestName()).isNotEmpty());
+        });
     }
 }

@@ -1,0 +1,35 @@
+package dev.penumbra.cli;
+
+import dev.penumbra.data.Dataset;
+import dev.penumbra.data.JsonlOptions;
+import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.data.JsonlReader;
+import dev.penumbra.data.Tokenizer;
+import java.io.IOException;
+import java.nio.file.Path;
+import picocli.CommandLine.Option;
+
+/** Which samples, and which of their tokens are supervised: the options that several commands share. */
+final class DataOptions {
+
+    @Option(names = "--data", required = true, paramLabel = "FILE", description = "JSON Lines.")
+    Path data;
+
+    @Option(names = "--seq-len", defaultValue = "512", paramLabel = "N", description = "Tokens of a row.")
+    int seqLen;
+
+    @Option(names = "--truncate", description = "Cut longer samples instead of refusing them.")
+    boolean truncate;
+
+    @Option(names = "--loss", defaultValue = "completion", paramLabel = "TOKENS", description = "Which tokens are supervised: completion or all.")
+    LossOn loss;
+
+    Dataset read(Tokenizer tokenizer, int vocabSize) throws IOException {
+        return read(data, tokenizer, vocabSize);
+    }
+
+    /** Another file, read as {@code --data} is. */
+    Dataset read(Path file, Tokenizer tokenizer, int vocabSize) throws IOException {
+        return JsonlReader.read(file, tokenizer, new JsonlOptions(seqLen, truncate, loss, vocabSize));
+    }
+}
