@@ -6,6 +6,7 @@ import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.util.List;
+import java.util.OptionalLong;
 
 /**
  * One device: its memory, and the operations that run there.
@@ -23,11 +24,17 @@ public interface Backend extends AutoCloseable {
     /** Allocates a zeroed, contiguous tensor on this device, aligned to 256 bytes, that lives as long as {@code owner}. */
     Tensor allocate(Arena owner, DType dtype, Shape shape);
 
-    /** Copies {@code source} (host) to {@code target} (this device); same dtype and shape, both contiguous. */
+    /**
+     * Copies {@code source} (host) to {@code target} (this device), in order with the operations; same dtype and shape, both
+     * contiguous. The source may change once this returns.
+     */
     void upload(Tensor source, Tensor target);
 
     /** Waits for everything enqueued, then copies {@code source} (this device) to {@code target} (host). */
     void download(Tensor source, Tensor target);
+
+    /** Enqueues a copy of a few f32 values (contiguous, at most 64) to the host, without waiting for it. */
+    Readback read(Tensor source);
 
     /** Bytes on this device that {@link #pack} will take for a weight of this form. */
     long packedBytes(FrozenWeight.Form form);
@@ -41,6 +48,21 @@ public interface Backend extends AutoCloseable {
     /** Enqueues one operation. */
     void run(Operation operation);
 
+    /**
+     * Whether {@link #run} returns before the operation has run. Where it does, {@link #capture} saves the host's part of
+     * every launch.
+     */
+    boolean isAsynchronous();
+
+    /**
+     * Records what {@code operations} enqueues, without running it; uploads, reads and allocations must not be among it. The
+     * graph lives as long as {@code owner}. A synchronous backend keeps {@code operations} and runs them at every launch.
+     */
+    Graph capture(Arena owner, Runnable operations);
+
+    /** Runs {@code operations} and returns the milliseconds that the device spent, by its own clock where it has one. */
+    double milliseconds(Runnable operations);
+
     /** Bytes of workspace that {@code operation} needs; its own workspace and the contents of its tensors are not read. */
     long workspaceBytes(Operation operation);
 
@@ -49,6 +71,9 @@ public interface Backend extends AutoCloseable {
 
     /** Bytes the native side holds beside all memory it was given. */
     long internalBytes();
+
+    /** Bytes that could be allocated now; empty where that is not known. */
+    OptionalLong freeBytes();
 
     /** Waits for everything enqueued; a failure of an earlier operation shows here at the latest. */
     void synchronize();

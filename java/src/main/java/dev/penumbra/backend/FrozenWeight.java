@@ -1,11 +1,21 @@
 package dev.penumbra.backend;
 
 import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Tensor;
+import java.util.Optional;
 
 /** A frozen weight W [out, in], packed once for the products that use it. Lives as long as the arena it was packed into. */
 public interface FrozenWeight {
 
     Form form();
+
+    /**
+     * W [out, in] itself, rows contiguous, where the packed form holds it as such: an embedding tied to the head need not be
+     * held twice.
+     */
+    default Optional<Tensor> rows() {
+        return Optional.empty();
+    }
 
     /** Which product a weight is used in. */
     enum Use {

@@ -1,8 +1,6 @@
 package dev.penumbra.model;
 
-import java.io.IOException;
-import java.nio.file.Files;
-import java.nio.file.Path;
+import dev.penumbra.backend.Backend;
 import java.util.ArrayList;
 import java.util.EnumMap;
 import java.util.List;
@@ -58,9 +56,9 @@ public final class MemoryPlan {
         return entries.stream().filter(e -> e.kind() == kind).mapToLong(Entry::bytes).sum();
     }
 
-    /** Refuses a plan that does not fit into the host's free memory. Does nothing where that is not known. */
-    public void requireFits() {
-        OptionalLong free = availableHostBytes();
+    /** Refuses a plan that does not fit into what {@code backend} has free. Does nothing where that is not known. */
+    public void requireFits(Backend backend) {
+        OptionalLong free = backend.freeBytes();
         if (free.isPresent()) {
             requireFits(free.getAsLong());
         }
@@ -73,20 +71,6 @@ public final class MemoryPlan {
                     "not enough memory: expected " + mib(missingBytes()) + " to be free, found " + mib(freeBytes) + "\n"
                             + table() + "a smaller batch size or sequence length lowers the activations");
         }
-    }
-
-    /** What Linux says is available without swapping; empty elsewhere. */
-    public static OptionalLong availableHostBytes() {
-        try {
-            for (String line : Files.readAllLines(Path.of("/proc/meminfo"))) {
-                if (line.startsWith("MemAvailable:")) {
-                    return OptionalLong.of(Long.parseLong(line.replaceAll("\\D", "")) * 1024);
-                }
-            }
-        } catch (IOException | NumberFormatException unknown) {
-            return OptionalLong.empty();
-        }
-        return OptionalLong.empty();
     }
 
     /** One line a kind, and the sum. */

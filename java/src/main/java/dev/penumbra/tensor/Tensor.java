@@ -161,6 +161,16 @@ public final class Tensor {
         return new Tensor(dtype, target, target.contiguousStrides(), base, byteOffset, host);
     }
 
+    /** View of a contiguous vector's bytes as elements of another dtype. */
+    public Tensor as(DType other) {
+        if (shape.rank() != 1 || !isContiguous() || byteSize() % other.byteSize() != 0) {
+            throw new IllegalArgumentException(
+                    "expected a contiguous vector of whole " + other + " elements, found " + this);
+        }
+        Shape target = Shape.of(byteSize() / other.byteSize());
+        return new Tensor(other, target, target.contiguousStrides(), base, byteOffset, host);
+    }
+
     /** View of the last dimension split in two: [.., n] becomes [.., n / size, size]. */
     public Tensor splitLast(long size) {
         int last = shape.rank() - 1;

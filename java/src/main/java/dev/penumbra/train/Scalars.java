@@ -22,7 +22,6 @@ final class Scalars {
     static void write(Backend backend, Tensor target, float... values) {
         try (Arena arena = Arena.ofConfined()) {
             backend.upload(Tensor.of(arena, values), target);
-            backend.synchronize();
         }
     }
 }

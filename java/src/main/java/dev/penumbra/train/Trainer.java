@@ -125,7 +125,7 @@ public final class Trainer {
      * @throws TrainingException when a loss or gradient is not finite, naming the step; checkpoints before it stay
      */
     public @Nullable StepMetrics run() {
-        plan().requireFits();
+        plan().requireFits(backend);
         try (Arena arena = Arena.ofShared()) {
             return new Run(arena).run();
         } catch (IOException failure) {

@@ -19,6 +19,7 @@ import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.OptionalLong;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -29,12 +30,28 @@ public final class FakeBackend implements Backend {
 
     private static final long WORKSPACE_BYTES = 64;
 
+    private final boolean asynchronous;
     private final List<Operation> operations = new ArrayList<>();
+    private int pendingReads;
     private long allocatedBytes;
     private boolean closed;
 
     /** A weight W [out, in], as it is after rounding to the dtype that products are computed in. */
     record Weight(Form form, double[][] values, Arena owner, FakeBackend backend) implements FrozenWeight {
+    }
+
+    public FakeBackend() {
+        this(false);
+    }
+
+    /** @param asynchronous whether reads are done only once they are asked for, as a device's are */
+    public FakeBackend(boolean asynchronous) {
+        this.asynchronous = asynchronous;
+    }
+
+    /** Reads whose values nobody has taken yet. */
+    public int pendingReads() {
+        return pendingReads;
     }
 
     /** What ran so far, in order. */
@@ -89,6 +106,52 @@ public final class FakeBackend implements Backend {
                     "expected a copy between equal dtypes and shapes, found " + source + " to " + target);
         }
         target.segment().copyFrom(source.segment());
+    }
+
+    @Override
+    public Readback read(Tensor source) {
+        requireOpen();
+        float[] values = source.toFloats();
+        pendingReads++;
+        return new Readback() {
+            private boolean taken;
+
+            @Override
+            public boolean isDone() {
+                return !asynchronous || taken;
+            }
+
+            @Override
+            public float[] floats() {
+                if (!taken) {
+                    taken = true;
+                    pendingReads--;
+                }
+                return values;
+            }
+        };
+    }
+
+    @Override
+    public boolean isAsynchronous() {
+        return asynchronous;
+    }
+
+    @Override
+    public Graph capture(Arena owner, Runnable recorded) {
+        requireOpen();
+        return recorded::run;
+    }
+
+    @Override
+    public double milliseconds(Runnable timed) {
+        timed.run();
+        return 0;
+    }
+
+    @Override
+    public OptionalLong freeBytes() {
+        return OptionalLong.empty();
     }
 
     @Override

@@ -4,6 +4,8 @@ import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.BackendException;
 import dev.penumbra.backend.Device;
 import dev.penumbra.backend.FrozenWeight;
+import dev.penumbra.backend.Graph;
+import dev.penumbra.backend.Readback;
 import dev.penumbra.backend.op.Operation;
 import dev.penumbra.internal.ffi.penumbra.Penumbra;
 import dev.penumbra.internal.ffi.penumbra.pnb_context_params;
@@ -16,6 +18,7 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.HashSet;
 import java.util.List;
+import java.util.OptionalLong;
 import java.util.Set;
 
 /** The backend over the C ABI: every operation is one call with its params struct in a confined arena of its own. */
@@ -24,18 +27,26 @@ public final class NativeBackend implements Backend {
     private final Device device;
     private final String description;
     private final MemorySegment context;
+    private final DeviceMemory memory;
     private final Set<NativeWeight> weights = new HashSet<>();
     private volatile boolean closed;
 
-    private NativeBackend(Device device, MemorySegment context, String description) {
+    private NativeBackend(Device device, MemorySegment context, DeviceMemory memory, String description) {
         this.device = device;
         this.context = context;
+        this.memory = memory;
         this.description = description;
     }
 
     /** As {@link dev.penumbra.backend.Backends#open}. */
     public static NativeBackend open(Device device, int threads, boolean deterministic) {
-        NativeLibrary.load();
+        if (device.isHost()) {
+            NativeLibrary.load();
+        } else {
+            NativeLibrary.loadCuda();
+        }
+        // The driver's context first: the library's runtime then finds it and uses the same one.
+        DeviceMemory memory = device.isHost() ? new HostMemory() : CudaMemory.open(device.ordinal());
         try (Arena call = Arena.ofConfined()) {
             MemorySegment params = pnb_context_params.allocate(call).fill((byte) 0);
             pnb_context_params.struct_size(params, Math.toIntExact(params.byteSize()));
@@ -47,17 +58,15 @@ public final class NativeBackend implements Backend {
             NativeStatus.check(Penumbra.pnb_context_create(params, result));
             MemorySegment context = result.get(Penumbra.C_POINTER, 0);
             try {
-                if (!device.isHost()) {
-                    throw new BackendException(
-                            BackendException.Status.UNSUPPORTED,
-                            "expected the cpu, found " + device + ": no memory is managed there");
-                }
                 NativeStatus.check(Penumbra.pnb_context_describe(context, result));
-                return new NativeBackend(device, context, result.get(Penumbra.C_POINTER, 0).getString(0));
+                return new NativeBackend(device, context, memory, result.get(Penumbra.C_POINTER, 0).getString(0));
             } catch (RuntimeException e) {
                 Penumbra.pnb_context_destroy(context);
                 throw e;
             }
+        } catch (RuntimeException e) {
+            memory.close();
+            throw e;
         }
     }
 
@@ -71,37 +80,64 @@ public final class NativeBackend implements Backend {
         return description;
     }
 
+    /** Where operations are enqueued. */
+    MemorySegment stream() {
+        return memory.stream();
+    }
+
     @Override
     public Tensor allocate(Arena owner, DType dtype, Shape shape) {
         requireOpen();
-        try {
-            return Tensor.allocate(owner, dtype, shape);
-        } catch (OutOfMemoryError e) {
-            throw new BackendException(
-                    BackendException.Status.OUT_OF_MEMORY,
-                    "expected " + shape.size() * dtype.byteSize() + " bytes of host memory for " + dtype + shape
-                            + ", found less",
-                    e);
-        }
+        return memory.allocate(owner, dtype, shape);
     }
 
     @Override
     public void upload(Tensor source, Tensor target) {
-        copy(source, target);
+        requireCopy(source, target);
+        memory.upload(source, target);
     }
 
     @Override
     public void download(Tensor source, Tensor target) {
-        copy(source, target);
+        requireCopy(source, target);
+        memory.download(source, target);
     }
 
-    private void copy(Tensor source, Tensor target) {
+    private void requireCopy(Tensor source, Tensor target) {
         requireOpen();
         if (source.dtype() != target.dtype() || !source.shape().equals(target.shape())) {
             throw new IllegalArgumentException(
                     "expected a copy between equal dtypes and shapes, found " + source + " to " + target);
         }
-        MemorySegment.copy(source.segment(), 0, target.segment(), 0, source.byteSize());
+    }
+
+    @Override
+    public Readback read(Tensor source) {
+        requireOpen();
+        return memory.read(source);
+    }
+
+    @Override
+    public boolean isAsynchronous() {
+        return memory.isAsynchronous();
+    }
+
+    @Override
+    public Graph capture(Arena owner, Runnable operations) {
+        requireOpen();
+        return memory.capture(owner, operations);
+    }
+
+    @Override
+    public double milliseconds(Runnable operations) {
+        requireOpen();
+        return memory.milliseconds(operations);
+    }
+
+    @Override
+    public OptionalLong freeBytes() {
+        requireOpen();
+        return memory.freeBytes();
     }
 
     @Override
@@ -133,9 +169,10 @@ public final class NativeBackend implements Backend {
             Tensor storage = allocate(owner, DType.U8, Shape.of(Math.max(1, bytes)));
             pnb_weight_params.storage(params, MemorySegment.ofAddress(storage.address()));
             pnb_weight_params.storage_bytes(params, storage.byteSize());
+            pnb_weight_params.stream(params, stream());
             MemorySegment result = call.allocate(Penumbra.C_POINTER);
             NativeStatus.check(Penumbra.pnb_weight_create(context, params, result));
-            NativeWeight weight = new NativeWeight(this, owner, form, result.get(Penumbra.C_POINTER, 0));
+            NativeWeight weight = new NativeWeight(this, owner, form, result.get(Penumbra.C_POINTER, 0), storage);
             synchronized (weights) {
                 weights.add(weight);
             }
@@ -231,7 +268,8 @@ public final class NativeBackend implements Backend {
 
     @Override
     public void synchronize() {
-        requireOpen(); // the CPU computes within the call
+        requireOpen();
+        memory.synchronize();
     }
 
     @Override
@@ -240,11 +278,17 @@ public final class NativeBackend implements Backend {
             return;
         }
         closed = true;
+        try {
+            memory.synchronize();
+        } catch (BackendException failed) {
+            // The device failed before: its memory and weights go all the same.
+        }
         synchronized (weights) {
             weights.forEach(NativeWeight::destroy);
             weights.clear();
         }
         Penumbra.pnb_context_destroy(context);
+        memory.close();
     }
 
     private void requireOpen() {

@@ -6,22 +6,42 @@ import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.Map;
+import java.util.function.Consumer;
 import org.jspecify.annotations.Nullable;
 
-/** The native library of this process, loaded once. */
+/** A native library of this process, loaded once. */
 final class NativeLibrary {
 
     /** Names a {@code libpenumbra.so} to load instead of the bundled one. */
     static final String PATH_PROPERTY = "penumbra.native.path";
 
-    private static @Nullable NativeLibraryException failure;
-    private static boolean loaded;
+    /** Names a {@code libpenumbra_cuda.so} to load instead of the bundled one. */
+    static final String CUDA_PATH_PROPERTY = "penumbra.cuda.path";
 
-    private NativeLibrary() {
+    private static final NativeLibrary CPU = new NativeLibrary(NativeLoader::load);
+    private static final NativeLibrary CUDA = new NativeLibrary(
+            loader -> loader.loadCuda(System.getProperty(CUDA_PATH_PROPERTY)));
+
+    private final Consumer<NativeLoader> loading;
+    private @Nullable NativeLibraryException failure;
+    private boolean loaded;
+
+    private NativeLibrary(Consumer<NativeLoader> loading) {
+        this.loading = loading;
     }
 
-    /** Loads it on the first call; a failure is thrown again by every later one. */
-    static synchronized void load() {
+    /** Loads libpenumbra on the first call; a failure is thrown again by every later one. */
+    static void load() {
+        CPU.loadOnce();
+    }
+
+    /** Loads libpenumbra and then the CUDA library beside it. */
+    static void loadCuda() {
+        CPU.loadOnce();
+        CUDA.loadOnce();
+    }
+
+    private synchronized void loadOnce() {
         if (loaded) {
             return;
         }
@@ -29,13 +49,12 @@ final class NativeLibrary {
             throw failure;
         }
         try {
-            new NativeLoader(
+            loading.accept(new NativeLoader(
                     version(),
                     System.getProperty(PATH_PROPERTY),
                     NativeLibrary.class.getClassLoader(),
                     cacheRoot(System.getenv(), System.getProperty("user.home")),
-                    System.getProperty("java.library.path", ""))
-                    .load();
+                    System.getProperty("java.library.path", "")));
             loaded = true;
         } catch (NativeLibraryException e) {
             failure = e;

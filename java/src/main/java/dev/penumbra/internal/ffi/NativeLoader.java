@@ -28,6 +28,9 @@ final class NativeLoader {
     private static final String PLATFORM = "linux-x86_64";
     private static final String LIBRARY = "libpenumbra.so";
     private static final String BUNDLED = "dev/penumbra/native/" + PLATFORM + "/" + LIBRARY;
+    private static final String CUDA_PLATFORM = PLATFORM + "-cuda13";
+    private static final String CUDA_LIBRARY = "libpenumbra_cuda.so";
+    private static final String CUDA_BUNDLED = "dev/penumbra/native/" + CUDA_PLATFORM + "/" + CUDA_LIBRARY;
 
     /** In the order of their needs: oneDNN names the other two. */
     private static final List<String> NEEDED = List.of(
@@ -58,24 +61,47 @@ final class NativeLoader {
                             + "), found no such file");
         }
         loadNeeded();
-        Path found = explicit != null ? tryFile(Path.of(explicit)) : search();
+        Path found = explicit != null
+                ? tryFile(Path.of(explicit), this::loadVersion)
+                : search(BUNDLED, PLATFORM, LIBRARY, this::loadVersion);
         if (found == null) {
             throw new NativeLibraryException("cannot load the native library; tried: " + String.join("; ", tried));
         }
         return found;
     }
 
-    private @Nullable Path search() {
-        Path bundled = bundled(BUNDLED);
-        Path found = bundled == null ? null : tryFile(bundled);
+    /**
+     * Loads the CUDA library, where {@link #load}ed libpenumbra then finds it by its name; it checks the version itself.
+     *
+     * @param cudaExplicit the only file to try, or null
+     */
+    Path loadCuda(@Nullable String cudaExplicit) {
+        Path found = cudaExplicit != null
+                ? tryFile(Path.of(cudaExplicit), NativeLoader::loadAny)
+                : search(CUDA_BUNDLED, CUDA_PLATFORM, CUDA_LIBRARY, NativeLoader::loadAny);
+        if (found == null) {
+            throw new NativeLibraryException("cannot load the CUDA library; tried: " + String.join("; ", tried));
+        }
+        return found;
+    }
+
+    /** Loads a file; throws or returns why it is not the one wanted, or returns null. */
+    private interface Load {
+        @Nullable
+        String reasonAgainst(Path file);
+    }
+
+    private @Nullable Path search(String resource, String classifier, String library, Load load) {
+        Path bundled = bundled(resource, classifier);
+        Path found = bundled == null ? null : tryFile(bundled, load);
         for (String folder : libraryPath.split(File.pathSeparator)) {
-            Path file = Path.of(folder, LIBRARY);
+            Path file = Path.of(folder, library);
             if (found == null && !folder.isEmpty() && Files.isRegularFile(file)) {
-                found = tryFile(file);
+                found = tryFile(file, load);
             }
         }
         if (found == null) {
-            tried.add("no " + LIBRARY + " that fits in java.library.path (" + libraryPath + ")");
+            tried.add("no " + library + " that fits in java.library.path (" + libraryPath + ")");
         }
         return found;
     }
@@ -84,7 +110,7 @@ final class NativeLoader {
         // libgomp reads its environment when it is loaded, so the variable must be there before.
         Environment.setIfAbsent("OMP_PROC_BIND", "close");
         for (String resource : NEEDED) {
-            Path file = bundled(resource);
+            Path file = bundled(resource, PLATFORM);
             if (file != null) {
                 try {
                     loadAside(file);
@@ -96,10 +122,10 @@ final class NativeLoader {
     }
 
     /** The file of a resource, or null with a line in {@link #tried}. */
-    private @Nullable Path bundled(String resource) {
+    private @Nullable Path bundled(String resource, String classifier) {
         URL url = resources.getResource(resource);
         if (url == null) {
-            tried.add("no " + resource + " on the class path (the jars with classifier " + PLATFORM + " bring it)");
+            tried.add("no " + resource + " on the class path (the jars with classifier " + classifier + " bring it)");
             return null;
         }
         try {
@@ -111,17 +137,27 @@ final class NativeLoader {
         }
     }
 
-    private @Nullable Path tryFile(Path file) {
+    private @Nullable Path tryFile(Path file, Load load) {
         try {
-            System.load(file.toAbsolutePath().toString());
-            String found = versionOf(file);
-            if (found.equals(version)) {
+            String reason = load.reasonAgainst(file);
+            if (reason == null) {
                 return file;
             }
-            tried.add(file + ": expected version " + version + ", the version of the jar; found " + found);
+            tried.add(file + ": " + reason);
         } catch (UnsatisfiedLinkError | IllegalArgumentException e) {
             tried.add(file + ": " + e.getMessage());
         }
+        return null;
+    }
+
+    private @Nullable String loadVersion(Path file) {
+        loadAny(file);
+        String found = versionOf(file);
+        return found.equals(version) ? null : "expected version " + version + ", the version of the jar; found " + found;
+    }
+
+    private static @Nullable String loadAny(Path file) {
+        System.load(file.toAbsolutePath().toString());
         return null;
     }
 

@@ -2,8 +2,10 @@ package dev.penumbra.internal.ffi;
 
 import dev.penumbra.backend.FrozenWeight;
 import dev.penumbra.internal.ffi.penumbra.Penumbra;
+import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.Optional;
 
 /**
  * A {@code pnb_weight}. It ends with the arena it was packed into, or with its backend, whichever comes first: the native
@@ -14,18 +16,30 @@ final class NativeWeight implements FrozenWeight {
     private final Form form;
     private final NativeBackend backend;
     private final MemorySegment handle;
+    private final Tensor storage;
     private boolean destroyed;
 
-    /** {@code owner} must already hold the weight's storage, so that closing it frees the storage last. */
-    NativeWeight(NativeBackend backend, Arena owner, Form form, MemorySegment pointer) {
+    /** {@code owner} must already hold the weight's {@code storage}, so that closing it frees the storage last. */
+    NativeWeight(NativeBackend backend, Arena owner, Form form, MemorySegment pointer, Tensor storage) {
         this.form = form;
         this.backend = backend;
+        this.storage = storage;
         this.handle = pointer.reinterpret(owner, freed -> backend.forget(this, freed));
     }
 
     @Override
     public Form form() {
         return form;
+    }
+
+    /** On CUDA a weight lies as it is, its rows rounded up to 16 bytes. */
+    @Override
+    public Optional<Tensor> rows() {
+        long rowBytes = form.in() * form.dtype().byteSize();
+        if (storage.isHost() || rowBytes % 16 != 0) {
+            return Optional.empty();
+        }
+        return Optional.of(storage.slice(0, 0, form.out() * rowBytes).as(form.dtype()).reshape(form.out(), form.in()));
     }
 
     /** The pointer for a call of {@code caller}, after a check that it is still good. */

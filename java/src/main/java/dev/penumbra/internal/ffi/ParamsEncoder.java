@@ -37,6 +37,7 @@ import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SegmentAllocator;
 import java.util.List;
+import java.util.function.BiConsumer;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -74,21 +75,21 @@ final class ParamsEncoder {
     }
 
     private NativeCall fill(Fill op) {
-        MemorySegment p = struct(pnb_fill_params.layout());
+        MemorySegment p = struct(pnb_fill_params.layout(), pnb_fill_params::stream);
         pnb_fill_params.value(p, op.value());
         put(pnb_fill_params.d(p), op.d());
         return new NativeCall(p, Penumbra::pnb_fill, null);
     }
 
     private NativeCall convert(Convert op) {
-        MemorySegment p = struct(pnb_convert_params.layout());
+        MemorySegment p = struct(pnb_convert_params.layout(), pnb_convert_params::stream);
         put(pnb_convert_params.s(p), op.s());
         put(pnb_convert_params.d(p), op.d());
         return new NativeCall(p, Penumbra::pnb_convert, null);
     }
 
     private NativeCall gemm(Gemm op) {
-        MemorySegment p = struct(pnb_gemm_params.layout());
+        MemorySegment p = struct(pnb_gemm_params.layout(), pnb_gemm_params::stream);
         pnb_gemm_params.epilogue(
                 p,
                 switch (op.epilogue()) {
@@ -135,7 +136,7 @@ final class ParamsEncoder {
     }
 
     private NativeCall loraProject(LoraProject op) {
-        MemorySegment p = struct(pnb_lora_project_params.layout());
+        MemorySegment p = struct(pnb_lora_project_params.layout(), pnb_lora_project_params::stream);
         put(pnb_lora_project_params.x(p), op.x());
         put(pnb_lora_project_params.a(p), op.a());
         put(pnb_lora_project_params.h(p), op.h());
@@ -144,7 +145,7 @@ final class ParamsEncoder {
     }
 
     private NativeCall loraGradients(LoraGradients op) {
-        MemorySegment p = struct(pnb_lora_gradients_params.layout());
+        MemorySegment p = struct(pnb_lora_gradients_params.layout(), pnb_lora_gradients_params::stream);
         pnb_lora_gradients_params.scaling(p, op.scaling());
         put(pnb_lora_gradients_params.dy(p), op.dy());
         put(pnb_lora_gradients_params.x(p), op.x());
@@ -160,7 +161,7 @@ final class ParamsEncoder {
     }
 
     private NativeCall attentionForward(AttentionForward op) {
-        MemorySegment p = struct(pnb_attention_forward_params.layout());
+        MemorySegment p = struct(pnb_attention_forward_params.layout(), pnb_attention_forward_params::stream);
         pnb_attention_forward_params.scale(p, op.scale());
         put(pnb_attention_forward_params.q(p), op.q());
         put(pnb_attention_forward_params.k(p), op.k());
@@ -174,7 +175,7 @@ final class ParamsEncoder {
     }
 
     private NativeCall attentionBackward(AttentionBackward op) {
-        MemorySegment p = struct(pnb_attention_backward_params.layout());
+        MemorySegment p = struct(pnb_attention_backward_params.layout(), pnb_attention_backward_params::stream);
         pnb_attention_backward_params.scale(p, op.scale());
         put(pnb_attention_backward_params.q(p), op.q());
         put(pnb_attention_backward_params.k(p), op.k());
@@ -192,7 +193,7 @@ final class ParamsEncoder {
     }
 
     private NativeCall layerNormForward(LayerNormForward op) {
-        MemorySegment p = struct(pnb_layer_norm_forward_params.layout());
+        MemorySegment p = struct(pnb_layer_norm_forward_params.layout(), pnb_layer_norm_forward_params::stream);
         pnb_layer_norm_forward_params.epsilon(p, op.epsilon());
         put(pnb_layer_norm_forward_params.x(p), op.x());
         put(pnb_layer_norm_forward_params.gamma(p), op.gamma());
@@ -204,7 +205,7 @@ final class ParamsEncoder {
     }
 
     private NativeCall layerNormBackward(LayerNormBackward op) {
-        MemorySegment p = struct(pnb_layer_norm_backward_params.layout());
+        MemorySegment p = struct(pnb_layer_norm_backward_params.layout(), pnb_layer_norm_backward_params::stream);
         put(pnb_layer_norm_backward_params.dy(p), op.dy());
         put(pnb_layer_norm_backward_params.x(p), op.x());
         put(pnb_layer_norm_backward_params.mean(p), op.mean());
@@ -216,7 +217,7 @@ final class ParamsEncoder {
     }
 
     private NativeCall embedding(Embedding op) {
-        MemorySegment p = struct(pnb_embedding_params.layout());
+        MemorySegment p = struct(pnb_embedding_params.layout(), pnb_embedding_params::stream);
         pnb_embedding_params.position_offset(p, op.positionOffset());
         put(pnb_embedding_params.tokens(p), op.tokens());
         put(pnb_embedding_params.table(p), op.table());
@@ -228,7 +229,7 @@ final class ParamsEncoder {
     }
 
     private NativeCall linearCrossEntropy(LinearCrossEntropy op) {
-        MemorySegment p = struct(pnb_linear_cross_entropy_params.layout());
+        MemorySegment p = struct(pnb_linear_cross_entropy_params.layout(), pnb_linear_cross_entropy_params::stream);
         put(pnb_linear_cross_entropy_params.x(p), op.x());
         pnb_linear_cross_entropy_params.weight(p, pointer(op.weight()));
         put(pnb_linear_cross_entropy_params.rows(p), op.rows());
@@ -241,7 +242,7 @@ final class ParamsEncoder {
     }
 
     private NativeCall adamw(AdamW op) {
-        MemorySegment p = struct(pnb_adamw_params.layout());
+        MemorySegment p = struct(pnb_adamw_params.layout(), pnb_adamw_params::stream);
         pnb_adamw_params.beta1(p, op.beta1());
         pnb_adamw_params.beta2(p, op.beta2());
         pnb_adamw_params.epsilon(p, op.epsilon());
@@ -257,9 +258,10 @@ final class ParamsEncoder {
         return new NativeCall(p, Penumbra::pnb_adamw, Penumbra::pnb_adamw_workspace);
     }
 
-    private MemorySegment struct(MemoryLayout layout) {
+    private MemorySegment struct(MemoryLayout layout, BiConsumer<MemorySegment, MemorySegment> stream) {
         MemorySegment struct = memory.allocate(layout).fill((byte) 0);
         struct.set(Penumbra.C_INT, 0, Math.toIntExact(layout.byteSize()));
+        stream.accept(struct, backend.stream());
         return struct;
     }
 
