@@ -2,7 +2,7 @@ package dev.penumbra.cli;
 
 import dev.penumbra.backend.BackendException;
 import dev.penumbra.data.DataException;
-import dev.penumbra.io.SafetensorsException;
+import dev.penumbra.io.WeightsFileException;
 import dev.penumbra.model.ModelException;
 import dev.penumbra.train.TrainingException;
 import java.io.IOException;
@@ -25,7 +25,7 @@ final class Failures {
                 || failure instanceof TrainingException
                 || failure instanceof ModelException
                 || failure instanceof DataException
-                || failure instanceof SafetensorsException
+                || failure instanceof WeightsFileException
                 || failure instanceof BackendException
                 || failure instanceof IllegalArgumentException;
     }

@@ -3,10 +3,16 @@ package dev.penumbra.io;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
+import java.lang.foreign.MemorySegment;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
 import java.util.Collections;
+import java.util.HexFormat;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
@@ -15,19 +21,23 @@ import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.json.JsonMapper;
 
 /**
- * A Hugging Face model folder: {@code config.json} and the weights, in {@code model.safetensors} or in the shards that
- * {@code model.safetensors.index.json} names. Weights are mapped, not read; closing the folder ends their tensors.
+ * A Hugging Face model folder: {@code config.json} and the weights, in one file or in the shards that an index names;
+ * safetensors where there are both, else {@code pytorch_model.bin}. Weights are mapped, not read; closing the folder ends
+ * their tensors.
  */
 public final class ModelFolder implements AutoCloseable {
 
-    private static final String SINGLE = "model.safetensors";
-    private static final String INDEX = "model.safetensors.index.json";
+    /** Where weights are looked for, in this order; each also as shards, under its name with {@link #INDEX}. */
+    private static final List<String> WEIGHTS = List.of("model.safetensors", "pytorch_model.bin");
+    private static final String INDEX = ".index.json";
+    /** Small beside the weights of any layer, large beside a page. */
+    private static final long HASHED_AT_ONCE = 1L << 24;
     private static final JsonMapper JSON = new JsonMapper();
 
     private final Path directory;
     private final JsonNode config;
-    private final Map<String, SafetensorsFile> files = new LinkedHashMap<>();
-    private final Map<String, SafetensorsFile> fileOf = new TreeMap<>();
+    private final Map<String, WeightsFile> files = new LinkedHashMap<>();
+    private final Map<String, WeightsFile> fileOf = new TreeMap<>();
 
     private ModelFolder(Path directory, JsonNode config) {
         this.directory = directory;
@@ -38,7 +48,7 @@ public final class ModelFolder implements AutoCloseable {
      * Opens a folder and checks that its files are there and well formed.
      *
      * @throws IOException when a file is missing or cannot be read
-     * @throws SafetensorsException when a weights file is malformed
+     * @throws WeightsFileException when a weights file is malformed
      */
     public static ModelFolder open(Path directory) throws IOException {
         if (!Files.isDirectory(directory)) {
@@ -46,14 +56,7 @@ public final class ModelFolder implements AutoCloseable {
         }
         ModelFolder folder = new ModelFolder(directory, readJson(directory.resolve("config.json")));
         try {
-            if (Files.exists(directory.resolve(SINGLE))) {
-                SafetensorsFile file = folder.openFile(SINGLE);
-                file.entries().keySet().forEach(name -> folder.fileOf.put(name, file));
-            } else if (Files.exists(directory.resolve(INDEX))) {
-                folder.openShards(directory.resolve(INDEX));
-            } else {
-                throw new IOException(directory + ": expected " + SINGLE + " or " + INDEX + ", found neither");
-            }
+            folder.openWeights();
             return folder;
         } catch (IOException | RuntimeException failure) {
             folder.close();
@@ -61,14 +64,36 @@ public final class ModelFolder implements AutoCloseable {
         }
     }
 
+    private void openWeights() throws IOException {
+        for (String name : WEIGHTS) {
+            Path index = directory.resolve(name + INDEX);
+            if (Files.exists(directory.resolve(name))) {
+                WeightsFile file = openFile(name);
+                file.entries().keySet().forEach(tensor -> fileOf.put(tensor, file));
+                return;
+            }
+            if (Files.exists(index)) {
+                openShards(index);
+                return;
+            }
+        }
+        throw new IOException(
+                directory + ": expected one of " + WEIGHTS + ", or one of them with " + INDEX + ", found none");
+    }
+
     private void openShards(Path index) throws IOException {
         for (Map.Entry<String, JsonNode> entry : readJson(index).path("weight_map").properties()) {
-            String shard = entry.getValue().asString();
-            if (!shard.equals(Path.of(shard).getFileName().toString())) {
+            String shard = entry.getValue().stringValue("");
+            if (shard.isEmpty() || shard.contains("/") || shard.contains("\0")) {
                 throw new IOException(
-                        index + ": tensor " + entry.getKey() + ": expected the name of a file beside it, found " + shard);
+                        index + ": tensor " + entry.getKey() + ": expected the name of a file beside it, found "
+                                + entry.getValue());
             }
-            SafetensorsFile file = openFile(shard);
+            Path path = directory.resolve(shard);
+            if (!Files.isRegularFile(path)) {
+                throw new IOException(path + ": expected a shard that " + index.getFileName() + " names, found no file");
+            }
+            WeightsFile file = openFile(shard);
             if (!file.entries().containsKey(entry.getKey())) {
                 throw new IOException(
                         index + ": expected tensor " + entry.getKey() + " in " + shard + ", found none of that name there");
@@ -80,14 +105,11 @@ public final class ModelFolder implements AutoCloseable {
         }
     }
 
-    private SafetensorsFile openFile(String name) throws IOException {
-        SafetensorsFile open = files.get(name);
+    private WeightsFile openFile(String name) throws IOException {
+        WeightsFile open = files.get(name);
         if (open == null) {
             Path path = directory.resolve(name);
-            if (!Files.exists(path)) {
-                throw new IOException(path + ": expected a shard that " + INDEX + " names, found no file");
-            }
-            open = SafetensorsFile.open(path);
+            open = name.endsWith(".safetensors") ? SafetensorsFile.open(path) : TorchFile.open(path);
             files.put(name, open);
         }
         return open;
@@ -98,7 +120,11 @@ public final class ModelFolder implements AutoCloseable {
             throw new IOException(file + ": expected a file, found none");
         }
         try {
-            return JSON.readTree(Files.readString(file));
+            JsonNode json = JSON.readTree(Files.readAllBytes(file));
+            if (!json.isObject()) {
+                throw new IOException(file + ": expected a JSON object, found " + (json.isMissingNode() ? "nothing" : json));
+            }
+            return json;
         } catch (JacksonException broken) {
             throw new IOException(file + ": expected JSON: " + broken.getOriginalMessage(), broken);
         }
@@ -134,14 +160,8 @@ public final class ModelFolder implements AutoCloseable {
 
     /** A mapped view; the message names file and tensor when there is none, or when its shape is another. */
     public Tensor tensor(String name, long... shape) throws IOException {
-        SafetensorsFile file = fileOf.get(name);
-        if (file == null) {
-            throw new IOException(directory + ": expected a tensor " + name + ", found none of that name");
-        }
+        WeightsFile file = fileOf(name);
         Tensor tensor = file.tensor(name);
-        if (!tensor.dtype().isFloat()) {
-            throw new IOException(file.file() + ": tensor " + name + ": expected F32, BF16 or F16, found " + tensor.dtype());
-        }
         if (shape.length > 0 && !tensor.shape().equals(Shape.of(shape))) {
             throw new IOException(
                     file.file() + ": tensor " + name + ": expected shape " + Shape.of(shape) + ", found " + tensor.shape());
@@ -149,9 +169,51 @@ public final class ModelFolder implements AutoCloseable {
         return tensor;
     }
 
+    /** Gives the physical memory behind a tensor back, once its values are elsewhere; see {@link WeightsFile#release}. */
+    public void release(String name) throws IOException {
+        fileOf(name).release(name);
+    }
+
+    /**
+     * SHA-256 over the names, types, shapes and bytes of all tensors, in hexadecimal: equal for equal weights, in whichever
+     * files they lie. Reads every byte, and keeps none of them in memory.
+     */
+    public String weightsHash() {
+        MessageDigest digest = sha256();
+        fileOf.forEach((name, file) -> {
+            WeightsFile.Entry entry = file.entries().get(name);
+            MemorySegment bytes = file.bytes(name);
+            // Lengths stand before what they count, so that no two sets of tensors make the same stream.
+            String described = name.length() + " " + name + " " + entry.dtype() + " " + entry.shape() + " ";
+            digest.update(described.getBytes(StandardCharsets.UTF_8));
+            for (long from = 0; from < bytes.byteSize(); from += HASHED_AT_ONCE) {
+                MemorySegment piece = bytes.asSlice(from, Math.min(HASHED_AT_ONCE, bytes.byteSize() - from));
+                digest.update(piece.asByteBuffer());
+                piece.unload();
+            }
+        });
+        return HexFormat.of().formatHex(digest.digest());
+    }
+
+    private static MessageDigest sha256() {
+        try {
+            return MessageDigest.getInstance("SHA-256");
+        } catch (NoSuchAlgorithmException missing) {
+            throw new IllegalStateException("expected SHA-256, which every Java platform has", missing);
+        }
+    }
+
+    private WeightsFile fileOf(String name) throws IOException {
+        WeightsFile file = fileOf.get(name);
+        if (file == null) {
+            throw new IOException(directory + ": expected a tensor " + name + ", found none of that name");
+        }
+        return file;
+    }
+
     @Override
     public void close() {
-        files.values().forEach(SafetensorsFile::close);
+        files.values().forEach(WeightsFile::close);
         files.clear();
         fileOf.clear();
     }

@@ -2,10 +2,12 @@ package dev.penumbra.io;
 
 import java.nio.file.Path;
 
-/** A safetensors file is not what its format says: the message names the file, the tensor, what was expected and found. */
-public final class SafetensorsException extends RuntimeException {
+/** A file is not what the safetensors format says. */
+public final class SafetensorsException extends WeightsFileException {
+
+    private static final long serialVersionUID = 1L;
 
     SafetensorsException(Path file, String message) {
-        super(file + ": " + message);
+        super(file, message);
     }
 }

@@ -1,14 +1,13 @@
 package dev.penumbra.io;
 
-import dev.penumbra.tensor.DType;
-import dev.penumbra.tensor.Shape;
-import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
+import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
@@ -24,58 +23,23 @@ import tools.jackson.databind.DeserializationFeature;
 import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.json.JsonMapper;
 
-/**
- * A safetensors file, mapped into memory: eight bytes with the length of a JSON header, the header, and the tensors' bytes
- * without gaps. Tensors are views of the mapping; closing the file ends them.
- */
-public final class SafetensorsFile implements AutoCloseable {
+/** A safetensors file: eight bytes with the length of a JSON header, the header, and the tensors' bytes without gaps. */
+public final class SafetensorsFile extends WeightsFile {
 
     /** The format's own limit. */
     private static final long LARGEST_HEADER = 100_000_000;
-
-    private static final Map<String, Integer> BYTE_SIZES = Map.ofEntries(
-            Map.entry("F64", 8),
-            Map.entry("F32", 4),
-            Map.entry("F16", 2),
-            Map.entry("BF16", 2),
-            Map.entry("I64", 8),
-            Map.entry("I32", 4),
-            Map.entry("I16", 2),
-            Map.entry("I8", 1),
-            Map.entry("U64", 8),
-            Map.entry("U32", 4),
-            Map.entry("U16", 2),
-            Map.entry("U8", 1),
-            Map.entry("BOOL", 1));
 
     private static final JsonMapper JSON = JsonMapper.builder()
             .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
             .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
             .build();
 
-    /**
-     * One tensor of the header.
-     *
-     * @param dtype the format's name, for example BF16
-     * @param begin first byte, counted from the end of the header
-     * @param end the byte after the last
-     */
-    public record Entry(String dtype, List<Long> shape, long begin, long end) {
-    }
-
-    private final Path file;
-    private final Arena arena;
-    private final MemorySegment data;
-    private final Map<String, Entry> entries;
     private final Map<String, String> metadata;
 
     private SafetensorsFile(Path file, Arena arena, MemorySegment data, Map<String, Entry> entries,
             Map<String, String> metadata) {
-        this.file = file;
-        this.arena = arena;
-        this.data = data;
-        this.entries = entries;
-        this.metadata = metadata;
+        super(file, arena, data, entries);
+        this.metadata = Collections.unmodifiableMap(metadata);
     }
 
     /**
@@ -114,7 +78,10 @@ public final class SafetensorsFile implements AutoCloseable {
     private static Map<String, Entry> parse(Path file, byte[] header, Map<String, String> metadata) {
         JsonNode root;
         try {
-            root = JSON.readTree(new String(header, StandardCharsets.UTF_8));
+            // Strictly: two names that differ in broken bytes only would become one.
+            root = JSON.readTree(StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(header)).toString());
+        } catch (CharacterCodingException broken) {
+            throw new SafetensorsException(file, "expected a header in UTF-8, found other bytes");
         } catch (JacksonException broken) {
             throw new SafetensorsException(file, "expected a header in JSON: " + broken.getOriginalMessage());
         }
@@ -124,6 +91,10 @@ public final class SafetensorsFile implements AutoCloseable {
         Map<String, Entry> entries = new TreeMap<>();
         for (Map.Entry<String, JsonNode> property : root.properties()) {
             if (property.getKey().equals("__metadata__")) {
+                if (!property.getValue().isObject()) {
+                    throw new SafetensorsException(file,
+                            "expected __metadata__ to be an object of strings, found " + property.getValue());
+                }
                 for (Map.Entry<String, JsonNode> text : property.getValue().properties()) {
                     if (!text.getValue().isString()) {
                         throw new SafetensorsException(file,
@@ -209,46 +180,13 @@ public final class SafetensorsFile implements AutoCloseable {
         }
     }
 
-    public Path file() {
-        return file;
-    }
-
-    /** The tensors by name, in the order of their names. */
-    public Map<String, Entry> entries() {
-        return Collections.unmodifiableMap(entries);
-    }
-
-    public Map<String, String> metadata() {
-        return Collections.unmodifiableMap(metadata);
-    }
-
-    /** View of a tensor in F32, BF16, F16, I32, U8 or U64, of rank 1 to 4 (a scalar is [1]). */
-    public Tensor tensor(String name) {
-        Entry entry = entries.get(name);
-        if (entry == null) {
-            throw new SafetensorsException(file, "expected a tensor " + name + ", found none of that name");
-        }
-        DType dtype = switch (entry.dtype()) {
-            case "F32" -> DType.F32;
-            case "BF16" -> DType.BF16;
-            case "F16" -> DType.F16;
-            case "I32" -> DType.I32;
-            case "U8" -> DType.U8;
-            case "U64" -> DType.U64;
-            default -> throw new SafetensorsException(
-                    file, "tensor " + name + ": expected F32, BF16, F16, I32, U8 or U64, found " + entry.dtype());
-        };
-        if (entry.shape().size() > Shape.MAX_RANK) {
-            throw new SafetensorsException(file,
-                    "tensor " + name + ": expected at most 4 dimensions, found " + entry.shape());
-        }
-        long[] dims = entry.shape().isEmpty() ? new long[]{1} : entry.shape().stream().mapToLong(Long::longValue).toArray();
-        return Tensor.view(data.asSlice(entry.begin(), entry.end() - entry.begin()), dtype, Shape.of(dims));
-    }
-
-    /** Unmaps the file; its tensors throw from then on. */
     @Override
-    public void close() {
-        arena.close();
+    SafetensorsException failure(String message) {
+        return new SafetensorsException(file(), message);
+    }
+
+    /** What the header says under {@code __metadata__}. */
+    public Map<String, String> metadata() {
+        return metadata;
     }
 }

@@ -72,22 +72,18 @@ final class OptWeights {
         finalNorm = config.hasFinalLayerNorm() ? layerNorm(prefix + "final_layer_norm", h) : null;
         boolean tied = config.tieWordEmbeddings() || !folder.has("lm_head.weight");
         String headName = tied ? prefix + "embed_tokens.weight" : "lm_head.weight";
-        head = pack("lm_head", List.of(checked(headName, config.vocabSize(), e)));
+        head = pack("lm_head", List.of(headName), config.vocabSize(), e);
     }
 
     private Linear linear(String name, long out, long in, boolean bias) throws IOException {
-        FrozenWeight weight = pack(name, List.of(checked(name + ".weight", out, in)));
+        FrozenWeight weight = pack(name, List.of(name + ".weight"), out, in);
         return new Linear(weight, bias ? vector(name + ".bias", List.of(name + ".bias"), out) : null);
     }
 
     private Linear stacked(String at, List<String> parts, long out, long in) throws IOException {
-        List<Tensor> weights = new ArrayList<>();
-        List<String> biases = new ArrayList<>();
-        for (String part : parts) {
-            weights.add(checked(at + part + ".weight", out, in));
-            biases.add(at + part + ".bias");
-        }
-        return new Linear(pack(at + "qkv", weights), vector(at + "qkv.bias", biases, out));
+        List<String> weights = parts.stream().map(part -> at + part + ".weight").toList();
+        List<String> biases = parts.stream().map(part -> at + part + ".bias").toList();
+        return new Linear(pack(at + "qkv", weights, out, in), vector(at + "qkv.bias", biases, out));
     }
 
     private LayerNorm layerNorm(String name, long h) throws IOException {
@@ -95,11 +91,19 @@ final class OptWeights {
                 vector(name + ".weight", List.of(name + ".weight"), h), vector(name + ".bias", List.of(name + ".bias"), h));
     }
 
-    private FrozenWeight pack(String name, List<Tensor> parts) {
-        long out = parts.stream().mapToLong(p -> p.shape().dim(0)).sum();
-        FrozenWeight.Form form = new FrozenWeight.Form(out, parts.getFirst().shape().dim(1), compute, true);
-        resident.add(new Resident(name + " " + compute + " [" + out + ", " + form.in() + "]", backend.packedBytes(form)));
-        return backend.pack(owner, form, parts);
+    /** Matrices [out, in] of the folder, one below another. The mapped pages are given back: packing has copied them. */
+    private FrozenWeight pack(String name, List<String> parts, long out, long in) throws IOException {
+        List<Tensor> weights = new ArrayList<>();
+        for (String part : parts) {
+            weights.add(checked(part, out, in));
+        }
+        FrozenWeight.Form form = new FrozenWeight.Form(out * parts.size(), in, compute, true);
+        resident.add(new Resident(name + " " + compute + " [" + form.out() + ", " + in + "]", backend.packedBytes(form)));
+        FrozenWeight packed = backend.pack(owner, form, weights);
+        for (String part : parts) {
+            folder.release(part);
+        }
+        return packed;
     }
 
     /** f32 vectors of n elements each, one after another. */
@@ -109,6 +113,7 @@ final class OptWeights {
         for (int i = 0; i < parts.size(); i++) {
             float[] part = checked(parts.get(i), n).toFloats();
             System.arraycopy(part, 0, values, Math.toIntExact(i * n), part.length);
+            folder.release(parts.get(i));
         }
         try (Arena arena = Arena.ofConfined()) {
             backend.upload(Tensor.of(arena, values), device);
@@ -132,6 +137,7 @@ final class OptWeights {
                 backend.synchronize();
             }
         }
+        folder.release(name);
         resident.add(new Resident(name, device.byteSize()));
         return device;
     }
