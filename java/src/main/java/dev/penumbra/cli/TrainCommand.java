@@ -120,7 +120,7 @@ final class TrainCommand implements Callable<Integer> {
 
     private void describe(Trainer trainer, Penumbra penumbra, Dataset samples, PrintWriter out) throws IOException {
         out.print(trainer.plan());
-        trainer.plan().requireFits();
+        trainer.plan().requireFits(penumbra.model().backend());
         out.flush();
         TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), adapter(penumbra), config(), samples);
         out.println(String.format(Locale.ROOT,
