@@ -7,11 +7,23 @@ import org.jspecify.annotations.Nullable;
 /** Forward and backward over batches, in buffers allocated once. */
 public interface ModelPass {
 
+    /** Uploads a batch. Dropout is drawn when {@code dropout} is not null and the adapter has some. */
+    void load(Batch batch, @Nullable DropoutSeed dropout);
+
     /**
-     * Uploads a batch and runs it up to the head's input. Dropout is drawn when {@code dropout} is not null and the adapter
-     * has some.
+     * What the operations on the loaded batch depend on beside its contents: operations recorded for one batch serve every
+     * other of an equal signature.
      */
-    void forward(Batch batch, @Nullable DropoutSeed dropout);
+    Object signature();
+
+    /** Runs the loaded batch up to the head's input. */
+    void forward();
+
+    /** Loads a batch and runs it up to the head's input. */
+    default void forward(Batch batch, @Nullable DropoutSeed dropout) {
+        load(batch, dropout);
+        forward();
+    }
 
     /** loss[0] += the sum of −log p(target) over the batch's supervised tokens. Follows {@link #forward}. */
     void addLoss(Tensor loss);

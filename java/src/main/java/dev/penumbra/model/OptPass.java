@@ -32,6 +32,11 @@ import org.jspecify.annotations.Nullable;
  */
 final class OptPass implements ModelPass {
 
+    /** Sizes of batches that recorded operations tell apart: each costs a recording, fewer cost more padding. */
+    private static final int SIGNATURE_STEPS = 32;
+
+    private static final int SIGNATURE_SAMPLES = 16;
+
     private static final List<String> QKV = List.of("q_proj", "k_proj", "v_proj");
 
     private final Opt model;
@@ -202,7 +207,7 @@ final class OptPass implements ModelPass {
     }
 
     @Override
-    public void forward(Batch batch, @Nullable DropoutSeed dropout) {
+    public void load(Batch batch, @Nullable DropoutSeed dropout) {
         upload(batch);
         dropping = dropout != null && adapter != null && adapter.config().loraDropout() > 0;
         if (dropping) {
@@ -210,6 +215,19 @@ final class OptPass implements ModelPass {
             stagedDropout.segment().set(ValueLayout.JAVA_LONG, 8, dropout.offset());
             model.backend().upload(stagedDropout, dropoutState);
         }
+    }
+
+    /** @param dropping whether dropout is drawn; its seed lies on the device */
+    private record Signature(int tokens, int supervised, int samples, int maxSeqlen, boolean dropping) {
+    }
+
+    @Override
+    public Object signature() {
+        return new Signature(m, supervised, samples, maxSeqlen, dropping);
+    }
+
+    @Override
+    public void forward() {
         layersForward();
     }
 
@@ -222,16 +240,30 @@ final class OptPass implements ModelPass {
             throw new ModelException("expected samples of at most " + config.maxPositionEmbeddings()
                     + " tokens, the model's positions, found one of " + batch.maxSeqlen());
         }
-        m = Math.min(capacity, PassShape.roundUp(given));
-        supervised = batch.rows().length;
-        samples = batch.samples();
-        maxSeqlen = batch.maxSeqlen();
+        // Recorded operations are worth their recording when many batches share a signature: sizes are rounded up for them.
+        boolean recorded = model.backend().isAsynchronous();
+        int block = recorded ? PassShape.roundUp(Math.ceilDiv(capacity, SIGNATURE_STEPS)) : PassShape.ROW_BLOCK;
+        m = roundUp(given, block);
+        supervised = recorded ? roundUp(batch.rows().length, block) : batch.rows().length;
+        samples = recorded ? roundUp(batch.samples(), SIGNATURE_SAMPLES) : batch.samples();
+        maxSeqlen = recorded ? Math.max(shape.maxSeqlen(), batch.maxSeqlen()) : batch.maxSeqlen();
         // Rows up to the block's end belong to no sample; token and position 0 are as good as any.
         send(Arrays.copyOf(batch.ids(), m), stagedIds, ids);
         send(Arrays.copyOf(batch.positions(), m), stagedPositions, positions);
-        send(batch.cuSeqlens(), stagedCuSeqlens, cuSeqlens);
-        send(batch.rows(), stagedRows, rows);
-        send(batch.targets(), stagedTargets, targets);
+        send(padded(batch.cuSeqlens(), samples + 1, batch.cuSeqlens()[batch.samples()]), stagedCuSeqlens, cuSeqlens);
+        send(padded(batch.rows(), supervised, LinearCrossEntropy.NO_ROW), stagedRows, rows);
+        send(Arrays.copyOf(batch.targets(), supervised), stagedTargets, targets);
+    }
+
+    /** The next multiple of {@code block}, within the capacity. */
+    private int roundUp(int count, int block) {
+        return Math.min(capacity, Math.ceilDiv(count, block) * block);
+    }
+
+    private static int[] padded(int[] values, int length, int filler) {
+        int[] padded = Arrays.copyOf(values, length);
+        Arrays.fill(padded, values.length, length, filler);
+        return padded;
     }
 
     private void send(int[] values, Tensor staged, Tensor device) {

@@ -1,6 +1,8 @@
 package dev.penumbra.train;
 
 import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.Graph;
+import dev.penumbra.backend.Readback;
 import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.backend.op.Fill;
 import dev.penumbra.data.Batch;
@@ -22,7 +24,9 @@ import java.lang.foreign.Arena;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
@@ -79,7 +83,7 @@ public final class Trainer {
         return totalSteps;
     }
 
-    /** Ends the run after the step under way, with a checkpoint; from any thread. */
+    /** Ends the run after the steps under way, with a checkpoint; from any thread. */
     public void cancel() {
         cancelled = true;
     }
@@ -145,10 +149,15 @@ public final class Trainer {
         private final @Nullable Tensor workspace;
         private final ModelPass pass;
         private final @Nullable ModelPass evaluationPass;
+        private final Arena arena;
+        private final Map<Recording, Graph> recordings = new HashMap<>();
         private long microBatch;
         private int step;
+        private boolean warm;
+        private long delivered;
 
         Run(Arena arena) {
+            this.arena = arena;
             Shape n = adapter.parameters().shape();
             grad = backend.allocate(arena, DType.F32, n);
             m = backend.allocate(arena, DType.F32, n);
@@ -168,19 +177,31 @@ public final class Trainer {
             float[] initial = adapter.parametersToHost();
             resume();
             StepMetrics last = null;
+            Enqueued underWay = null;
             boolean evaluated = false;
             while (step < totalSteps && !cancelled) {
-                last = trainStep();
-                for (StepListener listener : listeners) {
-                    listener.onStep(last);
+                // A device computes the step under way while the next one is enqueued behind it: only then is it waited for.
+                Enqueued next = enqueueStep();
+                if (underWay != null) {
+                    last = deliver(underWay);
                 }
-                evaluated = config.evalEvery() > 0 && step % config.evalEvery() == 0;
-                if (evaluated) {
+                underWay = next;
+                boolean evaluates = config.evalEvery() > 0 && step % config.evalEvery() == 0;
+                boolean saves = config.saveEvery() > 0 && step % config.saveEvery() == 0;
+                if (evaluates || saves || underWay.isDone()) {
+                    last = deliver(underWay);
+                    underWay = null;
+                }
+                evaluated = evaluates;
+                if (evaluates) {
                     evaluate();
                 }
-                if (config.saveEvery() > 0 && step % config.saveEvery() == 0) {
+                if (saves) {
                     save();
                 }
+            }
+            if (underWay != null) {
+                last = deliver(underWay);
             }
             if (cancelled && step < totalSteps) {
                 save();
@@ -212,7 +233,20 @@ public final class Trainer {
             batches.seek(state.epoch(), state.index());
         }
 
-        private StepMetrics trainStep() {
+        /** A step that the device may still be computing. */
+        private record Enqueued(
+                int step, double lr, int supervised, int realTokens, long start, Readback loss, Readback gradNorm) {
+
+            boolean isDone() {
+                return gradNorm.isDone();
+            }
+        }
+
+        /** What the operations of a micro-batch depend on. */
+        private record Recording(Object signature, boolean first, boolean last) {
+        }
+
+        private Enqueued enqueueStep() {
             long start = System.nanoTime();
             // The divisor is known before the first backward pass, so that micro-batches add up to one big batch.
             List<Batch> micro = new ArrayList<>();
@@ -237,25 +271,55 @@ public final class Trainer {
             Scalars.write(backend, gradScale, 1f / supervised);
             Scalars.write(backend, schedule, (float) lr, (float) (1 - Math.pow(BETA1, step)),
                     (float) (1 - Math.pow(BETA2, step)));
-            backend.run(new Fill(0, grad));
-            backend.run(new Fill(0, loss));
-            for (Batch batch : micro) {
-                pass.forward(batch, new DropoutSeed(config.seed(), microBatch++));
+            for (int i = 0; i < micro.size(); i++) {
+                pass.load(micro.get(i), new DropoutSeed(config.seed(), microBatch++));
+                runMicroBatch(i == 0, i == micro.size() - 1);
+            }
+            return new Enqueued(step, lr, supervised, realTokens, start, backend.read(loss), backend.read(gradNorm));
+        }
+
+        private void runMicroBatch(boolean first, boolean last) {
+            Runnable operations = () -> {
+                if (first) {
+                    backend.run(new Fill(0, grad));
+                    backend.run(new Fill(0, loss));
+                }
+                pass.forward();
                 pass.addLossAndGradients(loss, gradScale, grad);
+                if (last) {
+                    // A norm that is not finite leaves the adapter as it is, so that nothing has to wait here.
+                    backend.run(update(workspace));
+                }
+            };
+            // What a device does on an operation's first run, such as loading its kernels, is not recorded.
+            if (!backend.isAsynchronous() || !warm) {
+                operations.run();
+                warm = warm || last;
+            } else {
+                recordings.computeIfAbsent(
+                        new Recording(pass.signature(), first, last), key -> backend.capture(arena, operations)).launch();
             }
-            double mean = Scalars.read(backend, loss) / supervised;
+        }
+
+        /** Waits for a step and tells the listeners. */
+        private StepMetrics deliver(Enqueued enqueued) {
+            double mean = enqueued.loss().floats()[0] / enqueued.supervised();
             if (!Double.isFinite(mean)) {
-                throw new TrainingException(
-                        "step " + step + ": expected a finite loss, found " + mean + "; the last checkpoint is kept");
-            }
-            backend.run(update(workspace));
-            float norm = Scalars.read(backend, gradNorm);
-            if (!Float.isFinite(norm)) {
-                throw new TrainingException("step " + step + ": expected a finite gradient, found a norm of " + norm
+                throw new TrainingException("step " + enqueued.step() + ": expected a finite loss, found " + mean
                         + "; the last checkpoint is kept");
             }
-            double ms = (System.nanoTime() - start) / 1e6;
-            return new StepMetrics(step, mean, lr, norm, realTokens, realTokens / (ms / 1e3), ms);
+            float norm = enqueued.gradNorm().floats()[0];
+            if (!Float.isFinite(norm)) {
+                throw new TrainingException("step " + enqueued.step() + ": expected a finite gradient, found a norm of "
+                        + norm + "; the last checkpoint is kept");
+            }
+            long now = System.nanoTime();
+            double ms = (now - Math.max(enqueued.start(), delivered)) / 1e6;
+            delivered = now;
+            StepMetrics metrics = new StepMetrics(enqueued.step(), mean, enqueued.lr(), norm, enqueued.realTokens(),
+                    enqueued.realTokens() / (ms / 1e3), ms);
+            listeners.forEach(listener -> listener.onStep(metrics));
+            return metrics;
         }
 
         private AdamW update(@Nullable Tensor scratch) {

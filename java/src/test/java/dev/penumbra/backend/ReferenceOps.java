@@ -305,6 +305,9 @@ final class ReferenceOps {
         for (int i = 0; i < size(op.rows(), 0); i++) {
             int row = getInt(op.rows(), i);
             int target = getInt(op.targets(), i);
+            if (row == LinearCrossEntropy.NO_ROW) {
+                continue;
+            }
             double[] z = new double[w.length];
             for (int v = 0; v < w.length; v++) {
                 for (int j = 0; j < w[v].length; j++) {

@@ -114,7 +114,11 @@ class PeftParityTest {
 
         Fixture(String name, String device) throws IOException {
             Path folder = FIXTURES.resolve(name);
-            backend = device.equals("java") ? new FakeBackend() : Backends.open(Device.CPU, 1, true);
+            backend = switch (device) {
+                case "java" -> new FakeBackend();
+                case "java-asynchronous" -> new FakeBackend(true);
+                default -> Backends.open(Device.CPU, 1, true);
+            };
             try (ModelFolder files = ModelFolder.open(folder)) {
                 model = Opt.load(backend, arena, files, DType.F32);
             }

@@ -2,6 +2,7 @@ package dev.penumbra.train;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.within;
 
 import dev.penumbra.backend.FakeBackend;
 import dev.penumbra.backend.op.AttentionBackward;
@@ -83,6 +84,22 @@ class TrainerTest {
             assertThat(train(f, second, config().build(), -1)).isEqualTo(losses);
             assertThat(second.parametersToHost()).isEqualTo(first.parametersToHost());
             assertThat(train(f, without, config().build(), -1)).isNotEqualTo(losses);
+        }
+    }
+
+    @Test
+    void aDeviceThatComputesBehindTheHostGivesTheSameLosses() throws IOException {
+        List<Double> atOnce;
+        try (Fixture f = new Fixture("pre-norm", "java"); Arena arena = Arena.ofShared()) {
+            atOnce = train(f, adapter(f, arena, 0.1), config().gradAccum(2).build(), -1);
+        }
+        try (Fixture f = new Fixture("pre-norm", "java-asynchronous"); Arena arena = Arena.ofShared()) {
+            List<Double> behind = train(f, adapter(f, arena, 0.1), config().gradAccum(2).build(), -1);
+            assertThat(behind).hasSize(atOnce.size());
+            for (int i = 0; i < atOnce.size(); i++) {
+                assertThat(behind.get(i)).isCloseTo(atOnce.get(i), within(1e-6));
+            }
+            assertThat(((FakeBackend) f.backend).pendingReads()).isZero();
         }
     }
 
