@@ -1,0 +1,41 @@
+// Rows of a [tokens, heads, head_dim] view, and the sample a row belongs to.
+#pragma once
+
+#include <cstdint>
+
+#include "penumbra/tensor.h"
+
+namespace pnb::cuda::attention {
+
+template <typename T>
+struct Heads {
+  T* data;
+  int64_t token_stride, head_stride;
+
+  Heads() = default;
+  explicit Heads(const pnb_tensor& t) : data(static_cast<T*>(t.data)), token_stride(t.stride[0]), head_stride(t.stride[1]) {}
+
+  __device__ T* row(int64_t token, int64_t head) const { return data + token * token_stride + head * head_stride; }
+};
+
+// Ascending borders of packed samples, on the device.
+struct Borders {
+  const int32_t* at;
+  int32_t samples;
+
+  Borders() = default;
+  explicit Borders(const pnb_tensor& t) : at(static_cast<const int32_t*>(t.data)), samples(static_cast<int32_t>(t.shape[0] - 1)) {}
+
+  // The sample that holds the row; `samples` for a row of none. Empty samples hold nothing.
+  __device__ int32_t sample_of(int32_t row) const {
+    int32_t low = 0, high = samples + 1;  // the first border above row lies in [low, high]
+    while (low < high) {
+      int32_t middle = (low + high) / 2;
+      if (at[middle] > row) high = middle;
+      else low = middle + 1;
+    }
+    return low == 0 ? samples : low - 1;
+  }
+};
+
+}  // namespace pnb::cuda::attention
