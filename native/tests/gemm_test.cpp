@@ -113,6 +113,25 @@ void run(pnb_context* context, const Case& c, int kind) {
   pnb_weight_destroy(weight);
 }
 
+// A NaN in one row of a is in that row of d and in no other, whichever way the epilogue is computed.
+void relu_keeps_nan(pnb_context* context, int32_t dtype, bool mask, bool residual) {
+  const int64_t m = 5, n = 40, k = 24;
+  std::string what = std::string("relu of NaN ") + name(dtype) + " mask " + std::to_string(mask) + " residual " + std::to_string(residual);
+  Tensor a(dtype, {m, k}), b(dtype, {k, n}), d(dtype, {m, n}, 0.0), rest(dtype, {m, n}), bits(PNB_DTYPE_U8, {m, n / 8}, 0.0);
+  a.set(2 * k + 7, NAN);
+  auto p = params<pnb_gemm_params>();
+  p.a = a.t, p.b = b.t, p.d = d.t, p.epilogue = PNB_EPILOGUE_RELU;
+  if (mask) p.relu_mask = bits.t;
+  if (residual) p.residual = rest.t;
+  ok(pnb_gemm(context, &p), what);
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < m * n; ++i) {
+    wrong += std::isnan(d.at(i)) != (i / n == 2);
+    wrong += mask && i / n == 2 && (bits.bytes[i / 8] >> (i % 8) & 1) != 0;  // NaN is not above 0
+  }
+  expect(wrong == 0, what + ": " + std::to_string(wrong) + " wrong elements");
+}
+
 }  // namespace
 
 int main() {
@@ -131,6 +150,9 @@ int main() {
         }
       }
     }
+  }
+  for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
+    for (int options = 0; options < 4; ++options) relu_keeps_nan(context, dtype, options & 1, options & 2);
   }
   pnb_context_destroy(context);
   return finish("gemm_test");

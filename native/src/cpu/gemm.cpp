@@ -3,14 +3,13 @@
 #include <algorithm>
 
 #include "core/tensor.h"
-#include "cpu/bf16.h"
 #include "cpu/convert.h"
+#include "cpu/epilogue.h"
 #include "cpu/philox.h"
-#include "cpu/simd.h"
 #include "cpu/weight.h"
 
 // Notes. On two Zen 4 cores a bf16 product of OPT-125M's shapes runs at 330-400 GFLOP/s; whatever oneDNN can fuse (bias,
-// ReLU, residual) is free. Low-rank terms are added to an f32 product a few hundred rows at a time, so that the rows are
+// residual) is free. Its ReLU would turn NaN into 0, so ReLU and its mask are a pass of their own. Low-rank terms are added to an f32 product a few hundred rows at a time, so that the rows are
 // still in the second-level cache when the epilogue reads them, and d is rounded once.
 
 namespace pnb::cpu {
@@ -33,57 +32,6 @@ template <typename T>
 T* row_of(const pnb_tensor& t, int64_t row) {
   return static_cast<T*>(t.data) + row * t.stride[0];
 }
-
-// row[j] += sum over r of h[r] * b[r][j]
-PNB_MULTIVERSION void add_low_rank(float* row, const float* h, const float* b, int64_t rank, int64_t columns) {
-  for (int64_t r = 0; r < rank; ++r) {
-    float factor = h[r];
-    const float* b_row = b + r * columns;
-    for (int64_t j = 0; j < columns; ++j) row[j] += factor * b_row[j];
-  }
-}
-
-PNB_MULTIVERSION void add_row(float* row, const float* other, int64_t columns) {
-  for (int64_t j = 0; j < columns; ++j) row[j] += other[j];
-}
-
-PNB_MULTIVERSION void add_bf16_row(float* row, const uint16_t* other, int64_t columns) {
-  for (int64_t j = 0; j < columns; ++j) row[j] += bf16_to_float(other[j]);
-}
-
-PNB_MULTIVERSION void relu_row(float* row, int64_t columns) {
-  for (int64_t j = 0; j < columns; ++j) row[j] = row[j] > 0.0f ? row[j] : 0.0f;
-}
-
-// Bit j of the mask says that row[j] is above 0.
-template <typename T>
-inline void mask_body(const T* row, uint8_t* mask, int64_t columns) {
-  int64_t whole = columns / 8;
-  for (int64_t byte = 0; byte < whole; ++byte) {
-    unsigned bits = 0;
-    for (int bit = 0; bit < 8; ++bit) bits |= static_cast<unsigned>(row[byte * 8 + bit] > 0) << bit;
-    mask[byte] = static_cast<uint8_t>(bits);
-  }
-  if (columns % 8 != 0) {
-    unsigned bits = 0;
-    for (int64_t j = whole * 8; j < columns; ++j) bits |= static_cast<unsigned>(row[j] > 0) << (j % 8);
-    mask[whole] = static_cast<uint8_t>(bits);
-  }
-}
-
-PNB_MULTIVERSION void mask_row(const float* row, uint8_t* mask, int64_t columns) { mask_body(row, mask, columns); }
-
-// A bf16 value is above 0 when its bit pattern, read as a signed number, is.
-PNB_MULTIVERSION void mask_bf16_row(const int16_t* row, uint8_t* mask, int64_t columns) { mask_body(row, mask, columns); }
-
-template <typename T>
-inline void keep_body(T* row, const uint8_t* mask, int64_t columns) {
-  for (int64_t j = 0; j < columns; ++j) row[j] = (mask[j / 8] >> (j % 8)) & 1 ? row[j] : T(0);
-}
-
-PNB_MULTIVERSION void keep_row(float* row, const uint8_t* mask, int64_t columns) { keep_body(row, mask, columns); }
-
-PNB_MULTIVERSION void keep_bf16_row(uint16_t* row, const uint8_t* mask, int64_t columns) { keep_body(row, mask, columns); }
 
 }  // namespace
 
@@ -158,10 +106,10 @@ void Gemm::run(const pnb_gemm_params& given) {
   p.a = readable(given.a, copied_a_);
   if (!p.weight) p.b = readable(given.b, copied_b_);
   Matrix b = p.weight ? static_cast<const PackedWeight*>(p.weight)->matrix(p.weight_use) : matrix_of(p.b);
-  bool masked = p.epilogue == PNB_EPILOGUE_DRELU || (p.epilogue == PNB_EPILOGUE_RELU && present(p.relu_mask));
+  bool nonlinear = p.epilogue != PNB_EPILOGUE_NONE;
   // oneDNN takes a single column for contiguous, whatever its stride says.
   bool column_with_gaps = p.d.shape[1] == 1 && p.d.stride[0] != 1;
-  if (p.low_rank_count == 0 && !(masked && present(p.residual)) && !column_with_gaps) {
+  if (p.low_rank_count == 0 && !(nonlinear && present(p.residual)) && !column_with_gaps) {
     run_fused(p, b);
   } else {
     run_in_pieces(p, b);
@@ -172,22 +120,21 @@ void Gemm::run_fused(const pnb_gemm_params& p, const Matrix& b) {
   Matrix residual;
   Fusion fusion;
   fusion.bias = static_cast<const float*>(p.bias.data);
-  fusion.relu = p.epilogue == PNB_EPILOGUE_RELU;
   if (present(p.residual)) {
     residual = matrix_of(p.residual);
     fusion.residual = &residual;
   }
   product(matrix_of(p.a), b, matrix_of(p.d), fusion);
-  if (p.epilogue == PNB_EPILOGUE_NONE || !present(p.relu_mask)) return;
+  if (p.epilogue == PNB_EPILOGUE_NONE) return;
 
   int64_t columns = p.d.shape[1];
   bool wide = p.d.dtype == PNB_DTYPE_F32;
-  bool forward = p.epilogue == PNB_EPILOGUE_RELU;
 #pragma omp parallel for num_threads(threads_) schedule(static)
   for (int64_t i = 0; i < p.d.shape[0]; ++i) {
-    uint8_t* mask = row_of<uint8_t>(p.relu_mask, i);
-    if (forward) {
-      wide ? mask_row(row_of<float>(p.d, i), mask, columns) : mask_bf16_row(row_of<int16_t>(p.d, i), mask, columns);
+    uint8_t* mask = present(p.relu_mask) ? row_of<uint8_t>(p.relu_mask, i) : nullptr;
+    if (p.epilogue == PNB_EPILOGUE_RELU) {
+      wide ? relu_row(row_of<float>(p.d, i), columns) : relu_bf16_row(row_of<uint16_t>(p.d, i), columns);
+      if (mask != nullptr) wide ? mask_row(row_of<float>(p.d, i), mask, columns) : mask_bf16_row(row_of<uint16_t>(p.d, i), mask, columns);
     } else {
       wide ? keep_row(row_of<float>(p.d, i), mask, columns) : keep_bf16_row(row_of<uint16_t>(p.d, i), mask, columns);
     }

@@ -65,7 +65,7 @@ const Matmul::Entry& Matmul::entry(const Matrix& a, const Matrix& b, const Matri
   append(key, b.desc);
   append(key, d.desc);
   bool sum = accumulates(d, fusion);
-  key.push_back(static_cast<char>((fusion.bias ? 1 : 0) | (fusion.relu ? 2 : 0) | (fusion.residual ? 4 : 0) | (sum ? 8 : 0)));
+  key.push_back(static_cast<char>((fusion.bias ? 1 : 0) | (fusion.residual ? 2 : 0) | (sum ? 4 : 0)));
   if (fusion.residual) append(key, fusion.residual->desc);
 
   auto found = index_.find(key);
@@ -74,7 +74,6 @@ const Matmul::Entry& Matmul::entry(const Matrix& a, const Matrix& b, const Matri
     return recent_.front().second;
   }
   dnnl::post_ops post;
-  if (fusion.relu) post.append_eltwise(dnnl::algorithm::eltwise_relu, 0.0f, 0.0f);
   if (sum) post.append_sum(1.0f);
   if (fusion.residual && !sum) post.append_binary(dnnl::algorithm::binary_add, fusion.residual->desc);
   dnnl::primitive_attr attributes;
@@ -108,8 +107,7 @@ void Matmul::run(const Matrix& a, const Matrix& b, const Matrix& d, const Fusion
     arguments.emplace(DNNL_ARG_BIAS, dnnl::memory(desc, engine_, const_cast<float*>(fusion.bias)));
   }
   if (fusion.residual && !accumulates(d, fusion)) {
-    int position = fusion.relu ? 1 : 0;
-    arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(position) | DNNL_ARG_SRC_1,
+    arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1,
                       dnnl::memory(fusion.residual->desc, engine_, fusion.residual->data));
   }
   product.primitive.execute(stream_, arguments);

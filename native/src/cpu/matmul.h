@@ -39,7 +39,6 @@ Matrix plain_matrix(void* data, int32_t dtype, int64_t rows, int64_t columns, in
 // What is fused behind a product.
 struct Fusion {
   const float* bias = nullptr;     // [n]
-  bool relu = false;
   const Matrix* residual = nullptr;  // [m, n], added last; d itself or memory apart from it
 };
 
@@ -47,7 +46,7 @@ class Matmul {
  public:
   explicit Matmul(int threads);
 
-  // d = relu(a * b + bias) + residual.
+  // d = a * b + bias + residual.
   void run(const Matrix& a, const Matrix& b, const Matrix& d, const Fusion& fusion = {});
 
   // The layout that products [*, k] x [k, n] read b fastest in.
