@@ -27,6 +27,7 @@ final class Failures {
                 || failure instanceof DataException
                 || failure instanceof WeightsFileException
                 || failure instanceof BackendException
+                || failure instanceof JshellScript.Failed
                 || failure instanceof IllegalArgumentException;
     }
 

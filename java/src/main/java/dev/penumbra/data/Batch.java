@@ -1,5 +1,8 @@
 package dev.penumbra.data;
 
+import java.util.Arrays;
+import java.util.stream.IntStream;
+
 /**
  * The rows of one micro-batch, concatenated: samples lie one after another and attention never crosses a border.
  *
@@ -12,6 +15,14 @@ package dev.penumbra.data;
  * @param realTokens tokens that are not padding
  */
 public record Batch(int[] ids, int[] positions, int[] cuSeqlens, int[] rows, int[] targets, int maxSeqlen, int realTokens) {
+
+    /** One sample, without padding. */
+    public static Batch of(Sample sample) {
+        int n = sample.length();
+        int[] rows = IntStream.range(1, n).filter(i -> sample.supervised()[i]).map(i -> i - 1).toArray();
+        int[] targets = Arrays.stream(rows).map(row -> sample.ids()[row + 1]).toArray();
+        return new Batch(sample.ids(), IntStream.range(0, n).toArray(), new int[]{0, n}, rows, targets, n, n);
+    }
 
     public int tokens() {
         return ids.length;

@@ -47,12 +47,17 @@ final class LayerBuffers {
         activation = shared != null && !trainsActivation
                 ? shared.activation
                 : buffers.allocate(kind, at + "activation", dtype, tokens, config.ffnDim());
-        mask = buffers.allocate(kind, at + "relu mask", DType.U8, tokens, Math.ceilDiv(config.ffnDim(), 8));
+        mask = reluMask(buffers, config, tokens, at);
         mean1 = buffers.allocate(kind, at + "mean1", DType.F32, tokens);
         rstd1 = buffers.allocate(kind, at + "rstd1", DType.F32, tokens);
         mean2 = buffers.allocate(kind, at + "mean2", DType.F32, tokens);
         rstd2 = buffers.allocate(kind, at + "rstd2", DType.F32, tokens);
         sum2 = post ? buffers.allocate(kind, at + "sum2", dtype, tokens, hidden) : null;
+    }
+
+    static Tensor reluMask(Buffers buffers, OptConfig config, int tokens, String at) {
+        return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, at + "relu mask", DType.U8, tokens,
+                Math.ceilDiv(config.ffnDim(), 8));
     }
 
     void allocateH(Buffers buffers, String at, Site site, int tokens) {

@@ -2,6 +2,7 @@ package dev.penumbra.model;
 
 import dev.penumbra.data.Batch;
 import dev.penumbra.tensor.Tensor;
+import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /** Forward and backward over batches, in buffers allocated once. */
@@ -38,6 +39,14 @@ public interface ModelPass {
 
     /** logits[tokens, vocab], f32, of the batch's first rows: {@code =}. Follows {@link #forward}. */
     void logits(Tensor logits);
+
+    /**
+     * Which MLP neurons each token of the batch activates, layer by layer. Follows {@link #forward}, and the next one
+     * overwrites them.
+     *
+     * @throws IllegalStateException when the pass's shape does not keep masks
+     */
+    List<ReluMask> reluMasks();
 
     /** Seed and offset of a micro-batch's dropout: equal ones draw equal masks. */
     record DropoutSeed(long seed, long offset) {

@@ -57,6 +57,7 @@ final class OptPass implements ModelPass {
     private final @Nullable Tensor embedded;
     private final Tensor[] x;
     private final LayerBuffers[] layers;
+    private final Tensor[] reluMasks;
     private final Tensor meanFinal;
     private final Tensor rstdFinal;
     private final Tensor hidden;
@@ -78,6 +79,7 @@ final class OptPass implements ModelPass {
     private final Tensor stagedDropout;
 
     private int m;
+    private int batchTokens;
     private int supervised;
     private int samples;
     private int maxSeqlen;
@@ -118,6 +120,7 @@ final class OptPass implements ModelPass {
         embedded = config.hasProjection() ? activations("embedded", config.wordEmbedProjDim()) : null;
         x = new Tensor[config.numHiddenLayers() + 1];
         layers = new LayerBuffers[config.numHiddenLayers()];
+        reluMasks = new Tensor[layers.length];
         LayerBuffers shared = new LayerBuffers(buffers, config, dtype, capacity, "shared ", true, true, true, null);
         x[0] = activations("layers.0 input", h);
         for (int i = 0; i < layers.length; i++) {
@@ -127,6 +130,9 @@ final class OptPass implements ModelPass {
                     ? new LayerBuffers(buffers, config, dtype, capacity, at, hasAny(i, QKV), hasAny(i, List.of("fc1")),
                             hasAny(i, List.of("fc2")), shared)
                     : shared;
+            reluMasks[i] = saved || !shape.keepsReluMasks()
+                    ? layers[i].mask
+                    : LayerBuffers.reluMask(buffers, config, capacity, at);
             // A layer without a backward pass may write its output over its input.
             x[i + 1] = saved ? activations(at + "output", h) : x[i];
             if (adapter != null) {
@@ -240,6 +246,7 @@ final class OptPass implements ModelPass {
             throw new ModelException("expected samples of at most " + config.maxPositionEmbeddings()
                     + " tokens, the model's positions, found one of " + batch.maxSeqlen());
         }
+        batchTokens = given;
         // Recorded operations are worth their recording when many batches share a signature: sizes are rounded up for them.
         boolean recorded = model.backend().isAsynchronous();
         int block = recorded ? PassShape.roundUp(Math.ceilDiv(capacity, SIGNATURE_STEPS)) : PassShape.ROW_BLOCK;
@@ -326,7 +333,7 @@ final class OptPass implements ModelPass {
             mlpResidual = mlpInput;
             norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1);
         }
-        linear(i, List.of("fc1"), mlpInput, w.fc1(), top(b.activation), null, top(b.mask));
+        linear(i, List.of("fc1"), mlpInput, w.fc1(), top(b.activation), null, top(reluMasks[i]));
         if (pre) {
             linear(i, List.of("fc2"), top(b.activation), w.fc2(), output, mlpResidual, null);
         } else {
@@ -434,7 +441,7 @@ final class OptPass implements ModelPass {
         if (!needsFc1) {
             return;
         }
-        buffers.run(Gemm.backward(dx, w.fc2().weight(), dActivations).lowRank(terms).drelu(top(b.mask))
+        buffers.run(Gemm.backward(dx, w.fc2().weight(), dActivations).lowRank(terms).drelu(top(reluMasks[i]))
                 .workspace(buffers.workspace()).build());
         terms = gradients(i, List.of("fc1"), dActivations, top(pre ? b.norm2 : b.norm1), grad);
         if (!needsAttention) {
@@ -496,6 +503,18 @@ final class OptPass implements ModelPass {
             }
         }
         return terms;
+    }
+
+    @Override
+    public List<ReluMask> reluMasks() {
+        if (!shape.keepsReluMasks()) {
+            throw new IllegalStateException("expected a pass that keeps its ReLU masks, found " + shape);
+        }
+        List<ReluMask> masks = new ArrayList<>();
+        for (int i = 0; i < layers.length; i++) {
+            masks.add(new ReluMask(i, config.ffnDim(), reluMasks[i].slice(0, 0, batchTokens)));
+        }
+        return masks;
     }
 
     @Override

@@ -6,8 +6,9 @@ package dev.penumbra.model;
  * @param tokens most tokens in a batch, over all its rows
  * @param maxSeqlen no sample is longer
  * @param training whether a backward pass follows
+ * @param keepsReluMasks whether {@link ModelPass#reluMasks} tells every layer's, which takes a bit for each activation
  */
-public record PassShape(int tokens, int maxSeqlen, boolean training) {
+public record PassShape(int tokens, int maxSeqlen, boolean training, boolean keepsReluMasks) {
 
     /** Kernels work on blocks of rows: a batch is rounded up to this many, so that few distinct shapes are seen. */
     public static final int ROW_BLOCK = 64;
@@ -17,6 +18,11 @@ public record PassShape(int tokens, int maxSeqlen, boolean training) {
             throw new IllegalArgumentException(
                     "expected tokens and maxSeqlen above 0, found " + tokens + " and " + maxSeqlen);
         }
+    }
+
+    /** Without keeping masks beside those that a backward pass needs. */
+    public PassShape(int tokens, int maxSeqlen, boolean training) {
+        this(tokens, maxSeqlen, training, false);
     }
 
     public int capacity() {
