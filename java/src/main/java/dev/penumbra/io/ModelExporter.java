@@ -8,10 +8,9 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.List;
+import java.util.Arrays;
 import java.util.Map;
 import java.util.TreeMap;
-import java.util.stream.Stream;
 
 /** Merges a LoRA adapter into the weights it was trained on. */
 public final class ModelExporter {
@@ -60,9 +59,11 @@ public final class ModelExporter {
                 throw new IOException(model.directory() + ": expected the adapter to change a weight, found that merging"
                         + " changes none: it was not trained, or its changes are below the weights' precision");
             }
-            SafetensorsWriter.write(out.resolve("model.safetensors"), weights, Map.of("format", "pt"));
+            try (RunLock alone = RunLock.acquire(out)) {
+                SafetensorsWriter.write(out.resolve("model.safetensors"), weights, Map.of("format", "pt"));
+                copyOthers(model.directory(), out);
+            }
         }
-        copyOthers(model.directory(), out);
     }
 
     private static Tensor required(Map<String, Tensor> parts, String key) throws IOException {
@@ -102,7 +103,7 @@ public final class ModelExporter {
         Tensor result = Tensor.allocate(arena, weight.dtype(), weight.shape());
         double[] delta = new double[in];
         for (int row = 0; row < weight.shape().dim(0); row++) {
-            java.util.Arrays.fill(delta, 0);
+            Arrays.fill(delta, 0);
             for (int k = 0; k < rank; k++) {
                 double factor = scaling * left[row * rank + k];
                 for (int column = 0; column < in; column++) {
@@ -138,16 +139,13 @@ public final class ModelExporter {
 
     /** Everything but weights; the configuration last, so that a folder that has it is whole. */
     private static void copyOthers(Path from, Path to) throws IOException {
-        List<Path> files;
-        try (Stream<Path> listed = Files.list(from)) {
-            files = listed.filter(Files::isRegularFile).filter(file -> {
-                String name = file.getFileName().toString();
-                return name.endsWith(".jinja") || name.endsWith(".txt")
-                        || name.endsWith(".json") && !name.endsWith(".index.json") && !name.equals("config.json");
-            }).sorted().toList();
-        }
-        for (Path file : files) {
-            AtomicFiles.writeString(to.resolve(file.getFileName()), Files.readString(file));
+        for (Path file : AtomicFiles.list(from)) {
+            String name = file.getFileName().toString();
+            boolean wanted = name.endsWith(".jinja") || name.endsWith(".txt")
+                    || name.endsWith(".json") && !name.endsWith(".index.json") && !name.equals("config.json");
+            if (wanted && Files.isRegularFile(file)) {
+                AtomicFiles.writeString(to.resolve(name), Files.readString(file));
+            }
         }
         AtomicFiles.writeString(to.resolve("config.json"), Files.readString(from.resolve("config.json")));
     }

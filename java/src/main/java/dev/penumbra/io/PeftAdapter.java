@@ -22,8 +22,8 @@ import tools.jackson.databind.node.ObjectNode;
  */
 public final class PeftAdapter implements AutoCloseable {
 
-    private static final String CONFIG = "adapter_config.json";
-    private static final String WEIGHTS = "adapter_model.safetensors";
+    private static final String CONFIG = AdapterFiles.CONFIG;
+    private static final String WEIGHTS = AdapterFiles.WEIGHTS;
     private static final String KEY_PREFIX = "base_model.model.";
     private static final JsonMapper JSON = new JsonMapper();
 
@@ -59,7 +59,7 @@ public final class PeftAdapter implements AutoCloseable {
      * @throws IOException when a file is missing or says something that this library does not compute, named
      */
     public static PeftAdapter read(Path directory) throws IOException {
-        Path configFile = directory.resolve(CONFIG);
+        Path configFile = AdapterFiles.locate(directory, CONFIG);
         if (!Files.exists(configFile)) {
             throw new IOException(configFile + ": expected a PEFT adapter's configuration, found no file");
         }
@@ -70,7 +70,7 @@ public final class PeftAdapter implements AutoCloseable {
             throw new IOException(configFile + ": expected JSON: " + broken.getOriginalMessage(), broken);
         }
         refuseVariants(configFile, json);
-        Path weights = directory.resolve(WEIGHTS);
+        Path weights = AdapterFiles.locate(directory, WEIGHTS);
         if (!Files.exists(weights)) {
             throw new IOException(weights + ": expected a PEFT adapter's weights, found no file");
         }
@@ -155,13 +155,12 @@ public final class PeftAdapter implements AutoCloseable {
     }
 
     /**
-     * Writes an adapter. The weights are moved into place before the configuration, each atomically.
+     * Writes an adapter; a crash at any moment leaves the old one or the new one, see {@link AdapterFiles}.
      *
      * @param tensors contiguous host tensors by PEFT's keys
      */
     public static void write(Path directory, LoraConfig config, String baseModel, Map<String, Tensor> tensors)
             throws IOException {
-        SafetensorsWriter.write(directory.resolve(WEIGHTS), tensors, Map.of("format", "pt"));
         ObjectNode json = JSON.createObjectNode();
         json.put("peft_type", "LORA");
         json.put("task_type", "CAUSAL_LM");
@@ -177,8 +176,11 @@ public final class PeftAdapter implements AutoCloseable {
         if (config.useRslora()) {
             json.put("use_rslora", true);
         }
-        AtomicFiles.writeString(directory.resolve(CONFIG),
-                JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n");
+        String text = JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n";
+        AdapterFiles.replace(directory, folder -> {
+            SafetensorsWriter.write(folder.resolve(WEIGHTS), tensors, Map.of("format", "pt"));
+            AtomicFiles.writeString(folder.resolve(CONFIG), text);
+        });
     }
 
     @Override

@@ -8,7 +8,10 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 
-/** Holds an output folder for one run. The system gives the lock back when the process ends, however it ends. */
+/**
+ * Holds an output folder for one run, and clears away what a killed run has left in it. The system gives the lock back when
+ * the process ends, however it ends.
+ */
 public final class RunLock implements AutoCloseable {
 
     private static final String NAME = ".lock";
@@ -25,8 +28,13 @@ public final class RunLock implements AutoCloseable {
      * @throws IOException when another run holds it, or when it cannot be written
      */
     public static RunLock acquire(Path folder) throws IOException {
-        Files.createDirectories(folder);
-        FileChannel channel = FileChannel.open(folder.resolve(NAME), StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+        FileChannel channel;
+        try {
+            Files.createDirectories(folder);
+            channel = FileChannel.open(folder.resolve(NAME), StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+        } catch (IOException failure) {
+            throw AtomicFiles.unwritable(folder, failure);
+        }
         FileLock lock = null;
         try {
             lock = channel.tryLock();
@@ -39,6 +47,13 @@ public final class RunLock implements AutoCloseable {
         }
         if (lock == null) {
             throw new IOException(folder + ": expected a folder that no other run writes to, found one that holds it");
+        }
+        try {
+            AdapterFiles.complete(folder);
+            AtomicFiles.removeStale(folder);
+        } catch (IOException | RuntimeException failure) {
+            channel.close();
+            throw failure;
         }
         return new RunLock(channel);
     }

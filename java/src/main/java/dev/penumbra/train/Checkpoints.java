@@ -13,23 +13,25 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
-import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
+import tools.jackson.core.JacksonException;
 import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.json.JsonMapper;
 import tools.jackson.databind.node.ObjectNode;
 
 /**
- * Folders {@code checkpoint-N}: a PEFT adapter, {@code optimizer.safetensors} and {@code state.json}. The state is written
- * last, and a folder without one is no checkpoint: a crash while saving leaves the one before.
+ * Folders {@code checkpoint-N}: a PEFT adapter, {@code optimizer.safetensors} and {@code state.json}. A folder gets its name
+ * when it is whole, and the one that it replaces is kept until then: a crash while saving leaves the one before.
  */
 final class Checkpoints {
 
-    private static final Pattern NAME = Pattern.compile("checkpoint-(\\d+)");
+    private static final Pattern NAME = Pattern.compile("\\.?checkpoint-(\\d{1,9})(\\.old)?");
+    private static final String OPTIMIZER = "optimizer.safetensors";
+    private static final String STATE = "state.json";
     private static final JsonMapper JSON = new JsonMapper();
 
     /** Where a run stands: all that the next step depends on beside the tensors. */
@@ -42,13 +44,6 @@ final class Checkpoints {
     static Path save(Path output, LoraAdapter adapter, String baseModel, Tensor m, Tensor v, State state)
             throws IOException {
         Path folder = output.resolve("checkpoint-" + state.step());
-        try (Arena arena = Arena.ofConfined()) {
-            PeftAdapter.write(folder, adapter.config(), baseModel, adapter.toHost(arena));
-            Map<String, Tensor> moments = new LinkedHashMap<>();
-            moments.put("m", host(adapter, arena, m));
-            moments.put("v", host(adapter, arena, v));
-            SafetensorsWriter.write(folder.resolve("optimizer.safetensors"), moments, Map.of());
-        }
         ObjectNode json = JSON.createObjectNode();
         json.put("step", state.step());
         json.put("epoch", state.epoch());
@@ -56,8 +51,17 @@ final class Checkpoints {
         json.put("seed", state.seed());
         json.put("micro_batch", state.microBatch());
         json.put("settings", state.settings());
-        AtomicFiles.writeString(folder.resolve("state.json"),
-                JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n");
+        String text = JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n";
+        AtomicFiles.writeFolder(folder, whole -> {
+            try (Arena arena = Arena.ofConfined()) {
+                PeftAdapter.write(whole, adapter.config(), baseModel, adapter.toHost(arena));
+                Map<String, Tensor> moments = new LinkedHashMap<>();
+                moments.put("m", host(adapter, arena, m));
+                moments.put("v", host(adapter, arena, v));
+                SafetensorsWriter.write(whole.resolve(OPTIMIZER), moments, Map.of());
+            }
+            AtomicFiles.writeString(whole.resolve(STATE), text);
+        });
         return folder;
     }
 
@@ -67,14 +71,16 @@ final class Checkpoints {
         return host;
     }
 
-    /** The complete checkpoint of the highest step. */
+    /** The complete checkpoint of the highest step; of two of one step, the one that replaces the other. */
     static Optional<Path> latest(Path output) throws IOException {
         if (!Files.isDirectory(output)) {
             return Optional.empty();
         }
         try (Stream<Path> entries = Files.list(output)) {
-            List<Path> complete = entries.filter(p -> step(p) >= 0 && Files.exists(p.resolve("state.json"))).toList();
-            return complete.stream().max(Comparator.comparingInt(Checkpoints::step));
+            return entries.map(Checkpoints::step).filter(step -> step >= 0).distinct().sorted(Comparator.reverseOrder())
+                    .map(step -> output.resolve("checkpoint-" + step))
+                    .flatMap(folder -> Stream.of(folder, AtomicFiles.previous(folder)))
+                    .filter(folder -> Files.exists(folder.resolve(STATE))).findFirst();
         }
     }
 
@@ -83,22 +89,46 @@ final class Checkpoints {
         return matcher.matches() ? Integer.parseInt(matcher.group(1)) : -1;
     }
 
+    /**
+     * Reads a checkpoint into an adapter and its moments.
+     *
+     * @throws TrainingException when it is that of another adapter, naming the folder
+     */
     static State load(Path folder, LoraAdapter adapter, Tensor m, Tensor v) throws IOException {
-        JsonNode json = JSON.readTree(Files.readString(folder.resolve("state.json")));
+        State state = state(folder.resolve(STATE));
         try (PeftAdapter saved = PeftAdapter.read(folder);
-                SafetensorsFile moments = SafetensorsFile.open(folder.resolve("optimizer.safetensors"))) {
+                SafetensorsFile moments = SafetensorsFile.open(folder.resolve(OPTIMIZER))) {
             if (!saved.config().equals(adapter.config())) {
                 throw new TrainingException(
                         folder + ": expected an adapter of " + adapter.config() + ", found " + saved.config());
             }
             adapter.load(saved.tensors());
-            adapter.backend().upload(moments.tensor("m"), m);
-            adapter.backend().upload(moments.tensor("v"), v);
+            adapter.backend().upload(moment(moments, "m", m), m);
+            adapter.backend().upload(moment(moments, "v", v), v);
             adapter.backend().synchronize();
+        } catch (IllegalArgumentException mismatch) {
+            throw new TrainingException(folder + ": " + mismatch.getMessage(), mismatch);
         }
-        return new State(
-                json.path("step").asInt(), json.path("epoch").asInt(), json.path("index").asInt(),
-                json.path("seed").asLong(),
-                json.path("micro_batch").asLong(), json.path("settings").asString(""));
+        return state;
+    }
+
+    private static Tensor moment(SafetensorsFile moments, String name, Tensor expected) {
+        Tensor saved = moments.tensor(name);
+        if (saved.dtype() != expected.dtype() || !saved.shape().equals(expected.shape())) {
+            throw new TrainingException(
+                    moments.file() + ": tensor " + name + ": expected " + expected + ", found " + saved);
+        }
+        return saved;
+    }
+
+    private static State state(Path file) throws IOException {
+        try {
+            JsonNode json = JSON.readTree(Files.readAllBytes(file));
+            return new State(json.required("step").intValue(), json.required("epoch").intValue(),
+                    json.required("index").intValue(), json.required("seed").longValue(),
+                    json.required("micro_batch").longValue(), json.required("settings").stringValue());
+        } catch (JacksonException broken) {
+            throw new TrainingException(file + ": expected a checkpoint's state: " + broken.getOriginalMessage(), broken);
+        }
     }
 }

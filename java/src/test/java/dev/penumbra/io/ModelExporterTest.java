@@ -61,14 +61,4 @@ class ModelExporterTest {
         assertThatThrownBy(() -> export("model.decoder.layers.9.self_attn.q_proj", 1f, 1f)).isInstanceOf(IOException.class)
                 .hasMessageContaining("layers.9.self_attn.q_proj");
     }
-
-    @Test
-    void aSecondRunIntoOneFolderIsRefusedUntilTheFirstEnds() throws IOException {
-        try (RunLock first = RunLock.acquire(folder)) {
-            assertThat(first).isNotNull();
-            assertThatThrownBy(() -> RunLock.acquire(folder)).isInstanceOf(IOException.class)
-                    .hasMessageContaining(folder.toString());
-        }
-        RunLock.acquire(folder).close();
-    }
 }
