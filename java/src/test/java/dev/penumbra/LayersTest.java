@@ -2,12 +2,14 @@ package dev.penumbra;
 
 import static com.tngtech.archunit.lang.syntax.ArchRuleDefinition.noClasses;
 import static com.tngtech.archunit.library.Architectures.layeredArchitecture;
+import static com.tngtech.archunit.library.dependencies.SlicesRuleDefinition.slices;
 
 import com.tngtech.archunit.core.importer.ImportOption;
 import com.tngtech.archunit.junit.AnalyzeClasses;
 import com.tngtech.archunit.junit.ArchTest;
 import com.tngtech.archunit.lang.ArchRule;
 import dev.penumbra.backend.Backends;
+import dev.penumbra.internal.ffi.NativeBackend;
 
 /** The arrows between packages: cli → train → (model, lora, data, io) → backend → tensor, and natives behind one door. */
 @AnalyzeClasses(packages = "dev.penumbra", importOptions = ImportOption.DoNotIncludeTests.class)
@@ -31,6 +33,12 @@ class LayersTest {
             .whereLayer("backend").mayOnlyBeAccessedByLayers("cli", "train", "middle", "ffi")
             .whereLayer("ffi").mayOnlyBeAccessedByLayers("backend")
             .because("a package knows what lies below it, and nothing above");
+
+    /** But for the one door to the native backend, which implements what its opener declares. */
+    @ArchTest
+    static final ArchRule noPackageDependsOnItselfThroughOthers = slices().matching("dev.penumbra.(*)..")
+            .should().beFreeOfCycles()
+            .ignoreDependency(Backends.class, NativeBackend.class);
 
     @ArchTest
     static final ArchRule onlyInternalKnowsGeneratedCode = noClasses()

@@ -1,7 +1,6 @@
 package dev.penumbra.lora;
 
 import dev.penumbra.backend.Backend;
-import dev.penumbra.model.AdaptableLayer;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;

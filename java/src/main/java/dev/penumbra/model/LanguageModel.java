@@ -1,6 +1,7 @@
 package dev.penumbra.model;
 
 import dev.penumbra.backend.Backend;
+import dev.penumbra.lora.AdaptableLayer;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.tensor.DType;
 import java.lang.foreign.Arena;

@@ -2,6 +2,7 @@ package dev.penumbra.model;
 
 import dev.penumbra.backend.Backend;
 import dev.penumbra.io.ModelFolder;
+import dev.penumbra.lora.AdaptableLayer;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.tensor.DType;
 import java.io.IOException;

@@ -1,4 +1,4 @@
-package dev.penumbra.model;
+package dev.penumbra.lora;
 
 /**
  * A frozen linear layer y = x Wᵀ that an adapter may sit on.
