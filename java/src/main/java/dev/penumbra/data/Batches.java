@@ -19,13 +19,18 @@ public final class Batches {
      */
     private static final int WINDOW = 2048;
 
+    /**
+     * Fills rows up to the batch's longest. Any token of the vocabulary does: padding follows its sample, where causal
+     * attention hides it from every token before, and no padding is a target, so it reaches neither loss nor gradient.
+     */
+    private static final int PADDING = 0;
+
     private final Dataset dataset;
     private final int batchRows;
     private final int seqLen;
     private final boolean pack;
     private final boolean shuffle;
     private final long seed;
-    private final int padId;
 
     private int epoch;
     private int index;
@@ -35,9 +40,8 @@ public final class Batches {
      * @param batchRows rows of a micro-batch
      * @param seqLen the longest row, in tokens
      * @param pack several samples a row, instead of one sample a row padded to the batch's longest
-     * @param padId fills padding, which is never supervised
      */
-    public Batches(Dataset dataset, int batchRows, int seqLen, boolean pack, boolean shuffle, long seed, int padId) {
+    public Batches(Dataset dataset, int batchRows, int seqLen, boolean pack, boolean shuffle, long seed) {
         if (batchRows < 1 || seqLen < 2) {
             throw new IllegalArgumentException(
                     "expected rows of 1 or more and a length of 2 or more, found " + batchRows + " x " + seqLen);
@@ -62,7 +66,6 @@ public final class Batches {
         this.pack = pack;
         this.shuffle = shuffle;
         this.seed = seed;
-        this.padId = padId;
         this.plan = plan(0);
     }
 
@@ -190,7 +193,7 @@ public final class Batches {
                 Sample s = dataset.get(sample);
                 int span = pack ? s.length() : longest;
                 for (int i = 0; i < span; i++) {
-                    ids[at + i] = i < s.length() ? s.ids()[i] : padId;
+                    ids[at + i] = i < s.length() ? s.ids()[i] : PADDING;
                     positions[at + i] = i;
                     if (i < s.length() && s.supervised()[i]) {
                         supervisedRows[targetCount] = at + i - 1;

@@ -21,7 +21,7 @@ public record PackingReport(
 
     /** Packs one epoch as {@link Batches} would with this seed. */
     public static PackingReport of(Dataset dataset, int seqLen, long seed) {
-        int rows = new Batches(dataset, 1, seqLen, true, true, seed, 0).batchesPerEpoch();
+        int rows = new Batches(dataset, 1, seqLen, true, true, seed).batchesPerEpoch();
         int width = (seqLen + BUCKETS - 1) / BUCKETS;
         int[] histogram = new int[(seqLen + width - 1) / width];
         long tokens = 0;

@@ -18,8 +18,6 @@ import org.jspecify.annotations.Nullable;
 /** Mean loss per supervised token over a data set, without dropout. */
 public final class Evaluator {
 
-    private static final int PAD = 1;
-
     private Evaluator() {
     }
 
@@ -35,7 +33,7 @@ public final class Evaluator {
 
     /** As above, in buffers that are there already. */
     static double loss(Backend backend, ModelPass pass, Tensor sum, Dataset data, int batchSize, int seqLen) {
-        Batches batches = new Batches(data, batchSize, seqLen, true, false, 0, PAD);
+        Batches batches = new Batches(data, batchSize, seqLen, true, false, 0);
         double total = 0;
         long supervised = 0;
         int count = batches.batchesPerEpoch();

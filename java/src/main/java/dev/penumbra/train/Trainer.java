@@ -37,7 +37,6 @@ import org.jspecify.annotations.Nullable;
  */
 public final class Trainer {
 
-    private static final int PAD = 1;
     private static final float BETA1 = 0.9f;
     private static final float BETA2 = 0.999f;
     private static final float EPSILON = 1e-8f;
@@ -66,8 +65,7 @@ public final class Trainer {
         this.data = data;
         this.evaluation = evaluation;
         this.backend = model.backend();
-        batches = new Batches(data, config.batchSize(), config.seqLen(), config.pack(), config.shuffle(), config.seed(),
-                PAD);
+        batches = new Batches(data, config.batchSize(), config.seqLen(), config.pack(), config.shuffle(), config.seed());
         totalSteps = config.steps() > 0
                 ? config.steps()
                 : Math.multiplyExact(config.epochs(), Math.ceilDiv(batches.batchesPerEpoch(), config.gradAccum()));

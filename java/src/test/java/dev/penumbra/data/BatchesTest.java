@@ -13,7 +13,9 @@ import net.jqwik.api.constraints.IntRange;
 
 class BatchesTest {
 
-    /** Samples whose tokens are all their own number, so that they are recognised in a batch. */
+    private static final int PADDING = 0;
+
+    /** Samples whose tokens are all their own number, counted from 1, so that they are recognised in a batch. */
     private static Dataset numbered(int count, int longest, long seed) {
         Random random = new Random(seed);
         List<Sample> samples = new ArrayList<>();
@@ -21,12 +23,12 @@ class BatchesTest {
             int[] ids = new int[1 + random.nextInt(longest)];
             boolean[] supervised = new boolean[ids.length];
             for (int j = 0; j < ids.length; j++) {
-                ids[j] = i;
+                ids[j] = i + 1;
                 supervised[j] = j > 0 && (i == 0 || random.nextBoolean());
             }
             samples.add(new Sample(ids, supervised));
         }
-        samples.add(new Sample(new int[]{count, count}, new boolean[]{false, true}));
+        samples.add(new Sample(new int[]{count + 1, count + 1}, new boolean[]{false, true}));
         return Dataset.of(samples);
     }
 
@@ -35,7 +37,7 @@ class BatchesTest {
             @ForAll @IntRange(min = 1, max = 300) int count, @ForAll @IntRange(min = 2, max = 40) int seqLen,
             @ForAll boolean pack, @ForAll long seed) {
         Dataset dataset = numbered(count, seqLen, seed);
-        Batches batches = new Batches(dataset, 3, seqLen, pack, true, seed, -1);
+        Batches batches = new Batches(dataset, 3, seqLen, pack, true, seed);
         TreeMap<Integer, Integer> tokens = new TreeMap<>();
         TreeMap<Integer, Integer> targets = new TreeMap<>();
         while (batches.epoch() == 0 && batches.index() < batches.batchesPerEpoch()) {
@@ -45,7 +47,7 @@ class BatchesTest {
             for (int s = 0; s < batch.samples(); s++) {
                 for (int t = batch.cuSeqlens()[s]; t < batch.cuSeqlens()[s + 1]; t++) {
                     assertThat(batch.positions()[t]).isEqualTo(t - batch.cuSeqlens()[s]);
-                    if (batch.ids()[t] >= 0) {
+                    if (batch.ids()[t] != PADDING) {
                         assertThat(batch.ids()[t]).isEqualTo(batch.ids()[batch.cuSeqlens()[s]]);
                         tokens.merge(batch.ids()[t], 1, Integer::sum);
                     }
@@ -57,19 +59,19 @@ class BatchesTest {
             }
         }
         for (int i = 0; i < dataset.size(); i++) {
-            assertThat(tokens.get(i)).isEqualTo(dataset.get(i).length());
-            assertThat(targets.getOrDefault(i, 0)).isEqualTo(dataset.get(i).supervisedCount());
+            assertThat(tokens.get(i + 1)).isEqualTo(dataset.get(i).length());
+            assertThat(targets.getOrDefault(i + 1, 0)).isEqualTo(dataset.get(i).supervisedCount());
         }
     }
 
     @Property(tries = 20)
     void aSoughtPositionGivesTheSameRest(@ForAll long seed) {
         Dataset dataset = numbered(100, 20, seed);
-        Batches whole = new Batches(dataset, 2, 20, true, true, seed, 0);
+        Batches whole = new Batches(dataset, 2, 20, true, true, seed);
         for (int i = 0; i < whole.batchesPerEpoch() + 3; i++) {
             whole.next();
         }
-        Batches resumed = new Batches(dataset, 2, 20, true, true, seed, 0);
+        Batches resumed = new Batches(dataset, 2, 20, true, true, seed);
         resumed.seek(whole.epoch(), whole.index());
         for (int i = 0; i < 20; i++) {
             assertThat(resumed.next().ids()).isEqualTo(whole.next().ids());
@@ -78,11 +80,11 @@ class BatchesTest {
 
     @Property(tries = 1)
     void emptyTooLongAndUnsupervisedDataAreRefused() {
-        assertThatThrownBy(() -> new Batches(Dataset.of(List.of()), 1, 8, true, true, 0, 0))
+        assertThatThrownBy(() -> new Batches(Dataset.of(List.of()), 1, 8, true, true, 0))
                 .isInstanceOf(DataException.class);
         Dataset longer = Dataset.of(List.of(new Sample(new int[9], new boolean[9])));
-        assertThatThrownBy(() -> new Batches(longer, 1, 8, true, true, 0, 0))
+        assertThatThrownBy(() -> new Batches(longer, 1, 8, true, true, 0))
                 .hasMessageContaining("at most 8 tokens, found 9");
-        assertThatThrownBy(() -> new Batches(longer, 1, 9, true, true, 0, 0)).hasMessageContaining("supervised");
+        assertThatThrownBy(() -> new Batches(longer, 1, 9, true, true, 0)).hasMessageContaining("supervised");
     }
 }

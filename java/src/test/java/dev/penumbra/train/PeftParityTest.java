@@ -146,7 +146,7 @@ class PeftParityTest {
         }
 
         Batches batches(boolean pack) {
-            return new Batches(data(), 3, TOKENS, pack, false, 0, 1);
+            return new Batches(data(), 3, TOKENS, pack, false, 0);
         }
 
         /** Rows of the samples as stored, in the order in which packing lays them: longest first. */

@@ -149,7 +149,7 @@ class TrainerTest {
             double[] losses = new double[2];
             for (int i = 0; i < 2; i++) {
                 ModelPass pass = f.model.openPass(f.arena, f.adapter, new PassShape(256, 24, true));
-                Batch batch = new Batches(data(10), 10, 24, i == 0, false, 0, 1).next();
+                Batch batch = new Batches(data(10), 10, 24, i == 0, false, 0).next();
                 Tensor loss = f.backend.allocate(f.arena, DType.F32, Shape.of(1));
                 Tensor scale = f.backend.allocate(f.arena, DType.F32, Shape.of(1));
                 Tensor grad = f.backend.allocate(f.arena, DType.F32, f.adapter.parameters().shape());
