@@ -174,9 +174,8 @@ final class OptPass implements ModelPass {
         if (shape.training()) {
             pass.addLossAndGradients(scalar, scalar, descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "gradients", DType.F32,
                     adapter.parameters().shape().size()));
-        } else {
-            pass.addLoss(scalar);
         }
+        pass.addLoss(scalar);
         pass.logits(descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "logits", DType.F32, pass.capacity,
                 config(model).vocabSize()));
         return planning.workspaceBytes();

@@ -90,10 +90,6 @@ public final class Trainer {
         return new PassShape(Math.multiplyExact(config.batchSize(), config.seqLen()), config.seqLen(), true);
     }
 
-    private PassShape evaluationShape() {
-        return new PassShape(Math.multiplyExact(config.batchSize(), config.seqLen()), config.seqLen(), false);
-    }
-
     /** Everything that a run holds: what is resident, and what {@link #run} allocates before its first step. */
     public MemoryPlan plan() {
         MemoryPlan plan = new MemoryPlan();
@@ -103,9 +99,6 @@ public final class Trainer {
         plan.add(MemoryPlan.Kind.OPTIMIZER, "m", adapter.byteSize());
         plan.add(MemoryPlan.Kind.OPTIMIZER, "v", adapter.byteSize());
         model.planPass(plan, adapter, shape());
-        if (evaluation != null) {
-            model.planPass(plan, adapter, evaluationShape());
-        }
         return plan;
     }
 
@@ -146,7 +139,6 @@ public final class Trainer {
         private final Tensor gradScale;
         private final @Nullable Tensor workspace;
         private final ModelPass pass;
-        private final @Nullable ModelPass evaluationPass;
         private final Arena arena;
         private final Map<Recording, Graph> recordings = new HashMap<>();
         private long microBatch;
@@ -167,7 +159,6 @@ public final class Trainer {
             long bytes = backend.workspaceBytes(update(null));
             workspace = bytes == 0 ? null : backend.allocate(arena, DType.U8, Shape.of(bytes));
             pass = model.openPass(arena, adapter, shape());
-            evaluationPass = evaluation == null ? null : model.openPass(arena, adapter, evaluationShape());
         }
 
         @Nullable
@@ -328,8 +319,8 @@ public final class Trainer {
         }
 
         private void evaluate() {
-            if (evaluationPass != null) {
-                double mean = Evaluator.loss(backend, evaluationPass, loss, evaluation, config.batchSize(), config.seqLen());
+            if (evaluation != null) {
+                double mean = Evaluator.loss(backend, pass, loss, evaluation, config.batchSize(), config.seqLen());
                 listeners.forEach(l -> l.onEval(step, mean));
             }
         }
