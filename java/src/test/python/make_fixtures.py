@@ -1,13 +1,20 @@
-"""Makes the PEFT parity fixtures: tiny random f32 OPT checkpoints of both norm styles with LoRA adapters whose B is not
-zero, and what transformers + PEFT compute with them.
+"""Makes the PEFT parity fixtures: small random OPT checkpoints of both norm styles with LoRA adapters whose B is not zero,
+and what transformers + PEFT compute with them.
 
-usage: python make_fixtures.py OUTPUT_DIR [SEED]
+usage: python make_fixtures.py OUTPUT_DIR [SEED]                 the fixtures beside the tests
+       python make_fixtures.py --draw COUNT OUTPUT_DIR SEED      configurations drawn at random, each in f32 and in bf16
+
+An f32 fixture holds what PEFT computes in float32. A bf16 fixture has weights that bf16 represents, so that arithmetic alone
+is judged; it holds what PEFT computes in float64, stored as float32, and how far PEFT in bf16 is from that: the base model
+and its activations in bf16, the adapter in float32, which is how PEFT puts an adapter on a bf16 model unless told otherwise.
 
 Needs torch, transformers, peft and safetensors. Equal seeds and versions give equal fixtures.
 """
 
+import copy
 import json
 import pathlib
+import random
 import sys
 
 import torch
@@ -17,22 +24,51 @@ from transformers import OPTConfig, OPTForCausalLM
 
 STEPS = 20
 LR = 3e-4
+TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+SAMPLES = dict(vocab=61, positions=40, lengths=[17, 9, 23], prompts=[5, 1, 11])
+# Where errors are judged and not only bounded, more tokens and neurons make them less a matter of luck.
+MORE_SAMPLES = dict(vocab=61, positions=40, lengths=[40, 33, 25, 38, 19, 29], prompts=[9, 1, 7, 12, 3, 5])
 CASES = {
     "pre-norm": dict(
         model=dict(hidden_size=32, ffn_dim=72, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32, do_layer_norm_before=True),
-        targets=["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], r=4, alpha=8),
+        targets=TARGETS, r=4, alpha=8, **SAMPLES),
     "post-norm": dict(
         model=dict(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16, do_layer_norm_before=False),
-        targets=["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], r=3, alpha=6),
+        targets=TARGETS, r=3, alpha=6, **SAMPLES),
     "some-targets": dict(
         model=dict(hidden_size=24, ffn_dim=40, num_hidden_layers=3, num_attention_heads=3, word_embed_proj_dim=24, do_layer_norm_before=True),
-        targets=["v_proj", "fc2"], r=2, alpha=5),
+        targets=["v_proj", "fc2"], r=2, alpha=5, **SAMPLES),
+    "pre-norm-bf16": dict(
+        model=dict(hidden_size=64, ffn_dim=104, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=64, do_layer_norm_before=True),
+        targets=TARGETS, r=4, alpha=8, dtype="bf16", **MORE_SAMPLES),
+    "post-norm-bf16": dict(
+        model=dict(hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=40, do_layer_norm_before=False),
+        targets=TARGETS, r=3, alpha=6, dtype="bf16", **MORE_SAMPLES),
 }
 
 
-def make(folder, case, seed):
-    torch.manual_seed(seed)
-    config = OPTConfig(vocab_size=61, max_position_embeddings=40, dropout=0.0, attention_dropout=0.0, layerdrop=0.0, **case["model"])
+def draw(rng):
+    """A random configuration that computes in a moment; its sizes are rarely powers of two."""
+    heads = rng.randint(1, 5)
+    dims = [d for d in (5, 8, 12, 16, 20, 33, 64, 80) if 40 <= heads * d <= 320]
+    hidden = heads * rng.choice(dims)
+    positions = rng.randint(48, 160)
+    lengths = [rng.randint(2, positions) for _ in range(rng.randint(1, 8))]
+    while sum(lengths) < 300:
+        lengths.append(rng.randint(positions // 2, positions))
+    model = dict(
+        hidden_size=hidden, num_attention_heads=heads, ffn_dim=rng.randint(40, 400), num_hidden_layers=rng.randint(1, 4),
+        word_embed_proj_dim=rng.choice([hidden, hidden, rng.randint(20, 120)]), do_layer_norm_before=rng.random() < 0.5,
+        _remove_final_layer_norm=rng.random() < 0.25)
+    return dict(
+        model=model, targets=sorted(rng.sample(TARGETS, rng.randint(1, len(TARGETS)))), r=rng.randint(1, 12),
+        alpha=rng.choice([1, 4, 8, 16, 24]), rslora=rng.random() < 0.3, vocab=rng.randint(32, 300), positions=positions,
+        lengths=lengths, prompts=[rng.randint(1, max(1, n // 3)) for n in lengths])
+
+
+def base_model(case):
+    config = OPTConfig(
+        vocab_size=case["vocab"], max_position_embeddings=case["positions"], dropout=0.0, attention_dropout=0.0, layerdrop=0.0, **case["model"])
     config._attn_implementation = "eager"
     model = OPTForCausalLM(config).eval().float()
     with torch.no_grad():
@@ -40,64 +76,112 @@ def make(folder, case, seed):
             if "layer_norm" in name and name.endswith("weight"):
                 p.copy_(1 + 0.2 * torch.randn_like(p))
             elif "embed" in name:
-                p.copy_(0.3 * torch.randn_like(p))
+                p.copy_(1.7 / p.shape[1] ** 0.5 * torch.randn_like(p))
+            elif p.dim() == 2:
+                p.copy_(0.85 / p.shape[1] ** 0.5 * torch.randn_like(p))
             else:
                 p.copy_(0.15 * torch.randn_like(p))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str) + "\n")
-    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items() if k != "lm_head.weight"}, folder / "model.safetensors", {"format": "pt"})
+            if case.get("dtype") == "bf16":
+                p.copy_(p.bfloat16())
+    return model
 
-    peft = get_peft_model(model, LoraConfig(
-        r=case["r"], lora_alpha=case["alpha"], lora_dropout=0.0, target_modules=case["targets"], task_type="CAUSAL_LM"))
-    with torch.no_grad():
-        for name, p in peft.named_parameters():
-            if "lora_" in name:
-                p.copy_(0.1 * torch.randn_like(p))
+
+def with_adapter(model, case):
+    return get_peft_model(model, LoraConfig(
+        r=case["r"], lora_alpha=case["alpha"], use_rslora=case.get("rslora", False), lora_dropout=0.0, target_modules=case["targets"],
+        task_type="CAUSAL_LM")).train()
+
+
+def trainable(peft):
+    return {n.replace(".default", ""): p for n, p in peft.named_parameters() if p.requires_grad}
+
+
+def losses(peft, samples, prompts):
+    """The mean loss over all supervised tokens, and the logits of all tokens."""
+    total, logits = 0.0, []
+    for ids, prompt in zip(samples, prompts):
+        z = peft(input_ids=ids[None]).logits[0]
+        z = z if z.dtype == torch.float64 else z.float()
+        logits.append(z)
+        total = total + torch.nn.functional.cross_entropy(z[prompt - 1:-1], ids[prompt:], reduction="sum")
+    return total / sum(len(i) - p for i, p in zip(samples, prompts)), torch.cat(logits)
+
+
+def loss_logits_and_gradients(peft, samples, prompts):
+    loss, logits = losses(peft, samples, prompts)
+    loss.backward()
+    return loss.item(), {"logits": logits.detach(), **{"grad." + n: p.grad.clone() for n, p in trainable(peft).items()}}
+
+
+def relative(found, expected):
+    return (torch.linalg.vector_norm(found.double() - expected) / torch.linalg.vector_norm(expected)).item()
+
+
+def write_model(folder, model, peft, dtype):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1, default=str) + "\n")
+    base = {k.replace("base_model.model.", "").replace(".base_layer", ""): v for k, v in model.state_dict().items() if "lora_" not in k}
+    save_file({k: v.to(dtype).contiguous().clone() for k, v in base.items() if k != "lm_head.weight"}, folder / "model.safetensors", {"format": "pt"})
     peft.save_pretrained(folder / "adapter", safe_serialization=True)
-    for extra in ("README.md",):
-        (folder / "adapter" / extra).unlink(missing_ok=True)
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)
     saved_config = folder / "adapter" / "adapter_config.json"
     saved = json.loads(saved_config.read_text())
     saved["base_model_name_or_path"] = "tiny-opt"
+    saved["target_modules"] = sorted(saved["target_modules"])
     saved_config.write_text(json.dumps(saved, indent=1) + "\n")
 
-    lengths = [17, 9, 23]
-    samples = [torch.randint(4, 61, (n,)) for n in lengths]
-    prompts = [5, 1, 11]
 
-    def losses():
-        total, logits = 0.0, []
-        for ids, prompt in zip(samples, prompts):
-            z = peft(input_ids=ids[None]).logits[0]
-            logits.append(z)
-            total = total + torch.nn.functional.cross_entropy(z[prompt - 1:-1], ids[prompt:], reduction="sum")
-        count = sum(len(i) - p for i, p in zip(samples, prompts))
-        return total / count, logits
+def make(folder, case, seed):
+    torch.manual_seed(seed)
+    bf16 = case.get("dtype") == "bf16"
+    model = base_model(case)
+    plain = copy.deepcopy(model)
+    peft = with_adapter(model, case)
+    with torch.no_grad():
+        for p in trainable(peft).values():
+            p.copy_(0.1 * torch.randn_like(p))
+    write_model(folder, model, peft, torch.bfloat16 if bf16 else torch.float32)
+    samples = [torch.randint(4, case["vocab"], (n,)) for n in case["lengths"]]
+    told = {"samples": [s.tolist() for s in samples], "prompts": case["prompts"]}
 
-    peft.train()
-    loss, logits = losses()
-    loss.backward()
-    key = lambda n: n.replace(".default", "")
-    expected = {"logits": torch.cat(logits).detach()}
-    trainable = {n: p for n, p in peft.named_parameters() if p.requires_grad}
-    for n, p in trainable.items():
-        expected["grad." + key(n)] = p.grad.clone()
-    save_file({k: v.contiguous() for k, v in expected.items()}, folder / "expected.safetensors")
+    if bf16:
+        half = with_adapter(plain.bfloat16(), case)
+        with torch.no_grad():
+            for name, p in trainable(half).items():
+                assert p.dtype == torch.float32, name
+                p.copy_(trainable(peft)[name])
+        told["loss"], expected = loss_logits_and_gradients(peft.double(), samples, case["prompts"])
+        loss, found = loss_logits_and_gradients(half, samples, case["prompts"])
+        told["bf16_errors"] = {"loss": abs(loss / told["loss"] - 1), **{n: relative(found[n], t) for n, t in expected.items()}}
+    else:
+        told["loss"], expected = loss_logits_and_gradients(peft, samples, case["prompts"])
+        told.update(lr=LR, losses=adamw_losses(peft, samples, case["prompts"]))
+    save_file({k: v.float().contiguous() for k, v in expected.items()}, folder / "expected.safetensors")
+    (folder / "expected.json").write_text(json.dumps(told) + "\n")
 
-    optimizer = torch.optim.AdamW(trainable.values(), lr=LR, weight_decay=0.0)
+
+def adamw_losses(peft, samples, prompts):
+    optimizer = torch.optim.AdamW(trainable(peft).values(), lr=LR, weight_decay=0.0)
     steps = []
     for _ in range(STEPS):
         optimizer.zero_grad()
-        step_loss, _ = losses()
-        step_loss.backward()
+        loss, _ = losses(peft, samples, prompts)
+        loss.backward()
         optimizer.step()
-        steps.append(step_loss.item())
-    (folder / "expected.json").write_text(json.dumps({
-        "samples": [s.tolist() for s in samples], "prompts": prompts, "loss": loss.item(), "lr": LR, "losses": steps}) + "\n")
+        steps.append(loss.item())
+    return steps
 
 
 if __name__ == "__main__":
-    root = pathlib.Path(sys.argv[1])
-    base = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    for i, (name, case) in enumerate(CASES.items()):
-        make(root / name, case, base * 1000 + i)
+    if sys.argv[1] == "--draw":
+        count, root, base = int(sys.argv[2]), pathlib.Path(sys.argv[3]), int(sys.argv[4])
+        rng = random.Random(base)
+        for i in range(count):
+            case = draw(rng)
+            for dtype in "f32", "bf16":
+                make(root / f"{i:03d}-{dtype}", dict(case, dtype=dtype), rng.randrange(2**31))
+    else:
+        root = pathlib.Path(sys.argv[1])
+        base = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+        for i, (name, case) in enumerate(CASES.items()):
+            make(root / name, case, base * 1000 + i)

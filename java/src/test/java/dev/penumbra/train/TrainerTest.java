@@ -4,6 +4,9 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
+import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.Backends;
+import dev.penumbra.backend.Device;
 import dev.penumbra.backend.FakeBackend;
 import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.LayerNormBackward;
@@ -21,7 +24,6 @@ import dev.penumbra.model.PassShape;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
-import dev.penumbra.train.PeftParityTest.Fixture;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.nio.file.Files;
@@ -52,16 +54,24 @@ class TrainerTest {
         return Dataset.of(samples);
     }
 
+    private static PeftFixture fixture(String name) throws IOException {
+        return fixture(name, Backends.open(Device.CPU, 1, true));
+    }
+
+    private static PeftFixture fixture(String name, Backend backend) throws IOException {
+        return new PeftFixture(PeftFixture.COMMITTED.resolve(name), backend, DType.F32);
+    }
+
     private static TrainConfig.Builder config() {
         return TrainConfig.builder().steps(6).batchSize(2).seqLen(24).lr(1e-3).warmupSteps(2).seed(7);
     }
 
-    private static LoraAdapter adapter(Fixture f, Arena arena, double dropout) {
+    private static LoraAdapter adapter(PeftFixture f, Arena arena, double dropout) {
         return LoraAdapter.create(f.backend, arena, new LoraConfig(3, 6, dropout, ALL, false), f.model.adaptableLayers(),
                 f.model.peftPrefix(), 3);
     }
 
-    private static List<Double> train(Fixture f, LoraAdapter adapter, TrainConfig config, int cancelAfter) {
+    private static List<Double> train(PeftFixture f, LoraAdapter adapter, TrainConfig config, int cancelAfter) {
         List<Double> losses = new ArrayList<>();
         Trainer trainer = new Trainer(f.model, adapter, config, data(12), null);
         trainer.listener(m -> {
@@ -76,7 +86,7 @@ class TrainerTest {
 
     @Test
     void equalRunsGiveEqualBitsWithDropout() throws IOException {
-        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             LoraAdapter first = adapter(f, arena, 0.2);
             LoraAdapter second = adapter(f, arena, 0.2);
             LoraAdapter without = adapter(f, arena, 0);
@@ -90,10 +100,10 @@ class TrainerTest {
     @Test
     void aDeviceThatComputesBehindTheHostGivesTheSameLosses() throws IOException {
         List<Double> atOnce;
-        try (Fixture f = new Fixture("pre-norm", "java"); Arena arena = Arena.ofShared()) {
+        try (PeftFixture f = fixture("pre-norm", new FakeBackend()); Arena arena = Arena.ofShared()) {
             atOnce = train(f, adapter(f, arena, 0.1), config().gradAccum(2).build(), -1);
         }
-        try (Fixture f = new Fixture("pre-norm", "java-asynchronous"); Arena arena = Arena.ofShared()) {
+        try (PeftFixture f = fixture("pre-norm", new FakeBackend(true)); Arena arena = Arena.ofShared()) {
             List<Double> behind = train(f, adapter(f, arena, 0.1), config().gradAccum(2).build(), -1);
             assertThat(behind).hasSize(atOnce.size());
             for (int i = 0; i < atOnce.size(); i++) {
@@ -105,7 +115,7 @@ class TrainerTest {
 
     @Test
     void aResumedRunContinuesToTheLossesOfAnUninterruptedOne(@TempDir Path dir) throws IOException {
-        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             List<Double> whole = train(f, adapter(f, arena, 0.1), config().output(dir.resolve("a")).build(), -1);
             TrainConfig config = config().output(dir.resolve("b")).build();
             List<Double> parts = new ArrayList<>(train(f, adapter(f, arena, 0.1), config, 4));
@@ -120,7 +130,7 @@ class TrainerTest {
 
     @Test
     void aResumedRunWithOtherSettingsIsRefused(@TempDir Path dir) throws IOException {
-        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             train(f, adapter(f, arena, 0), config().output(dir).saveEvery(3).build(), -1);
             assertThatThrownBy(() -> train(f, adapter(f, arena, 0), config().lr(2e-3).output(dir).resume(true).build(), -1))
                     .isInstanceOf(TrainingException.class).hasMessageContaining("lr=0.002");
@@ -129,7 +139,7 @@ class TrainerTest {
 
     @Test
     void accumulatedMicroBatchesEqualOneBigBatch() throws IOException {
-        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             LoraAdapter big = adapter(f, arena, 0);
             LoraAdapter small = adapter(f, arena, 0);
             TrainConfig.Builder base = config().steps(3).pack(false).shuffle(false).clip(0);
@@ -144,7 +154,7 @@ class TrainerTest {
     @ParameterizedTest
     @ValueSource(strings = {"pre-norm", "post-norm"})
     void packedAndUnpackedGiveEqualLossAndGradients(String name) throws IOException {
-        try (Fixture f = new Fixture(name, "cpu")) {
+        try (PeftFixture f = fixture(name)) {
             float[][] grads = new float[2][];
             double[] losses = new double[2];
             for (int i = 0; i < 2; i++) {
@@ -160,15 +170,16 @@ class TrainerTest {
                 grads[i] = f.host(grad);
             }
             System.out.printf("%s: packed against unpacked: loss %.1e, gradients %.1e%n", name,
-                    Math.abs(losses[1] / losses[0] - 1), PeftParityTest.relative(grads[1], grads[0]));
+                    Math.abs(losses[1] / losses[0] - 1), PeftFixture.relativeError(grads[1], grads[0]));
             assertThat(Math.abs(losses[1] / losses[0] - 1)).isLessThan(1e-6);
-            assertThat(PeftParityTest.relative(grads[1], grads[0])).isLessThan(1e-5);
+            assertThat(PeftFixture.relativeError(grads[1], grads[0])).isLessThan(1e-5);
         }
     }
 
     @Test
     void theWholeTrainerRunsOnARecordingBackendAndStopsAtTheLowestAdapter() throws IOException {
-        try (Fixture f = new Fixture("some-targets", "java"); Arena arena = Arena.ofShared()) {
+        try (PeftFixture f = fixture("some-targets", new FakeBackend());
+                Arena arena = Arena.ofShared()) {
             FakeBackend fake = (FakeBackend) f.backend;
             LoraAdapter adapter = adapter(f, arena, 0);
             long[] afterFirst = new long[1];
@@ -189,7 +200,7 @@ class TrainerTest {
     @ParameterizedTest
     @ValueSource(strings = {"pre-norm", "post-norm"})
     void theKeyValueCacheGivesTheLogitsOfAWholePass(String name) throws IOException {
-        try (Fixture f = new Fixture(name, "cpu")) {
+        try (PeftFixture f = fixture(name)) {
             int[] ids = f.data().get(0).ids();
             KeyValueCache cache = f.model.openCache(f.arena, f.adapter, 40);
             cache.feed(Arrays.copyOf(ids, 5));
@@ -197,16 +208,16 @@ class TrainerTest {
             for (int i = 5; i < ids.length; i++) {
                 last = cache.feed(new int[]{ids[i]});
             }
-            float[] all = f.expected.tensor("logits").toFloats();
+            float[] all = f.expectedLogits();
             int vocab = f.model.vocabSize();
             float[] expected = Arrays.copyOfRange(all, (ids.length - 1) * vocab, ids.length * vocab);
-            assertThat(PeftParityTest.relative(last, expected)).isLessThan(1e-5);
+            assertThat(PeftFixture.relativeError(last, expected)).isLessThan(1e-5);
         }
     }
 
     @Test
     void generationAtTemperatureZeroIsGreedyAndSamplingFollowsTheSeed() throws IOException {
-        try (Fixture f = new Fixture("pre-norm", "cpu")) {
+        try (PeftFixture f = fixture("pre-norm")) {
             Generator generator = new Generator(f.model, f.adapter, -1);
             int[] prompt = {2, 10, 11};
             int[] greedy = generator.generate(prompt, 8, 0, 1, 1);
@@ -220,7 +231,7 @@ class TrainerTest {
 
     @Test
     void aNonFiniteGradientStopsTheRunNamesTheStepAndKeepsTheCheckpoint(@TempDir Path dir) throws IOException {
-        try (Fixture f = new Fixture("pre-norm", "cpu"); Arena arena = Arena.ofShared()) {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             LoraAdapter adapter = adapter(f, arena, 0);
             Trainer trainer = new Trainer(f.model, adapter, config().saveEvery(2).output(dir).build(), data(12), null);
             trainer.listener(m -> {
