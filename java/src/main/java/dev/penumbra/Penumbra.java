@@ -75,11 +75,17 @@ public final class Penumbra implements AutoCloseable {
         return LoraAdapter.create(backend, arena, config, model.adaptableLayers(), model.peftPrefix(), seed);
     }
 
-    /** An adapter in PEFT's format. */
+    /**
+     * Reads an adapter in PEFT's format.
+     *
+     * @throws IOException naming the folder and what does not fit this model, or what is not computed
+     */
     public LoraAdapter readAdapter(Path folder) throws IOException {
         try (PeftAdapter saved = PeftAdapter.read(folder)) {
             return LoraAdapter.of(backend, arena, saved.config(), model.adaptableLayers(), model.peftPrefix(),
                     saved.tensors());
+        } catch (IllegalArgumentException mismatch) {
+            throw new IOException(folder + ": " + mismatch.getMessage(), mismatch);
         }
     }
 

@@ -5,14 +5,11 @@ import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.LinkedHashSet;
+import java.util.Collections;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
-import java.util.regex.Pattern;
-import java.util.regex.PatternSyntaxException;
-import tools.jackson.core.JacksonException;
-import tools.jackson.databind.JsonNode;
+import java.util.TreeSet;
 import tools.jackson.databind.json.JsonMapper;
 import tools.jackson.databind.node.ObjectNode;
 
@@ -25,18 +22,20 @@ public final class PeftAdapter implements AutoCloseable {
     private static final String CONFIG = AdapterFiles.CONFIG;
     private static final String WEIGHTS = AdapterFiles.WEIGHTS;
     private static final String KEY_PREFIX = "base_model.model.";
+    private static final String A = ".lora_A.weight";
+    private static final String B = ".lora_B.weight";
     private static final JsonMapper JSON = new JsonMapper();
 
     private final LoraConfig config;
     private final String baseModel;
     private final SafetensorsFile file;
-    private final Map<String, Tensor> tensors = new TreeMap<>();
+    private final Map<String, Tensor> tensors;
 
-    private PeftAdapter(LoraConfig config, String baseModel, SafetensorsFile file) {
+    private PeftAdapter(LoraConfig config, String baseModel, SafetensorsFile file, Map<String, Tensor> tensors) {
         this.config = config;
         this.baseModel = baseModel;
         this.file = file;
-        file.entries().keySet().forEach(name -> tensors.put(name, file.tensor(name)));
+        this.tensors = Collections.unmodifiableMap(tensors);
     }
 
     public LoraConfig config() {
@@ -50,40 +49,39 @@ public final class PeftAdapter implements AutoCloseable {
 
     /** The tensors by PEFT's keys: {@code base_model.model.model.decoder.layers.0.self_attn.q_proj.lora_A.weight} [r, in], ... */
     public Map<String, Tensor> tensors() {
-        return Map.copyOf(tensors);
+        return tensors;
     }
 
     /**
-     * Reads an adapter of plain LoRA, rank-stabilised or not.
+     * Reads an adapter of plain LoRA, rank-stabilised or not: an A [r, in] and a B [out, r] of each adapted module.
      *
      * @throws IOException when a file is missing or says something that this library does not compute, named
+     * @throws SafetensorsException when the weights are malformed
      */
     public static PeftAdapter read(Path directory) throws IOException {
         Path configFile = AdapterFiles.locate(directory, CONFIG);
-        if (!Files.exists(configFile)) {
-            throw new IOException(configFile + ": expected a PEFT adapter's configuration, found no file");
-        }
-        JsonNode json;
-        try {
-            json = JSON.readTree(Files.readString(configFile));
-        } catch (JacksonException broken) {
-            throw new IOException(configFile + ": expected JSON: " + broken.getOriginalMessage(), broken);
-        }
-        refuseVariants(configFile, json);
+        PeftConfig read = new PeftConfig(configFile);
         Path weights = AdapterFiles.locate(directory, WEIGHTS);
         if (!Files.exists(weights)) {
             throw new IOException(weights + ": expected a PEFT adapter's weights, found no file");
         }
         SafetensorsFile file = SafetensorsFile.open(weights);
         try {
-            Set<String> targets = targets(configFile, json, file.entries().keySet());
+            Map<String, Tensor> tensors = new TreeMap<>();
+            Set<String> modules = new TreeSet<>();
+            for (String key : file.entries().keySet()) {
+                modules.add(moduleOf(file, key));
+                tensors.put(key, file.tensor(key));
+            }
+            for (String module : modules) {
+                requirePair(weights, tensors, module, read.r());
+            }
+            if (modules.isEmpty()) {
+                throw new IOException(weights + ": expected tensors of adapted modules, found none");
+            }
             LoraConfig config = new LoraConfig(
-                    json.path("r").asInt(8),
-                    json.path("lora_alpha").asDouble(8),
-                    json.path("lora_dropout").asDouble(0),
-                    targets,
-                    json.path("use_rslora").asBoolean(false));
-            return new PeftAdapter(config, json.path("base_model_name_or_path").asString(""), file);
+                    read.r(), read.loraAlpha(), read.loraDropout(), read.targetKinds(modules), read.useRslora());
+            return new PeftAdapter(config, read.baseModel(), file, tensors);
         } catch (IllegalArgumentException invalid) {
             file.close();
             throw new IOException(configFile + ": " + invalid.getMessage(), invalid);
@@ -93,65 +91,40 @@ public final class PeftAdapter implements AutoCloseable {
         }
     }
 
-    private static void refuseVariants(Path file, JsonNode json) throws IOException {
-        if (!json.path("peft_type").asString("").equals("LORA")) {
-            throw new IOException(file + ": expected peft_type LORA, found " + json.path("peft_type"));
-        }
-        for (String flag : new String[]{"use_dora", "use_qalora", "lora_bias"}) {
-            if (json.path(flag).asBoolean(false)) {
-                throw new IOException(file + ": expected plain LoRA, found " + flag + ", which is not computed here");
-            }
-        }
-        for (String key : new String[]{"rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
-                "layer_replication",
-                "trainable_token_indices", "target_parameters"}) {
-            JsonNode value = json.path(key);
-            if (!value.isMissingNode() && !value.isNull() && !(value.isContainer() && value.isEmpty())) {
-                throw new IOException(
-                        file + ": expected plain LoRA, found " + key + " = " + value + ", which is not computed here");
-            }
-        }
-        if (!json.path("bias").asString("none").equals("none")) {
-            throw new IOException(file + ": expected bias none, found " + json.path("bias"));
-        }
-        if (json.path("fan_in_fan_out").asBoolean(false)) {
-            throw new IOException(file + ": expected fan_in_fan_out false for OPT, found true");
-        }
-    }
-
-    /** A list of names, or a regular expression that a module's whole name must match. */
-    private static Set<String> targets(Path file, JsonNode json, Set<String> keys) throws IOException {
-        Set<String> present = new LinkedHashSet<>();
-        JsonNode wanted = json.path("target_modules");
-        for (String key : keys) {
-            String module = moduleOf(key);
-            String name = module.substring(module.lastIndexOf('.') + 1);
-            boolean named = false;
-            if (wanted.isArray()) {
-                for (JsonNode target : wanted) {
-                    named |= module.equals(target.asString()) || module.endsWith("." + target.asString());
-                }
-            } else if (wanted.isString()) {
-                try {
-                    named = Pattern.matches(wanted.stringValue(), module);
-                } catch (PatternSyntaxException broken) {
-                    throw new IOException(file + ": expected target_modules to be a regular expression, found " + wanted,
-                            broken);
-                }
-            }
-            if (!named) {
-                throw new IOException(file + ": expected target_modules to name every tensor's module, found " + key
-                        + " beside " + wanted);
-            }
-            present.add(name);
-        }
-        return present;
-    }
-
     /** {@code model.decoder.layers.0.self_attn.q_proj} of its tensors' keys. */
-    private static String moduleOf(String key) {
-        String module = key.startsWith(KEY_PREFIX) ? key.substring(KEY_PREFIX.length()) : key;
-        return module.replaceFirst("\\.lora_[AB]\\.weight$", "");
+    private static String moduleOf(SafetensorsFile file, String key) throws IOException {
+        for (String suffix : new String[]{A, B}) {
+            if (key.startsWith(KEY_PREFIX) && key.endsWith(suffix) && key.length() > KEY_PREFIX.length() + suffix.length()) {
+                return key.substring(KEY_PREFIX.length(), key.length() - suffix.length());
+            }
+        }
+        throw new IOException(file.file() + ": expected tensors " + KEY_PREFIX + "MODULE" + A + " and " + B + " only, found "
+                + key + ", which is not computed here");
+    }
+
+    private static void requirePair(Path file, Map<String, Tensor> tensors, String module, int r) throws IOException {
+        for (String suffix : new String[]{A, B}) {
+            String key = KEY_PREFIX + module + suffix;
+            Tensor tensor = tensors.get(key);
+            if (tensor == null) {
+                throw new IOException(file + ": expected a tensor " + key + " beside the other half, found none");
+            }
+            boolean rows = suffix.equals(A);
+            if (tensor.shape().rank() != 2 || tensor.shape().dim(rows ? 0 : 1) != r) {
+                throw new IOException(file + ": tensor " + key + ": expected shape " + (rows ? "[r, in]" : "[out, r]")
+                        + " with the configuration's r = " + r + ", found " + tensor.shape());
+            }
+            if (!tensor.dtype().isFloat()) {
+                throw new IOException(file + ": tensor " + key + ": expected F32, BF16 or F16, found " + tensor.dtype());
+            }
+            float[] values = tensor.toFloats();
+            for (int i = 0; i < values.length; i++) {
+                if (!Float.isFinite(values[i])) {
+                    throw new IOException(
+                            file + ": tensor " + key + ": expected finite weights, found " + values[i] + " at element " + i);
+                }
+            }
+        }
     }
 
     /**
