@@ -4,7 +4,7 @@ import dev.penumbra.backend.FakeBackend;
 import dev.penumbra.io.PeftAdapter;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
-import dev.penumbra.model.AdaptableLayer;
+import dev.penumbra.lora.AdaptableLayer;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
