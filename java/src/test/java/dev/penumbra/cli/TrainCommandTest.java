@@ -1,0 +1,206 @@
+package dev.penumbra.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import dev.penumbra.cli.Cli.Outcome;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import tools.jackson.databind.JsonNode;
+import tools.jackson.databind.json.JsonMapper;
+
+/** The command as a person gives it, on the bundled checkpoint. */
+class TrainCommandTest {
+
+    private static final JsonMapper JSON = new JsonMapper();
+
+    @TempDir
+    static Path shared;
+
+    private static String model;
+    private static String data;
+
+    @TempDir
+    Path folder;
+
+    @BeforeAll
+    static void prepare() {
+        model = Cli.model(shared).toString();
+        data = Cli.data(shared.resolve("data.jsonl"), 64).toString();
+    }
+
+    private Outcome train(String output, String... options) {
+        List<String> all = new ArrayList<>(List.of("train", "--model", model, "--data", data, "--output",
+                folder.resolve(output).toString(), "--seq-len", "64", "--batch-size", "2"));
+        all.addAll(Arrays.asList(options));
+        return Cli.run(all.toArray(String[]::new));
+    }
+
+    private Outcome trained(String output, String... options) {
+        Outcome outcome = train(output, options);
+        assertThat(outcome.err()).isEmpty();
+        assertThat(outcome.code()).isZero();
+        return outcome;
+    }
+
+    private List<JsonNode> metrics(String file) throws IOException {
+        return Files.readAllLines(folder.resolve(file)).stream().map(JSON::readTree).toList();
+    }
+
+    private List<Double> losses(String file) throws IOException {
+        return metrics(file).stream().map(line -> line.path("loss").asDouble()).toList();
+    }
+
+    private String path(String name) {
+        return folder.resolve(name).toString();
+    }
+
+    @Test
+    void everyOptionTogetherTrainsAndTellsWhatItDid() throws IOException {
+        Outcome outcome = trained("out", "--steps", "4", "--lr", "1e-3", "--schedule", "cosine", "--warmup-steps", "2",
+                "--weight-decay", "0.1", "--clip", "0.5", "--grad-accum", "2", "--lora-r", "4", "--lora-alpha", "4",
+                "--lora-dropout", "0.1", "--targets", "q_proj,fc1,fc2", "--dtype", "f32", "--device", "cpu", "--seed", "7",
+                "--no-shuffle", "--no-pack", "--loss", "all", "--truncate", "--eval-data", data, "--eval-every", "2",
+                "--save-every", "3", "--metrics", path("m.jsonl"), "--threads", "1");
+        assertThat(outcome.out()).contains("4/4", "step 2: evaluation loss", "step 4: evaluation loss", "step 3: saved",
+                "Adapter: " + folder.resolve("out"));
+        assertThat(metrics("m.jsonl")).hasSize(4).allSatisfy(line -> assertThat(line.propertyNames())
+                .containsExactly("step", "loss", "lr", "grad_norm", "real_tokens", "tokens_per_s", "step_ms"));
+        assertThat(metrics("m.jsonl").stream().map(line -> line.path("lr").asDouble())).containsExactly(0.0, 5e-4, 1e-3,
+                5e-4);
+        JsonNode adapter = JSON.readTree(Files.readString(folder.resolve("out/adapter_config.json")));
+        assertThat(adapter.path("r").asInt()).isEqualTo(4);
+        assertThat(adapter.path("target_modules").toString()).isEqualTo("[\"q_proj\",\"fc1\",\"fc2\"]");
+        assertThat(folder.resolve("out/checkpoint-3/state.json")).exists();
+    }
+
+    @Test
+    void aResumedRunGivesTheLossesOfAnUninterruptedOne() throws IOException {
+        trained("whole", "--steps", "6", "--metrics", path("whole.jsonl"));
+        trained("parts", "--steps", "6", "--save-every", "4", "--metrics", path("parts.jsonl"));
+        Files.delete(folder.resolve("parts/adapter_model.safetensors"));
+        Outcome resumed = trained("parts", "--steps", "6", "--save-every", "4", "--resume", "--metrics",
+                path("parts.jsonl"));
+        assertThat(resumed.out()).contains("5/6").doesNotContain("4/6");
+        assertThat(losses("parts.jsonl")).isEqualTo(losses("whole.jsonl"));
+        assertThat(Files.readAllBytes(folder.resolve("parts/adapter_model.safetensors")))
+                .isEqualTo(Files.readAllBytes(folder.resolve("whole/adapter_model.safetensors")));
+    }
+
+    @Test
+    void anInitialAdapterGoesOnWhereItWasAndGivesItsOwnRank() throws IOException {
+        trained("first", "--steps", "30", "--lr", "3e-3", "--lora-r", "4", "--metrics", path("first.jsonl"));
+        trained("second", "--steps", "2", "--lora-r", "16", "--init-adapter", path("first"), "--metrics",
+                path("second.jsonl"));
+        assertThat(losses("second.jsonl").getFirst()).isLessThan(0.8 * losses("first.jsonl").getFirst());
+        assertThat(JSON.readTree(Files.readString(folder.resolve("second/adapter_config.json"))).path("r").asInt())
+                .isEqualTo(4);
+    }
+
+    @Test
+    void lossOnAllTokensCountsMoreThanTheCompletions() throws IOException {
+        trained("completion", "--steps", "1", "--no-shuffle", "--metrics", path("completion.jsonl"));
+        trained("all", "--steps", "1", "--no-shuffle", "--loss", "all", "--metrics", path("all.jsonl"));
+        assertThat(losses("all.jsonl")).isNotEqualTo(losses("completion.jsonl"));
+        assertThat(metrics("all.jsonl").getFirst().path("real_tokens")).isEqualTo(
+                metrics("completion.jsonl").getFirst().path("real_tokens"));
+    }
+
+    @Test
+    void packedRowsHoldMoreSamplesThanUnpackedOnes() throws IOException {
+        trained("packed", "--steps", "1", "--metrics", path("packed.jsonl"));
+        trained("unpacked", "--steps", "1", "--no-pack", "--metrics", path("unpacked.jsonl"));
+        assertThat(metrics("packed.jsonl").getFirst().path("real_tokens").asInt())
+                .isGreaterThan(metrics("unpacked.jsonl").getFirst().path("real_tokens").asInt());
+    }
+
+    @Test
+    void longSamplesAreRefusedUnlessTheyAreCut() {
+        List<String> arguments = List.of("train", "--model", model, "--data", data, "--output", path("out"), "--seq-len",
+                "16",
+                "--steps", "1");
+        Outcome refused = Cli.run(arguments.toArray(String[]::new));
+        assertThat(refused.code()).isEqualTo(1);
+        assertThat(refused.err()).contains(data + " line ").contains(": expected at most 16 tokens, found ")
+                .contains("--truncate")
+                .hasLineCount(1);
+        List<String> cut = new ArrayList<>(arguments);
+        cut.add("--truncate");
+        assertThat(Cli.run(cut.toArray(String[]::new)).code()).isZero();
+    }
+
+    @Test
+    void optionsComeFromAFileAndEvalAndGenerateReadWhatWasTrained() throws IOException {
+        Path yaml = Files.writeString(folder.resolve("run.yaml"), """
+                model: %s
+                data: %s
+                output: %s
+                steps: 30
+                lr: 3e-3
+                seq-len: 64
+                threads: 1
+                targets: [q_proj, v_proj, fc1]
+                """.formatted(model, data, path("tuned")));
+        assertThat(Cli.run("train", "--config", yaml.toString()).code()).isZero();
+        assertThat(
+                JSON.readTree(Files.readString(folder.resolve("tuned/adapter_config.json"))).path("target_modules").size())
+                .isEqualTo(3);
+        Outcome before = Cli.run("eval", "--model", model, "--data", data, "--seq-len", "64", "--threads", "1");
+        Outcome after = Cli.run("eval", "--model", model, "--data", data, "--seq-len", "64", "--threads", "1",
+                "--adapter", path("tuned"));
+        Pattern loss = Pattern.compile("loss ([0-9.]+)  perplexity [0-9.]+");
+        Matcher first = loss.matcher(before.out().strip());
+        Matcher second = loss.matcher(after.out().strip());
+        assertThat(first.matches()).isTrue();
+        assertThat(second.matches()).isTrue();
+        assertThat(Double.parseDouble(second.group(1))).isLessThan(0.5 * Double.parseDouble(first.group(1)));
+        Outcome generated = Cli.run("generate", "--model", model, "--adapter", path("tuned"), "--prompt", "table 3\n",
+                "--length", "12", "--threads", "1");
+        assertThat(generated.code()).isZero();
+        assertThat(generated.out()).startsWith("table 3\nIt stands in row");
+        Outcome exported = Cli.run("export", "--model", model, "--adapter", path("tuned"), "--output", path("merged"));
+        assertThat(exported.code()).isZero();
+        assertThat(folder.resolve("merged/model.safetensors")).exists();
+    }
+
+    @Test
+    void aDryRunPlansAndEstimatesAndWritesNothing() throws IOException {
+        Outcome outcome = trained("dry", "--steps", "50", "--dry-run");
+        assertThat(outcome.out()).contains("frozen weights", "adapters", "activations", "sum");
+        assertThat(folder.resolve("dry")).doesNotExist();
+    }
+
+    /** Both are wall times: a machine that is busy with something else during one of them gets two more attempts. */
+    @Test
+    void theDryRunsEstimateIsWithinAFactorOfTwoOfTheRun() throws IOException {
+        String[] options = {"--steps", "20", "--batch-size", "4", "--seq-len", "256"};
+        double ratio = 0;
+        for (int attempt = 1; attempt <= 3 && !(ratio > 0.5 && ratio < 2); attempt++) {
+            Matcher estimate = Pattern.compile("20 steps of about ([0-9.]+) ms").matcher(run("--dry-run", options).out());
+            assertThat(estimate.find()).isTrue();
+            run("--metrics=" + path("timed.jsonl"), options);
+            double real = metrics("timed.jsonl").stream().mapToDouble(line -> line.path("step_ms").asDouble()).average()
+                    .orElseThrow();
+            ratio = Double.parseDouble(estimate.group(1)) / real;
+            System.out.printf("dry run's estimate over the run's mean step: %.2f%n", ratio);
+        }
+        assertThat(ratio).isBetween(0.5, 2.0);
+    }
+
+    private Outcome run(String option, String... options) {
+        List<String> all = new ArrayList<>(
+                List.of("train", "--model", model, "--data", data, "--output", path("timed"), option));
+        all.addAll(Arrays.asList(options));
+        Outcome outcome = Cli.run(all.toArray(String[]::new));
+        assertThat(outcome.err()).isEmpty();
+        return outcome;
+    }
+}
