@@ -143,6 +143,35 @@ void cached(pnb_context* context, int32_t dtype) {
         std::string("attention with a cache ") + name(dtype));
 }
 
+// A value row that is not finite reaches the queries that see it and no others.
+void later_values_stay_unseen(pnb_context* context, int32_t dtype, double poison) {
+  const int64_t heads = 2, dim = 24, tokens = 140, width = heads * dim, poisoned = 70, border = 130;
+  Tensor qkv(dtype, {tokens, 3 * width}), o(dtype, {tokens, width}, 0.0), borders = ints({0, border, tokens});
+  std::vector<double> none(tokens * width);
+  Reference r = reference(columns(qkv, 0, width), columns(qkv, width, width), columns(qkv, 2 * width, width), none, {0, border, tokens},
+                          {0, border, tokens}, heads, dim, 0.2);
+  for (int64_t d = 0; d < width; ++d) qkv.set(poisoned * 3 * width + 2 * width + d, poison);
+  auto p = params<pnb_attention_forward_params>();
+  p.scale = 0.2f;
+  p.q = heads_of(qkv, 0, heads, dim);
+  p.k = heads_of(qkv, width, heads, dim);
+  p.v = heads_of(qkv, 2 * width, heads, dim);
+  p.o = heads_of(o, 0, heads, dim);
+  p.cu_seqlens_q = p.cu_seqlens_k = borders.t;
+  p.max_seqlen = border;
+  std::string what = std::string("values of ") + std::to_string(poison) + " " + name(dtype);
+  ok(pnb_attention_forward(context, &p), what);
+  std::vector<double> found = o.values();
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < tokens * width; ++i) {
+    bool reached = i / width >= poisoned && i / width < border;
+    wrong += std::isfinite(found[i]) == reached;
+    if (reached) found[i] = r.o[i];
+  }
+  expect(wrong == 0, what + ": " + std::to_string(wrong) + " elements finite or not against what they see");
+  close(found, r.o, dtype, what);
+}
+
 // The kernels are held to the reference above; this holds the reference to its own forward pass.
 void reference_matches_differences() {
   int64_t heads = 2, dim = 8, tokens = 9, width = heads * dim;
@@ -183,6 +212,8 @@ int main() {
     packed(context, dtype, 2, 128, {0, 3, 66}, 66);
     packed(context, dtype, 1, 20, {0, 5, 17, 90}, 91);
     cached(context, dtype);
+    later_values_stay_unseen(context, dtype, NAN);
+    later_values_stay_unseen(context, dtype, INFINITY);
   }
   reference_matches_differences();
   pnb_context_destroy(context);

@@ -8,6 +8,7 @@
 #include "cpu/cross_entropy.h"
 #include "cpu/embedding.h"
 #include "cpu/gemm.h"
+#include "cpu/isa.h"
 #include "cpu/layer_norm.h"
 #include "cpu/lora.h"
 #include "cpu/matmul.h"
@@ -21,7 +22,7 @@ class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(int threads) : threads_(threads), matmul_(threads), gemm_(matmul_, threads) {
     const dnnl_version_t* version = dnnl_version();
-    const char* isa = matmul_.bf16() ? (__builtin_cpu_supports("avx512bf16") ? "AVX-512 bf16" : "AVX-512, bf16 emulated")
+    const char* isa = matmul_.bf16() ? (has_avx512_bf16() ? "AVX-512 bf16" : "AVX-512, bf16 emulated")
                       : __builtin_cpu_supports("avx2")     ? "AVX2, bf16 computed in f32"
                                                            : "x86-64, bf16 computed in f32";
     text_ = "cpu, " + std::string(isa) + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads") + ", oneDNN " +
@@ -29,7 +30,7 @@ class CpuBackend final : public Backend {
   }
 
   const std::string& describe() const override { return text_; }
-  uint64_t memory() const override { return matmul_.memory() + gemm_.memory(); }
+  uint64_t memory() const override { return matmul_.memory() + gemm_.memory() + scratch_.size(); }
 
   void fill(const pnb_fill_params& p) override { cpu::fill(p, threads_); }
   void convert(const pnb_convert_params& p) override { cpu::convert(p, threads_); }
@@ -42,7 +43,7 @@ class CpuBackend final : public Backend {
   uint64_t lora_gradients_workspace(const pnb_lora_gradients_params& p) override {
     return cpu::lora_gradients_workspace(p, threads_);
   }
-  void attention_forward(const pnb_attention_forward_params& p) override { cpu::attention_forward(p, threads_); }
+  void attention_forward(const pnb_attention_forward_params& p) override { cpu::attention_forward(p, threads_, scratch_); }
   void attention_backward(const pnb_attention_backward_params& p) override { cpu::attention_backward(p, threads_); }
   uint64_t attention_backward_workspace(const pnb_attention_backward_params& p) override {
     return cpu::attention_backward_workspace(p, threads_);
@@ -63,6 +64,7 @@ class CpuBackend final : public Backend {
   int threads_;
   Matmul matmul_;
   Gemm gemm_;
+  Scratch scratch_;  // buffers of the operations that are given no workspace, one operation at a time
   std::string text_;
 };
 

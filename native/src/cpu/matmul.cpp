@@ -2,10 +2,7 @@
 
 #include <omp.h>
 
-#include <cstdlib>
-#include <new>
-
-#include "core/error.h"
+#include "cpu/isa.h"
 #include "penumbra/tensor.h"
 
 namespace pnb::cpu {
@@ -20,30 +17,11 @@ void append(std::string& key, dnnl::memory::desc desc) {  // by value: get_blob(
   key.append(blob.begin(), blob.end());
 }
 
-// Asks oneDNN, not the processor: ONEDNN_MAX_CPU_ISA may hold it back. Its codes are bit sets.
-bool has_avx512() {
-  int avx512 = static_cast<int>(dnnl::cpu_isa::avx512_core);
-  return (static_cast<int>(dnnl::get_effective_cpu_isa()) & avx512) == avx512;
-}
-
 // A residual that is the destination itself. As a binary operand it would be overwritten by partial sums where k is split;
 // oneDNN's own sum keeps it.
 bool accumulates(const Matrix& d, const Fusion& fusion) { return fusion.residual && fusion.residual->data == d.data; }
 
 }  // namespace
-
-Scratch::~Scratch() { std::free(data_); }
-
-void* Scratch::bytes(size_t count) {
-  if (count <= size_) return data_;
-  size_t rounded = (count + 4095) / 4096 * 4096;
-  void* grown = std::aligned_alloc(4096, rounded);
-  if (grown == nullptr) throw std::bad_alloc();
-  std::free(data_);
-  data_ = grown;
-  size_ = rounded;
-  return data_;
-}
 
 dnnl::memory::data_type dnnl_type(int32_t dtype) {
   return dtype == PNB_DTYPE_BF16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;

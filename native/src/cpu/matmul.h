@@ -8,24 +8,9 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
 
+#include "cpu/scratch.h"
+
 namespace pnb::cpu {
-
-// Memory that grows and is then kept; aligned for any vector.
-class Scratch {
- public:
-  Scratch() = default;
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch();
-
-  void* bytes(size_t count);
-  float* floats(size_t count) { return static_cast<float*>(bytes(count * sizeof(float))); }
-  size_t size() const { return size_; }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 // A matrix operand: where it lies and how.
 struct Matrix {

@@ -1,0 +1,451 @@
+// GCC 12 takes what the header's _mm512_undefined functions return for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include <cmath>
+#include <limits>
+
+#include "cpu/attention_head.h"
+#include "cpu/simd.h"
+#include "cpu/tile.h"
+
+// Every product is a vdpbf16ps: two bf16 pairs multiplied and added to an f32 sum, twice the rate of f32. Operands lie as pairs
+// along the summed dimension, one pair a 32-bit word with the lower index in the lower half. Queries, keys, values and d_o are
+// bf16 already; probabilities and score gradients are rounded to bf16 before they are multiplied.
+//
+// Four queries at a time make their scores against a tile of 64 keys, use them and forget them. A tile of keys and one of
+// values, 8 KB each for 64 dimensions, stay in the first-level cache meanwhile. Above the diagonal nothing is computed, except
+// to fill up a vector of 16 keys.
+
+#define PNB_AVX512_BF16 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+
+namespace pnb::cpu {
+
+namespace {
+
+constexpr int64_t kRows = 4;  // queries, or rows of a gradient, whose sums are in registers together: 4 x 4 of 32 registers
+
+using Pair = uint32_t;
+
+int64_t tile_rows_of(int64_t longest) { return round_up(std::max<int64_t>(longest, 1), kTile); }
+
+// Words of a row of pairs: whole vectors, zero past the last dimension.
+int64_t pair_row(int64_t dim) { return round_up((dim + 1) / 2, kLanes); }
+
+// Cuts pieces off a buffer. Counts are 32-bit words.
+struct Cutter {
+  char* next;
+
+  template <typename T>
+  T* take(int64_t count) {
+    T* taken = reinterpret_cast<T*>(next);
+    next += count * sizeof(T);
+    return taken;
+  }
+};
+
+// The lowest `count` bits; none below 0.
+inline uint64_t below(int64_t count) { return count >= 64 ? ~0ull : count <= 0 ? 0ull : (1ull << count) - 1; }
+
+PNB_AVX512_BF16 inline __m512bh as_bf16(__m512i pairs) { return (__m512bh)pairs; }
+
+// Columns [0, 16 * W) of four rows of c: = or += a * b. Pair k of row i lies at a[i * a_row + k * a_pair], pair k of column j at
+// b[k * b_row + j].
+template <int W>
+PNB_AVX512_BF16 inline void four_rows(float* c, int64_t c_row, const Pair* a, int64_t a_row, int64_t a_pair, const Pair* b,
+                                      int64_t b_row, int64_t pairs, bool add) {
+  __m512 sum[kRows][W];
+  for (int i = 0; i < kRows; ++i) {
+    for (int w = 0; w < W; ++w) sum[i][w] = add ? _mm512_loadu_ps(c + i * c_row + w * kLanes) : _mm512_setzero_ps();
+  }
+  for (int64_t k = 0; k < pairs; ++k) {
+    __m512bh column[W];
+#pragma GCC unroll 4
+    for (int w = 0; w < W; ++w) column[w] = as_bf16(_mm512_loadu_si512(b + k * b_row + w * kLanes));
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) {
+      __m512bh row = as_bf16(_mm512_set1_epi32(static_cast<int>(a[i * a_row + k * a_pair])));
+#pragma GCC unroll 4
+      for (int w = 0; w < W; ++w) sum[i][w] = _mm512_dpbf16_ps(sum[i][w], row, column[w]);
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int w = 0; w < W; ++w) _mm512_storeu_ps(c + i * c_row + w * kLanes, sum[i][w]);
+  }
+}
+
+// As above for any number of columns that is a multiple of 16.
+PNB_AVX512_BF16 inline void product(float* c, int64_t c_row, const Pair* a, int64_t a_row, int64_t a_pair, const Pair* b,
+                                    int64_t b_row, int64_t columns, int64_t pairs, bool add) {
+  int64_t j = 0;
+  for (; j + 4 * kLanes <= columns; j += 4 * kLanes) {
+    four_rows<4>(c + j, c_row, a, a_row, a_pair, b + j, b_row, pairs, add);
+  }
+  switch ((columns - j) / kLanes) {
+    case 3: four_rows<3>(c + j, c_row, a, a_row, a_pair, b + j, b_row, pairs, add); break;
+    case 2: four_rows<2>(c + j, c_row, a, a_row, a_pair, b + j, b_row, pairs, add); break;
+    case 1: four_rows<1>(c + j, c_row, a, a_row, a_pair, b + j, b_row, pairs, add); break;
+    default: break;
+  }
+}
+
+// Rows [first, first + rows) as pairs along the dimension, [kRows-rounded rows, pair_row]; rows past the end are zero.
+PNB_AVX512_BF16 void load_rows(const Head& s, int64_t first, int64_t rows, int64_t dim, Pair* d) {
+  int64_t width = pair_row(dim);
+  std::memset(d, 0, round_up(rows, kRows) * width * sizeof(Pair));
+  for (int64_t i = 0; i < rows; ++i) std::memcpy(d + i * width, s.row(first + i), dim * sizeof(uint16_t));
+}
+
+// The keys [first, first + rows) of a tile as pairs along the dimension, transposed: [pair_row, kTile]; missing keys are zero.
+PNB_AVX512_BF16 void load_transposed(const Head& s, int64_t first, int64_t rows, int64_t dim, Pair* d) {
+  for (int64_t i = 0; i < kTile; i += kLanes) {
+    for (int64_t k = 0; k < dim; k += 2 * kLanes) {
+      __mmask32 columns = static_cast<__mmask32>(below(dim - k));
+      __m512i row[kLanes], other[kLanes];
+      for (int j = 0; j < kLanes; ++j) {
+        row[j] = i + j < rows ? _mm512_maskz_loadu_epi16(columns, s.row(first + i + j) + k * sizeof(uint16_t)) : _mm512_setzero_si512();
+      }
+      // 16 x 16 words: single words, then pairs, then quarters of a vector change places, twice.
+#pragma GCC unroll 8
+      for (int j = 0; j < kLanes; j += 2) {
+        other[j] = _mm512_unpacklo_epi32(row[j], row[j + 1]);
+        other[j + 1] = _mm512_unpackhi_epi32(row[j], row[j + 1]);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < kLanes; j += 4) {
+        row[j] = _mm512_unpacklo_epi64(other[j], other[j + 2]);
+        row[j + 1] = _mm512_unpackhi_epi64(other[j], other[j + 2]);
+        row[j + 2] = _mm512_unpacklo_epi64(other[j + 1], other[j + 3]);
+        row[j + 3] = _mm512_unpackhi_epi64(other[j + 1], other[j + 3]);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        other[j] = _mm512_shuffle_i32x4(row[j], row[j + 4], 0x88);
+        other[j + 4] = _mm512_shuffle_i32x4(row[j], row[j + 4], 0xdd);
+        other[j + 8] = _mm512_shuffle_i32x4(row[j + 8], row[j + 12], 0x88);
+        other[j + 12] = _mm512_shuffle_i32x4(row[j + 8], row[j + 12], 0xdd);
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {
+        row[j] = _mm512_shuffle_i32x4(other[j], other[j + 8], 0x88);
+        row[j + 8] = _mm512_shuffle_i32x4(other[j], other[j + 8], 0xdd);
+      }
+      for (int j = 0; j < kLanes; ++j) _mm512_storeu_si512(d + (k / 2 + j) * kTile + i, row[j]);
+    }
+  }
+}
+
+// Rows [first, first + rows) as pairs of rows, [(rows + 1) / 2, padded]; an odd last row is paired with zeros.
+// Says whether every element is finite.
+PNB_AVX512_BF16 bool load_row_pairs(const Head& s, int64_t first, int64_t rows, int64_t dim, int64_t padded, Pair* d) {
+  constexpr uint32_t kExponent = 0x7f80u;
+  uint32_t found = 0;
+  for (int64_t i = 0; i < rows; i += 2) {
+    const uint16_t* low = reinterpret_cast<const uint16_t*>(s.row(first + i));
+    const uint16_t* high = reinterpret_cast<const uint16_t*>(s.row(first + i + 1));
+    Pair* pairs = d + i / 2 * padded;
+    if (i + 1 < rows) {
+      for (int64_t j = 0; j < dim; ++j) {
+        pairs[j] = low[j] | static_cast<uint32_t>(high[j]) << 16;
+        found |= static_cast<uint32_t>((low[j] & kExponent) == kExponent) | static_cast<uint32_t>((high[j] & kExponent) == kExponent);
+      }
+    } else {
+      for (int64_t j = 0; j < dim; ++j) {
+        pairs[j] = low[j];
+        found |= static_cast<uint32_t>((low[j] & kExponent) == kExponent);
+      }
+    }
+    for (int64_t j = dim; j < padded; ++j) pairs[j] = 0;
+  }
+  return found == 0;
+}
+
+// exp(x) for x <= 0, as exp_not_positive; NaN stays NaN.
+PNB_AVX512_BF16 inline __m512 exp_lanes(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);
+  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  f = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), f);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3981999507e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.3334519073e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(4.1665795894e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.6666665459e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.0000001201e-1f));
+  p = _mm512_fmadd_ps(_mm512_mul_ps(p, f), f, _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
+  return _mm512_scalef_ps(p, n);
+}
+
+// 16 values rounded to bf16: eight pairs of neighbours.
+PNB_AVX512_BF16 inline void store_bf16(Pair* d, __m512 values) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(d), (__m256i)_mm512_cvtneps_pbh(values));
+}
+
+// Pairs of two rows: low[j] in the lower half of word j, high[j] in the upper.
+PNB_AVX512_BF16 inline void store_row_pairs(Pair* d, __m512 low, __m512 high) {
+  __m512i lower = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
+  __m512i upper = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
+  _mm512_storeu_si512(d, _mm512_or_si512(lower, _mm512_slli_epi32(upper, 16)));
+}
+
+struct ForwardBuffers {
+  Pair *keys, *values;           // [key tiles][pair_row, kTile]; [keys / 2, padded]
+  Pair *query, *probabilities;   // [kTile, pair_row]; [kRows, kTile / 2]
+  float *out, *scores;           // [kTile, padded]; [kRows, kTile]
+
+  static uint64_t bytes(int64_t longest, int64_t dim) {
+    int64_t rows = tile_rows_of(longest), padded = round_up(dim, kLanes);
+    return (rows * pair_row(dim) + rows / 2 * padded + kTile * pair_row(dim) + kRows * kTile / 2 + kTile * padded + kRows * kTile) *
+           sizeof(Pair);
+  }
+
+  ForwardBuffers(void* start, int64_t longest, int64_t dim) {
+    int64_t rows = tile_rows_of(longest), padded = round_up(dim, kLanes);
+    Cutter cutter{static_cast<char*>(start)};
+    keys = cutter.take<Pair>(rows * pair_row(dim));
+    values = cutter.take<Pair>(rows / 2 * padded);
+    query = cutter.take<Pair>(kTile * pair_row(dim));
+    probabilities = cutter.take<Pair>(kRows * kTile / 2);
+    out = cutter.take<float>(kTile * padded);
+    scores = cutter.take<float>(kRows * kTile);
+  }
+};
+
+// A query's softmax as it goes on from tile to tile; the sum in 16 parts.
+struct Running {
+  float maximum;
+  float sums[kLanes];
+};
+
+// Takes in the scores of the `seen` first keys of a tile: probabilities relative to the new maximum, zero for the other keys.
+// What out holds is scaled down to the new maximum.
+PNB_AVX512_BF16 inline void softmax_row(const float* scores, int64_t seen, float scale, Running& running, float* out, int64_t padded,
+                                        Pair* probabilities) {
+  constexpr int kVectors = kTile / kLanes;
+  const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  uint64_t lanes = below(seen);
+  __m512 score[kVectors];
+  __m512 top = lowest;
+#pragma GCC unroll 4
+  for (int w = 0; w < kVectors; ++w) {
+    __mmask16 here = static_cast<__mmask16>(lanes >> (w * kLanes));
+    score[w] = _mm512_mask_mul_ps(lowest, here, _mm512_maskz_loadu_ps(here, scores + w * kLanes), _mm512_set1_ps(scale));
+    top = _mm512_max_ps(top, score[w]);
+  }
+  float highest = std::max(running.maximum, _mm512_reduce_max_ps(top));
+  __m512 sum = _mm512_loadu_ps(running.sums);
+  if (running.maximum != highest) {
+    __m512 correction = exp_lanes(_mm512_set1_ps(running.maximum - highest));
+    sum = _mm512_mul_ps(sum, correction);
+    for (int64_t d = 0; d < padded; d += kLanes) _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), correction));
+    running.maximum = highest;
+  }
+#pragma GCC unroll 4
+  for (int w = 0; w < kVectors; ++w) {
+    __mmask16 here = static_cast<__mmask16>(lanes >> (w * kLanes));
+    __m512 probability = _mm512_maskz_mov_ps(here, exp_lanes(_mm512_sub_ps(score[w], _mm512_set1_ps(highest))));
+    sum = _mm512_add_ps(sum, probability);
+    store_bf16(probabilities + w * kLanes / 2, probability);
+  }
+  _mm512_storeu_ps(running.sums, sum);
+}
+
+// out[d] += probabilities * values over the `seen` first keys of a tile, one product at a time: the probability of a key that a
+// query does not see is 0, and 0 * NaN is not, so these products are left out.
+void add_seen_values(const Pair* probabilities, const Head& v, int64_t first, int64_t seen, int64_t dim, float* out) {
+  for (int64_t j = 0; j < seen; ++j) {
+    float probability = bf16_to_float(static_cast<uint16_t>(probabilities[j / 2] >> (j % 2 * 16)));
+    const uint16_t* value = reinterpret_cast<const uint16_t*>(v.row(first + j));
+    for (int64_t d = 0; d < dim; ++d) out[d] += probability * bf16_to_float(value[d]);
+  }
+}
+
+PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, float scale, const ForwardBuffers& b) {
+  int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
+  for (int64_t key = 0; key < s.keys; key += kTile) {
+    load_transposed(h.k, key, std::min(kTile, s.keys - key), s.dim, b.keys + key * width);
+  }
+  bool finite = load_row_pairs(h.v, 0, s.keys, s.dim, padded, b.values);
+
+  for (int64_t first = 0; first < s.queries; first += kTile) {
+    int64_t rows = std::min(kTile, s.queries - first);
+    load_rows(h.q, first, rows, s.dim, b.query);
+    std::memset(b.out, 0, kTile * padded * sizeof(float));
+    Running running[kTile];
+    for (Running& row : running) row = {-std::numeric_limits<float>::infinity(), {}};
+
+    for (int64_t key = 0; key < s.keys && s.visible(first + rows - 1, key) > 0; key += kTile) {
+      for (int64_t i = 0; i < rows; i += kRows) {
+        int64_t used = std::min(kRows, rows - i);
+        int64_t widest = s.visible(first + i + used - 1, key);
+        if (widest == 0) continue;
+        float* out = b.out + i * padded;
+        product(b.scores, kTile, b.query + i * width, width, 1, b.keys + key * width, kTile, round_up(widest, kLanes), pairs, false);
+        for (int64_t r = 0; r < kRows; ++r) {
+          Pair* probabilities = b.probabilities + r * kTile / 2;
+          int64_t seen = r < used ? s.visible(first + i + r, key) : 0;
+          if (seen == 0) {
+            std::memset(probabilities, 0, kTile * sizeof(uint16_t));
+            continue;
+          }
+          softmax_row(b.scores + r * kTile, seen, scale, running[i + r], out + r * padded, padded, probabilities);
+          if (!finite) add_seen_values(probabilities, h.v, key, seen, s.dim, out + r * padded);
+        }
+        if (finite) {
+          product(out, padded, b.probabilities, kTile / 2, 1, b.values + key / 2 * padded, padded, padded, (widest + 1) / 2, true);
+        }
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      float* out = b.out + i * padded;
+      float sum = _mm512_reduce_add_ps(_mm512_loadu_ps(running[i].sums));
+      float inverse = 1.0f / sum;  // every query sees itself, so the sum is above 0, or NaN
+      for (int64_t d = 0; d < padded; ++d) out[d] *= inverse;
+      store_row(out, h.o, first + i, s.dim);
+      if (h.lse != nullptr) h.lse[first + i] = running[i].maximum + std::log(sum);
+    }
+  }
+}
+
+struct BackwardBuffers {
+  Pair *query, *d_out;                // [rows, pair_row]
+  Pair *query_pairs, *d_out_pairs;    // [rows / 2, padded]
+  float *d_query, *delta;             // [rows, padded], [rows]
+  Pair *key_t, *value_t, *key_pairs;  // [pair_row, kTile] x 2, [kTile / 2, padded]
+  float *d_key, *d_value;             // [kTile, padded]
+  float *scores, *d_scores;           // [kRows, kTile]
+  Pair *p_pairs, *ds_pairs, *ds;      // pairs of queries [kTile / 2, kTile] x 2, pairs of keys [kRows, kTile / 2]
+
+  static uint64_t bytes(int64_t longest, int64_t dim) {
+    int64_t rows = tile_rows_of(longest), padded = round_up(dim, kLanes), width = pair_row(dim);
+    return (2 * rows * width + rows * padded + rows * padded + rows + 2 * width * kTile + kTile / 2 * padded + 2 * kTile * padded +
+            2 * kRows * kTile + kTile * kTile + kRows * kTile / 2) *
+           sizeof(Pair);
+  }
+
+  BackwardBuffers(void* start, int64_t longest, int64_t dim) {
+    int64_t rows = tile_rows_of(longest), padded = round_up(dim, kLanes), width = pair_row(dim);
+    Cutter cutter{static_cast<char*>(start)};
+    query = cutter.take<Pair>(rows * width);
+    d_out = cutter.take<Pair>(rows * width);
+    query_pairs = cutter.take<Pair>(rows / 2 * padded);
+    d_out_pairs = cutter.take<Pair>(rows / 2 * padded);
+    d_query = cutter.take<float>(rows * padded);
+    delta = cutter.take<float>(rows);
+    key_t = cutter.take<Pair>(width * kTile);
+    value_t = cutter.take<Pair>(width * kTile);
+    key_pairs = cutter.take<Pair>(kTile / 2 * padded);
+    d_key = cutter.take<float>(kTile * padded);
+    d_value = cutter.take<float>(kTile * padded);
+    scores = cutter.take<float>(kRows * kTile);
+    d_scores = cutter.take<float>(kRows * kTile);
+    p_pairs = cutter.take<Pair>(kTile / 2 * kTile);
+    ds_pairs = cutter.take<Pair>(kTile / 2 * kTile);
+    ds = cutter.take<Pair>(kRows * kTile / 2);
+  }
+};
+
+// delta = d_o . o, of one query. The operands are rows of pairs.
+PNB_AVX512_BF16 float dot(const Pair* a, const Pair* b, int64_t width) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t k = 0; k < width; k += kLanes) {
+    sum = _mm512_dpbf16_ps(sum, as_bf16(_mm512_loadu_si512(a + k)), as_bf16(_mm512_loadu_si512(b + k)));
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+// Four queries' scores and d_o . v become probabilities and score gradients; seen[r] keys count for query r.
+PNB_AVX512_BF16 inline void gradient_rows(const BackwardBuffers& b, const int64_t* seen, const float* lse, const float* delta,
+                                          float scale, int64_t columns, Pair* p_pairs, Pair* ds_pairs) {
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    for (int r = 0; r < kRows; r += 2) {
+      __m512 p[2], ds[2];
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        int i = r + half;
+        __m512 score = _mm512_fmsub_ps(_mm512_loadu_ps(b.scores + i * kTile + j), _mm512_set1_ps(scale), _mm512_set1_ps(lse[i]));
+        score = _mm512_min_ps(_mm512_setzero_ps(), score);  // in this order NaN stays
+        __mmask16 lanes = static_cast<__mmask16>(below(seen[i] - j));
+        p[half] = _mm512_maskz_mov_ps(lanes, exp_lanes(score));
+        __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(b.d_scores + i * kTile + j), _mm512_set1_ps(delta[i]));
+        ds[half] = _mm512_maskz_mul_ps(lanes, _mm512_mul_ps(p[half], _mm512_set1_ps(scale)), difference);
+        store_bf16(b.ds + i * kTile / 2 + j / 2, ds[half]);
+      }
+      store_row_pairs(p_pairs + r / 2 * kTile + j, p[0], p[1]);
+      store_row_pairs(ds_pairs + r / 2 * kTile + j, ds[0], ds[1]);
+    }
+  }
+}
+
+PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, float scale, const BackwardBuffers& b) {
+  int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
+  int64_t n = s.queries;
+  load_rows(h.o, 0, n, s.dim, b.query);  // o is needed for delta only; the queries take its place
+  load_rows(h.d_o, 0, n, s.dim, b.d_out);
+  for (int64_t i = 0; i < n; ++i) b.delta[i] = dot(b.query + i * width, b.d_out + i * width, width);
+  load_rows(h.q, 0, n, s.dim, b.query);
+  load_row_pairs(h.q, 0, n, s.dim, padded, b.query_pairs);
+  load_row_pairs(h.d_o, 0, n, s.dim, padded, b.d_out_pairs);
+  std::memset(b.d_query, 0, round_up(n, kRows) * padded * sizeof(float));
+
+  for (int64_t key = 0; key < n; key += kTile) {
+    int64_t keys = std::min(kTile, n - key);
+    load_transposed(h.k, key, keys, s.dim, b.key_t);
+    load_transposed(h.v, key, keys, s.dim, b.value_t);
+    load_row_pairs(h.k, key, keys, s.dim, padded, b.key_pairs);
+    std::memset(b.d_key, 0, kTile * padded * sizeof(float));
+    std::memset(b.d_value, 0, kTile * padded * sizeof(float));
+
+    for (int64_t first = key; first < n; first += kTile) {
+      int64_t rows = std::min(kTile, n - first);
+      for (int64_t i = 0; i < rows; i += kRows) {
+        int64_t used = std::min(kRows, rows - i);
+        int64_t seen[kRows] = {};
+        float lse[kRows] = {}, delta[kRows] = {};
+        for (int64_t r = 0; r < used; ++r) {
+          seen[r] = s.visible(first + i + r, key);
+          lse[r] = h.lse[first + i + r];
+          delta[r] = b.delta[first + i + r];
+        }
+        int64_t widest = seen[used - 1];
+        int64_t columns = round_up(widest, kLanes);
+        product(b.scores, kTile, b.query + (first + i) * width, width, 1, b.key_t, kTile, columns, pairs, false);
+        product(b.d_scores, kTile, b.d_out + (first + i) * width, width, 1, b.value_t, kTile, columns, pairs, false);
+        gradient_rows(b, seen, lse, delta, scale, columns, b.p_pairs + i / 2 * kTile, b.ds_pairs + i / 2 * kTile);
+        product(b.d_query + (first + i) * padded, padded, b.ds, kTile / 2, 1, b.key_pairs, padded, padded, (widest + 1) / 2, true);
+      }
+      // Key j is seen by query j of a tile on the diagonal and those after it, by all queries of the tiles below.
+      for (int64_t j = 0; j < keys; j += kRows) {
+        int64_t skipped = first == key ? j / 2 : 0;
+        int64_t query_pairs = (rows + 1) / 2 - skipped;
+        const Pair* d_out = b.d_out_pairs + (first / 2 + skipped) * padded;
+        const Pair* query = b.query_pairs + (first / 2 + skipped) * padded;
+        product(b.d_value + j * padded, padded, b.p_pairs + skipped * kTile + j, 1, kTile, d_out, padded, padded, query_pairs, true);
+        product(b.d_key + j * padded, padded, b.ds_pairs + skipped * kTile + j, 1, kTile, query, padded, padded, query_pairs, true);
+      }
+    }
+    for (int64_t j = 0; j < keys; ++j) {
+      store_row(b.d_key + j * padded, h.dk, key + j, s.dim);
+      store_row(b.d_value + j * padded, h.dv, key + j, s.dim);
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) store_row(b.d_query + i * padded, h.dq, i, s.dim);
+}
+
+}  // namespace
+
+const HeadKernels& bf16_heads() {
+  static const HeadKernels kernels{ForwardBuffers::bytes,
+                                   [](const ForwardHead& h, const HeadSizes& sizes, float scale, int64_t longest, void* buffer) {
+                                     forward_head(h, sizes, scale, ForwardBuffers(buffer, longest, sizes.dim));
+                                   },
+                                   BackwardBuffers::bytes,
+                                   [](const BackwardHead& h, const HeadSizes& sizes, float scale, int64_t longest, void* buffer) {
+                                     backward_head(h, sizes, scale, BackwardBuffers(buffer, longest, sizes.dim));
+                                   }};
+  return kernels;
+}
+
+}  // namespace pnb::cpu
