@@ -25,7 +25,7 @@ final class ByteLevelBpe {
     /** The text of a {@code tokenizer.json}. */
     static String tokenizerJson(Path folder) throws IOException {
         Path vocabFile = folder.resolve("vocab.json");
-        JsonNode vocab = JSON.readTree(Files.readString(vocabFile));
+        JsonNode vocab = JsonFiles.read(vocabFile);
         ObjectNode root = JSON.createObjectNode();
         root.put("version", "1.0").putNull("truncation").putNull("padding");
         ArrayNode added = root.putArray("added_tokens");
@@ -77,7 +77,7 @@ final class ByteLevelBpe {
             if (!Files.exists(file)) {
                 continue;
             }
-            JsonNode settings = JSON.readTree(Files.readString(file));
+            JsonNode settings = JsonFiles.read(file);
             for (String role : ROLES) {
                 JsonNode token = settings.path(role);
                 String content = token.isObject()

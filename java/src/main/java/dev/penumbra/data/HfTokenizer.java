@@ -3,13 +3,13 @@ package dev.penumbra.data;
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
 import java.io.ByteArrayInputStream;
 import java.io.IOException;
+import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
 import java.util.Optional;
 import tools.jackson.databind.JsonNode;
-import tools.jackson.databind.json.JsonMapper;
 
 /** The tokenizer of a Hugging Face model folder, read by the library its makers wrote. */
 public final class HfTokenizer implements Tokenizer {
@@ -39,18 +39,17 @@ public final class HfTokenizer implements Tokenizer {
      * and padding token are those of {@code config.json}, else OPT's.
      */
     public static HfTokenizer load(Path modelFolder) throws IOException {
-        Map<String, String> plain = Map.of("addSpecialTokens", "false", "truncation", "false", "padding", "false");
         Path file = modelFolder.resolve("tokenizer.json");
         HuggingFaceTokenizer tokenizer;
         if (Files.exists(file)) {
-            tokenizer = HuggingFaceTokenizer.newInstance(file, plain);
+            tokenizer = open(file, Files.newInputStream(file));
         } else if (Files.exists(modelFolder.resolve("vocab.json")) && Files.exists(modelFolder.resolve("merges.txt"))) {
             byte[] json = ByteLevelBpe.tokenizerJson(modelFolder).getBytes(StandardCharsets.UTF_8);
-            tokenizer = HuggingFaceTokenizer.newInstance(new ByteArrayInputStream(json), plain);
+            tokenizer = open(modelFolder.resolve("vocab.json"), new ByteArrayInputStream(json));
         } else {
             throw new IOException(modelFolder + ": expected tokenizer.json, or vocab.json and merges.txt, found neither");
         }
-        JsonNode config = settings(modelFolder.resolve("config.json"));
+        JsonNode config = JsonFiles.readIfPresent(modelFolder.resolve("config.json"));
         return new HfTokenizer(
                 tokenizer,
                 config.path("bos_token_id").asInt(2),
@@ -59,9 +58,14 @@ public final class HfTokenizer implements Tokenizer {
                 template(modelFolder));
     }
 
-    private static JsonNode settings(Path file) throws IOException {
-        JsonMapper json = new JsonMapper();
-        return Files.exists(file) ? json.readTree(Files.readString(file)) : json.createObjectNode();
+    /** The library's own failures name no file. */
+    private static HuggingFaceTokenizer open(Path source, InputStream json) throws IOException {
+        Map<String, String> plain = Map.of("addSpecialTokens", "false", "truncation", "false", "padding", "false");
+        try (json) {
+            return HuggingFaceTokenizer.newInstance(json, plain);
+        } catch (RuntimeException broken) {
+            throw new IOException(source + ": expected a tokenizer: " + broken.getMessage(), broken);
+        }
     }
 
     private static Optional<String> template(Path modelFolder) throws IOException {
@@ -69,7 +73,7 @@ public final class HfTokenizer implements Tokenizer {
         if (Files.exists(file)) {
             return Optional.of(Files.readString(file));
         }
-        JsonNode template = settings(modelFolder.resolve("tokenizer_config.json")).path("chat_template");
+        JsonNode template = JsonFiles.readIfPresent(modelFolder.resolve("tokenizer_config.json")).path("chat_template");
         return template.isString()
                 ? Optional.of(template.stringValue())
                 : template.isArray() ? Optional.of(template.toString()) : Optional.empty();
