@@ -38,6 +38,9 @@ final class OptPass implements ModelPass {
     private static final int SIGNATURE_SAMPLES = 16;
 
     private static final List<String> QKV = List.of("q_proj", "k_proj", "v_proj");
+    private static final List<String> OUT = List.of("out_proj");
+    private static final List<String> FC1 = List.of("fc1");
+    private static final List<String> FC2 = List.of("fc2");
 
     private final Opt model;
     private final OptConfig config;
@@ -68,7 +71,7 @@ final class OptPass implements ModelPass {
     private final @Nullable Tensor dX;
     private final @Nullable Tensor dBlock;
     private final @Nullable Tensor dQkv;
-    private final @Nullable Tensor dActivation;
+    private final Tensor dActivation;
     private final List<Tensor> dh = new ArrayList<>();
 
     private final Tensor stagedIds;
@@ -121,14 +124,16 @@ final class OptPass implements ModelPass {
         x = new Tensor[config.numHiddenLayers() + 1];
         layers = new LayerBuffers[config.numHiddenLayers()];
         reluMasks = new Tensor[layers.length];
-        LayerBuffers shared = new LayerBuffers(buffers, config, dtype, capacity, "shared ", true, true, true, null);
+        LayerBuffers.Scratch scratch = LayerBuffers.Scratch.allocate(buffers, config, dtype, capacity);
+        LayerBuffers shared = lowest == 0
+                ? null
+                : new LayerBuffers(buffers, config, dtype, capacity, "shared ", false, scratch);
         x[0] = activations("layers.0 input", h);
         for (int i = 0; i < layers.length; i++) {
             String at = "layers." + i + ".";
             boolean saved = i >= lowest;
             layers[i] = saved
-                    ? new LayerBuffers(buffers, config, dtype, capacity, at, hasAny(i, QKV), hasAny(i, List.of("fc1")),
-                            hasAny(i, List.of("fc2")), shared)
+                    ? new LayerBuffers(buffers, config, dtype, capacity, at, hasAny(i, FC2), scratch)
                     : shared;
             reluMasks[i] = saved || !shape.keepsReluMasks()
                     ? layers[i].mask
@@ -151,7 +156,9 @@ final class OptPass implements ModelPass {
         dX = training ? activations("d hidden", h) : null;
         dBlock = training ? activations("d block", h) : null;
         dQkv = training ? activations("d qkv", 3L * h) : null;
-        dActivation = training ? activations("d activation", config.ffnDim()) : null;
+        // The forward pass's activation has no reader left, unless an adapter on fc2 has.
+        boolean activationsKept = adapter != null && adapter.sites().stream().anyMatch(s -> FC2.contains(s.layer().kind()));
+        dActivation = !training || !activationsKept ? scratch.activation() : activations("d activation", config.ffnDim());
         if (training) {
             for (int i = 0; i < 3; i++) {
                 dh.add(buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "dh " + i, DType.F32, capacity, adapter.config().r()));
@@ -320,7 +327,7 @@ final class OptPass implements ModelPass {
         buffers.run(new AttentionForward(
                 attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b),
                 borders(), borders(), maxSeqlen));
-        linear(i, List.of("out_proj"), top(b.attention), w.out(), middle, input, null);
+        linear(i, OUT, top(b.attention), w.out(), middle, input, null);
         Tensor mlpInput;
         Tensor mlpResidual;
         if (pre) {
@@ -332,11 +339,11 @@ final class OptPass implements ModelPass {
             mlpResidual = mlpInput;
             norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1);
         }
-        linear(i, List.of("fc1"), mlpInput, w.fc1(), top(b.activation), null, top(reluMasks[i]));
+        linear(i, FC1, mlpInput, w.fc1(), top(b.activation), null, top(reluMasks[i]));
         if (pre) {
-            linear(i, List.of("fc2"), top(b.activation), w.fc2(), output, mlpResidual, null);
+            linear(i, FC2, top(b.activation), w.fc2(), output, mlpResidual, null);
         } else {
-            linear(i, List.of("fc2"), top(b.activation), w.fc2(), top(b.sum2), mlpResidual, null);
+            linear(i, FC2, top(b.activation), w.fc2(), top(b.sum2), mlpResidual, null);
             norm(top(b.sum2), w.mlpNorm(), output, b.mean2, b.rstd2);
         }
     }
@@ -427,8 +434,8 @@ final class OptPass implements ModelPass {
         OptWeights.Layer w = weights.layers.get(i);
         boolean pre = config.doLayerNormBefore();
         boolean needsQkv = i > lowest || hasAny(i, QKV);
-        boolean needsAttention = needsQkv || hasAny(i, List.of("out_proj"));
-        boolean needsFc1 = needsAttention || hasAny(i, List.of("fc1"));
+        boolean needsAttention = needsQkv || hasAny(i, OUT);
+        boolean needsFc1 = needsAttention || hasAny(i, FC1);
         Tensor dx = top(dX);
         Tensor dActivations = top(dActivation);
         Tensor block = top(dBlock);
@@ -436,13 +443,16 @@ final class OptPass implements ModelPass {
         if (!pre) {
             normBackward(dx, b.sum2, b.mean2, b.rstd2, w.mlpNorm(), null, dx);
         }
-        List<LowRank> terms = gradients(i, List.of("fc2"), dx, top(b.activation), grad);
+        List<LowRank> terms = gradients(i, FC2, dx, top(b.activation), grad);
         if (!needsFc1) {
             return;
         }
         buffers.run(Gemm.backward(dx, w.fc2().weight(), dActivations).lowRank(terms).drelu(top(reluMasks[i]))
                 .workspace(buffers.workspace()).build());
-        terms = gradients(i, List.of("fc1"), dActivations, top(pre ? b.norm2 : b.norm1), grad);
+        if (pre && hasAny(i, FC1)) {
+            norm(top(b.middle), w.mlpNorm(), top(b.norm2), b.mean2, b.rstd2);
+        }
+        terms = gradients(i, FC1, dActivations, top(pre ? b.norm2 : b.norm1), grad);
         if (!needsAttention) {
             return;
         }
@@ -453,7 +463,7 @@ final class OptPass implements ModelPass {
             product(dActivations, w.fc1(), terms, dx, dx);
             normBackward(dx, b.middle, b.mean1, b.rstd1, w.attentionNorm(), null, dx);
         }
-        terms = gradients(i, List.of("out_proj"), dx, top(b.attention), grad);
+        terms = gradients(i, OUT, dx, top(b.attention), grad);
         if (!needsQkv) {
             return;
         }
@@ -462,6 +472,9 @@ final class OptPass implements ModelPass {
                 attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b),
                 heads(block),
                 part(dQkv, 0), part(dQkv, 1), part(dQkv, 2), borders(), maxSeqlen, buffers.workspace()));
+        if (pre && hasAny(i, QKV)) {
+            norm(top(x[i]), w.attentionNorm(), top(b.norm1), b.mean1, b.rstd1);
+        }
         terms = gradients(i, QKV, top(dQkv), top(pre ? b.norm1 : x[i]), grad);
         if (i == lowest) {
             return;
