@@ -1,10 +1,134 @@
 #include "cuda/kernels/gemm/gemm.h"
 
+#include "core/tensor.h"
+#include "cuda/kernels/gemm/product.h"
+#include "cuda/kernels/gemm/sm90_tile.h"
+
 namespace pnb::cuda {
 
-uint64_t weight_storage(const pnb_weight_params&) { fail(PNB_ERROR_UNSUPPORTED, "weight_storage: not computed on CUDA"); }
-std::unique_ptr<pnb_weight> weight_create(const Device&, const pnb_weight_params&) { fail(PNB_ERROR_UNSUPPORTED, "weight_create: not computed on CUDA"); }
-void Gemm::run(const pnb_gemm_params&) { fail(PNB_ERROR_UNSUPPORTED, "void Gemm::run(: not computed on CUDA"); }
-uint64_t Gemm::workspace(const pnb_gemm_params&) { fail(PNB_ERROR_UNSUPPORTED, "uint64_t Gemm::workspace(: not computed on CUDA"); }
+namespace {
+
+// An architecture's tensor-core kernels, [whether b is contiguous along n].
+struct TileKernels {
+  sm90::TileProduct bf16[2];
+  sm90::TileProduct wide_bf16[2];
+  sm90::TileProduct f32[2];  // d in f32
+  int tile, wide_tile;       // columns of a tile; both have 128 rows
+  int wide_k;                // from this k on, the wide tile's better reuse outweighs its epilogue, which nothing hides
+};
+
+const TileKernels& tile_kernels(Arch arch) {
+  static const TileKernels kSm90 = {{sm90::forward_bf16, sm90::backward_bf16},
+                                    {sm90::forward_wide_bf16, sm90::backward_wide_bf16},
+                                    {sm90::forward_f32, sm90::backward_f32},
+                                    128,
+                                    256,
+                                    4096};
+  switch (arch) {
+    case Arch::kSm90: return kSm90;
+  }
+  fail(PNB_ERROR_INTERNAL, "gemm: no kernels for this architecture");
+}
+
+// How much of the last wave of tiles' time is used: 1 when the tiles fill all multiprocessors every time.
+double filled(const Product& p, int tile, int multiprocessors) {
+  int64_t tiles = static_cast<int64_t>((p.m + 127) / 128) * ((p.n + tile - 1) / tile);
+  int64_t waves = (tiles + multiprocessors - 1) / multiprocessors;
+  return static_cast<double>(tiles) / static_cast<double>(waves * multiprocessors);
+}
+
+sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& device) {
+  const TileKernels& kernels = tile_kernels(device.arch);
+  if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
+  bool wide = p.k >= kernels.wide_k &&
+              filled(p, kernels.wide_tile, device.multiprocessors) >= filled(p, kernels.tile, device.multiprocessors);
+  return wide ? kernels.wide_bf16[!along_k] : kernels.bf16[!along_k];
+}
+
+// Strides of a dimension of size 1 say nothing: they become what a contiguous matrix would have.
+Matrix matrix(const pnb_tensor& t) {
+  Matrix x{t.data, t.stride[0], t.stride[1]};
+  if (t.shape[1] == 1) x.column_stride = t.stride[0] == 1 && t.shape[0] > 1 ? t.shape[0] : 1;
+  if (t.shape[0] == 1) x.row_stride = x.column_stride == 1 ? (t.shape[1] + 7) / 8 * 8 : 1;
+  return x;
+}
+
+Matrix weight_matrix(const Weight& w, int32_t use) {
+  void* data = const_cast<void*>(w.data);
+  return use == PNB_WEIGHT_FORWARD ? Matrix{data, 1, w.row_stride} : Matrix{data, w.row_stride, 1};
+}
+
+LowRankTerm low_rank_term(const pnb_low_rank& term) {
+  LowRankTerm t;
+  t.h = static_cast<const float*>(term.h.data);
+  t.h_stride = term.h.stride[0];
+  t.b = static_cast<const float*>(term.b.data);
+  t.b_column_stride = term.b.stride[0];
+  t.b_rank_stride = term.b.stride[1];
+  t.rank = static_cast<int32_t>(term.b.shape[1]);
+  t.column = static_cast<int32_t>(term.column);
+  t.columns = static_cast<int32_t>(term.b.shape[0]);
+  t.scale = term.scale;
+  t.dropout = DropoutParams(term.dropout);
+  return t;
+}
+
+Product product(const pnb_gemm_params& given) {
+  Product p;
+  p.m = static_cast<int32_t>(given.d.shape[0]);
+  p.n = static_cast<int32_t>(given.d.shape[1]);
+  p.k = static_cast<int32_t>(given.a.shape[1]);
+  p.dtype = given.a.dtype;
+  p.d_dtype = given.d.dtype;
+  p.a = matrix(given.a);
+  p.b = given.weight != nullptr ? weight_matrix(*static_cast<const Weight*>(given.weight), given.weight_use) : matrix(given.b);
+  if (present(given.residual)) p.residual = matrix(given.residual);
+  p.d = matrix(given.d);
+  p.epilogue.kind = given.epilogue;
+  p.epilogue.term_count = given.low_rank_count;
+  for (int t = 0; t < given.low_rank_count; ++t) p.epilogue.terms[t] = low_rank_term(given.low_rank[t]);
+  p.epilogue.bias = static_cast<const float*>(given.bias.data);
+  if (present(given.relu_mask)) {
+    p.epilogue.mask = static_cast<uint8_t*>(given.relu_mask.data);
+    p.epilogue.mask_stride = given.relu_mask.stride[0];
+  }
+  return p;
+}
+
+// What the copy engine reads: lines of neighbouring elements that start at multiples of 16 bytes and do not overlap.
+bool copyable(const void* data, int64_t line_stride, int64_t element_stride, int64_t line_length, int32_t dtype) {
+  return element_stride == 1 && line_stride >= line_length && line_stride * dtype_size(dtype) % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(data) % 16 == 0;
+}
+
+bool rows_copyable(const Matrix& x, int64_t columns, int32_t dtype) {
+  return copyable(x.data, x.row_stride, x.column_stride, columns, dtype);
+}
+
+bool columns_copyable(const Matrix& x, int64_t rows, int32_t dtype) {
+  return copyable(x.data, x.column_stride, x.row_stride, rows, dtype);
+}
+
+}  // namespace
+
+void Gemm::run(const pnb_gemm_params& given) {
+  if (given.d.shape[0] == 0 || given.d.shape[1] == 0) return;
+  Product p = product(given);
+  cudaStream_t stream = stream_of(given.stream);
+  bool bf16_rows = p.dtype == PNB_DTYPE_BF16 && rows_copyable(p.a, p.k, p.dtype);
+  bool along_k = columns_copyable(p.b, p.k, p.dtype);
+  bool along_n = rows_copyable(p.b, p.n, p.dtype);
+  if (p.m <= kSkinnyRows && bf16_rows && along_k) return skinny_product(p, stream);
+
+  // A copy out writes 16 bytes at a time, and what follows a row of d may be somebody else's.
+  bool written_by_copies = p.n * dtype_size(p.d_dtype) % 16 == 0 && rows_copyable(p.d, p.n, p.d_dtype) &&
+                           (p.residual.data == nullptr || rows_copyable(p.residual, p.n, p.d_dtype));
+  if (bf16_rows && (along_k || along_n) && written_by_copies) {
+    return tile_kernel(p, along_k, device_)(p, device_.multiprocessors, stream);
+  }
+  plain_product(p, stream);
+}
+
+uint64_t Gemm::workspace(const pnb_gemm_params&) { return 0; }
 
 }  // namespace pnb::cuda

@@ -1,0 +1,61 @@
+// A product as its kernels take it: d = epilogue(a * b + low-rank terms + bias) + residual.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/kernels/philox.cuh"
+#include "penumbra/gemm.h"
+
+namespace pnb::cuda {
+
+// A strided matrix; data == nullptr says "absent".
+struct Matrix {
+  void* data = nullptr;
+  int64_t row_stride = 0;  // elements
+  int64_t column_stride = 0;
+};
+
+// scale * dropout(h[m, rank] * b[columns, rank]^T), added to columns [column, column + columns) of the product.
+struct LowRankTerm {
+  const float* h = nullptr;
+  int64_t h_stride = 0;
+  const float* b = nullptr;
+  int64_t b_column_stride = 0;  // from one column of the product to the next
+  int64_t b_rank_stride = 0;
+  int32_t rank = 0;
+  int32_t column = 0;
+  int32_t columns = 0;
+  float scale = 1.0f;
+  DropoutParams dropout;
+};
+
+struct Epilogue {
+  int32_t kind = PNB_EPILOGUE_NONE;
+  int32_t term_count = 0;
+  LowRankTerm terms[PNB_MAX_LOW_RANK];
+  const float* bias = nullptr;
+  uint8_t* mask = nullptr;  // bit (j mod 8) of byte j / 8 of a row
+  int64_t mask_stride = 0;  // bytes
+};
+
+struct Product {
+  int32_t m = 0, n = 0, k = 0;
+  int32_t dtype = 0;    // of a and b
+  int32_t d_dtype = 0;  // of d and residual
+  Matrix a;             // [m, k]
+  Matrix b;             // [k, n]
+  Matrix residual;      // [m, n], columns contiguous
+  Matrix d;             // [m, n], columns contiguous; may be residual itself
+  Epilogue epilogue;
+};
+
+// Any strides, f32 or bf16: correct everywhere, fast nowhere.
+void plain_product(const Product& p, cudaStream_t stream);
+
+// bf16, few rows, b's columns contiguous along k and aligned to 16 bytes: as fast as b can be read.
+constexpr int kSkinnyRows = 16;
+void skinny_product(const Product& p, cudaStream_t stream);
+
+}  // namespace pnb::cuda
