@@ -1,0 +1,117 @@
+package dev.penumbra.jmh;
+
+import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.Backends;
+import dev.penumbra.backend.Device;
+import dev.penumbra.backend.FrozenWeight;
+import dev.penumbra.backend.op.Convert;
+import dev.penumbra.backend.op.Operation;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Shape;
+import dev.penumbra.tensor.Tensor;
+import java.lang.foreign.Arena;
+import java.util.List;
+import java.util.SplittableRandom;
+import org.jspecify.annotations.Nullable;
+import org.openjdk.jmh.annotations.Setup;
+import org.openjdk.jmh.annotations.TearDown;
+
+/** A device, and the operands that a benchmark's operations need there. */
+public abstract class DeviceState extends BenchmarkSizes {
+
+    private final SplittableRandom random = new SplittableRandom(42);
+    private Arena arena;
+    private Backend backend;
+
+    @Setup
+    public void open() {
+        backend = Backends.open(new Device(device, 0), threads, true);
+        arena = Arena.ofShared();
+        prepare();
+        backend.synchronize();
+    }
+
+    @TearDown
+    public void close() {
+        backend.synchronize();
+        arena.close();
+        backend.close();
+    }
+
+    /** Allocates the operands and builds the operations. */
+    abstract void prepare();
+
+    /** Zeros. */
+    final Tensor zeros(DType dtype, long... dims) {
+        return backend.allocate(arena, dtype, Shape.of(dims));
+    }
+
+    /** Values drawn from U(-bound, bound). */
+    final Tensor uniform(double bound, DType dtype, long... dims) {
+        Tensor values = zeros(dtype, dims);
+        try (Arena staging = Arena.ofConfined()) {
+            Tensor wide = backend.allocate(staging, DType.F32, values.shape());
+            backend.upload(hostUniform(staging, bound, values.shape()), wide);
+            backend.run(new Convert(wide, values));
+            backend.synchronize();
+        }
+        return values;
+    }
+
+    final Tensor of(float... values) {
+        try (Arena staging = Arena.ofConfined()) {
+            return uploaded(Tensor.of(staging, values));
+        }
+    }
+
+    final Tensor of(int... values) {
+        try (Arena staging = Arena.ofConfined()) {
+            return uploaded(Tensor.of(staging, values));
+        }
+    }
+
+    private Tensor uploaded(Tensor host) {
+        Tensor tensor = zeros(host.dtype(), host.shape().dims());
+        backend.upload(host, tensor);
+        backend.synchronize();
+        return tensor;
+    }
+
+    /** A frozen weight W [out, in] with values as a trained layer's, packed for both directions. */
+    final FrozenWeight weight(DType dtype, long out, long in) {
+        try (Arena staging = Arena.ofConfined()) {
+            FrozenWeight.Form form = new FrozenWeight.Form(out, in, dtype, true);
+            return backend.pack(arena, form, List.of(hostUniform(staging, 1 / Math.sqrt(in), Shape.of(out, in))));
+        }
+    }
+
+    private Tensor hostUniform(Arena owner, double bound, Shape of) {
+        float[] values = new float[Math.toIntExact(of.size())];
+        for (int i = 0; i < values.length; i++) {
+            values[i] = (float) ((2 * random.nextDouble() - 1) * bound);
+        }
+        return Tensor.of(owner, values).reshape(of.dims());
+    }
+
+    /** The workspace that an operation needs, or null. */
+    final @Nullable Tensor workspace(Operation operation) {
+        long bytes = backend.workspaceBytes(operation);
+        return bytes == 0 ? null : zeros(DType.U8, bytes);
+    }
+
+    /** Runs an operation to its end, outside the measurement. */
+    final void runOnce(Operation operation) {
+        backend.run(operation);
+        backend.synchronize();
+    }
+
+    /** Runs an operation to its end and enters its time and its {@link Operation#flops()}. */
+    final void measure(Operation operation) {
+        measure(operation, operation.flops(), 0);
+    }
+
+    /** As {@link #measure(Operation)}, with the work as the caller counts it. */
+    final void measure(Operation operation, long flops, long bytes) {
+        Meter.add(backend.milliseconds(() -> backend.run(operation)), flops, bytes);
+    }
+}

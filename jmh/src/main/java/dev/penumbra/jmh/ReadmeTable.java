@@ -1,0 +1,108 @@
+package dev.penumbra.jmh;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
+import java.util.StringJoiner;
+import tools.jackson.databind.JsonNode;
+
+/** The README's tables of figures, between two markers, written from the files of {@code jmh/results} and from nothing else. */
+final class ReadmeTable {
+
+    static final String BEGIN = "<!-- measured: jmh/run table --write -->";
+    static final String END = "<!-- end of measured -->";
+
+    private ReadmeTable() {
+    }
+
+    /** The tables of all comparisons, then of the benchmarks in bf16. */
+    static String of(List<JsonNode> reports) {
+        StringBuilder text = new StringBuilder();
+        List<JsonNode> comparisons = reports.stream().filter(r -> r.has("comparisons")).toList();
+        if (!comparisons.isEmpty()) {
+            text.append(
+                    "| measured in one run | Penumbra | transformers + PEFT | times better | command |\n|---|---|---|---|---|\n");
+            comparisons.forEach(report -> comparisons(text, report));
+            text.append('\n').append(conditions(comparisons.getFirst())).append("\n\n");
+        }
+        List<JsonNode> benchmarks = reports.stream().filter(r -> r.has("benchmarks")).toList();
+        if (!benchmarks.isEmpty()) {
+            text.append("| operation | parameters | ms | GFLOP/s | GB/s |\n|---|---|---|---|---|\n");
+            benchmarks.forEach(report -> benchmarks(text, report));
+            text.append('\n').append(conditions(benchmarks.getFirst())).append("\n\n");
+        }
+        return text.toString();
+    }
+
+    private static void comparisons(StringBuilder text, JsonNode report) {
+        for (JsonNode figure : report.required("comparisons")) {
+            String unit = " " + figure.required("unit").stringValue();
+            row(text, figure.required("what").stringValue(), plain(figure.required("penumbra")) + unit,
+                    plain(figure.required("peer")) + unit,
+                    String.format(Locale.ROOT, "%.2f", figure.required("factor").doubleValue()),
+                    "`" + report.required("command").stringValue() + "`");
+        }
+    }
+
+    private static void benchmarks(StringBuilder text, JsonNode report) {
+        for (JsonNode result : report.required("benchmarks")) {
+            JsonNode params = result.required("params");
+            if (!params.path("dtype").asString("BF16").equals("F32")) {
+                row(text, result.required("benchmark").stringValue(), parameters(params), plain(result.required("ms")),
+                        result.has("gflops") ? plain(result.get("gflops")) : "",
+                        result.has("gbps") ? plain(result.get("gbps")) : "");
+            }
+        }
+    }
+
+    /** What tells a row from its neighbours; device, dtype and thread count stand below the table. */
+    private static String parameters(JsonNode params) {
+        StringJoiner text = new StringJoiner(", ");
+        text.add(ModelShape.valueOf(params.required("shape").stringValue()).checkpoint);
+        text.add(params.required("batch").stringValue() + " x " + params.required("seqLen").stringValue());
+        for (String own : List.of("layer", "sampleLength")) {
+            if (params.has(own)) {
+                text.add(own.equals("layer")
+                        ? params.get(own).stringValue().toLowerCase(Locale.ROOT)
+                        : "samples of " + params.get(own).stringValue());
+            }
+        }
+        return text.toString();
+    }
+
+    private static String conditions(JsonNode report) {
+        JsonNode machine = report.required("machine");
+        List<String> parts = new ArrayList<>();
+        parts.add(machine.required("processors").intValue() + " x " + machine.required("processor").stringValue());
+        parts.add(machine.required("memory_gib").longValue() + " GiB");
+        report.required("versions").properties()
+                .forEach(version -> parts.add(version.getKey() + " " + version.getValue().stringValue()));
+        parts.add(report.required("date").stringValue());
+        return String.join("; ", parts) + ".";
+    }
+
+    private static void row(StringBuilder text, String... cells) {
+        text.append("| ").append(String.join(" | ", cells)).append(" |\n");
+    }
+
+    /** Four significant digits, without an exponent. */
+    private static String plain(JsonNode number) {
+        double value = number.doubleValue();
+        return value >= 1000 ? String.format(Locale.ROOT, "%.0f", value) : String.format(Locale.ROOT, "%.3g", value);
+    }
+
+    /** The README with the text between its markers replaced. */
+    static String replaceIn(String readme, String table) {
+        int from = position(readme, BEGIN) + BEGIN.length();
+        int to = position(readme, END);
+        return readme.substring(0, from) + "\n" + table + readme.substring(to);
+    }
+
+    private static int position(String readme, String marker) {
+        int at = readme.indexOf(marker);
+        if (at < 0) {
+            throw new IllegalStateException("expected the line " + marker + " in README.md, found none");
+        }
+        return at;
+    }
+}

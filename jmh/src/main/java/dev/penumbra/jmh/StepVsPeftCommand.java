@@ -1,0 +1,62 @@
+package dev.penumbra.jmh;
+
+import dev.penumbra.tensor.DType;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
+import java.util.concurrent.Callable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Option;
+
+/** A dense step beside PEFT's: the same weights, the same tokens, every token supervised. */
+@Command(name = "step-vs-peft", description = "Time a LoRA step beside transformers + PEFT, on the same random model and tokens.", mixinStandardHelpOptions = true, showDefaultValues = true)
+final class StepVsPeftCommand implements Callable<Integer> {
+
+    /** The relative difference that bf16 arithmetic may make; more says that the two computed something else. */
+    private static final double LOSS_TOLERANCE = 1e-3;
+
+    @Option(names = "--shape", defaultValue = "OPT_125M", description = "${COMPLETION-CANDIDATES}")
+    private ModelShape shape;
+    @Option(names = "--batch-size", defaultValue = "2", description = "Rows.")
+    private int batchSize;
+    @Option(names = "--seq-len", defaultValue = "512", description = "Tokens of a row.")
+    private int seqLen;
+    @Option(names = "--dtype", defaultValue = "BF16", description = "BF16 or F32")
+    private DType dtype;
+    @Option(names = "--threads", defaultValue = "2", description = "CPU threads.")
+    private int threads;
+    @Option(names = "--steps", defaultValue = "7", description = "Steps that are measured.")
+    private int steps;
+    @Option(names = "--record", description = "Write jmh/results/cpu-step-vs-peft.json.")
+    private boolean record;
+
+    @Override
+    public Integer call() throws Exception {
+        Path model = RandomOpt.folder(shape);
+        Path data = RandomOpt.tokens(shape, 2 * batchSize, seqLen);
+        List<String> options = List.of(
+                "--model", model.toString(), "--data", data.toString(), "--loss", "ALL",
+                "--batch-size", "" + batchSize, "--seq-len", "" + seqLen, "--dtype", dtype.name(),
+                "--threads", "" + threads, "--steps", "" + steps);
+        Side ours = Side.penumbra(options);
+        List<String> unpadded = new ArrayList<>(options);
+        unpadded.addAll(List.of("--pad", "none"));
+        Side peer = Side.peft(unpadded);
+        if (Math.abs(ours.firstLoss() - peer.firstLoss()) > LOSS_TOLERANCE * peer.firstLoss()) {
+            throw new IllegalStateException("expected both to compute the same first loss, found " + ours.firstLoss()
+                    + " here and " + peer.firstLoss() + " with PEFT");
+        }
+        String what = String.format(Locale.ROOT, "LoRA step, %s, %d x %d, %s, %d threads", shape.checkpoint, batchSize,
+                seqLen,
+                dtype.name().toLowerCase(Locale.ROOT), threads);
+        Comparison comparison = new Comparison("jmh/run step-vs-peft", ours, peer)
+                .lessIsBetter(what, "ms", ours.ms(), peer.ms())
+                .lessIsBetter("peak memory of that run", "MiB", ours.peakMib(), peer.peakMib())
+                .print();
+        if (record) {
+            comparison.record("cpu-step-vs-peft");
+        }
+        return 0;
+    }
+}

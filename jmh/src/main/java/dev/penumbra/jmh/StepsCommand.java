@@ -1,0 +1,70 @@
+package dev.penumbra.jmh;
+
+import dev.penumbra.Penumbra;
+import dev.penumbra.backend.Device;
+import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.train.StepMetrics;
+import dev.penumbra.train.Trainer;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.Callable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Option;
+import tools.jackson.databind.node.ObjectNode;
+
+/** Trains some steps in this process and prints what they took; {@code peers/hf_peft_cpu.py} does the same with PEFT. */
+@Command(name = "steps", description = "Train some steps and print a line of JSON: median time, real tokens/s, peak memory.", mixinStandardHelpOptions = true, showDefaultValues = true)
+final class StepsCommand implements Callable<Integer> {
+
+    @Option(names = "--model", required = true, paramLabel = "DIR", description = "Hugging Face model folder.")
+    private Path model;
+    @Option(names = "--data", required = true, paramLabel = "FILE", description = "JSON Lines of tokens.")
+    private Path data;
+    @Option(names = "--loss", defaultValue = "COMPLETION", description = "${COMPLETION-CANDIDATES}")
+    private LossOn loss;
+    @Option(names = "--batch-size", defaultValue = "2", description = "Rows.")
+    private int batchSize;
+    @Option(names = "--seq-len", defaultValue = "512", description = "Tokens of a row.")
+    private int seqLen;
+    @Option(names = "--shuffle", description = "Not in the file's order.")
+    private boolean shuffle;
+    @Option(names = "--steps", defaultValue = "5", description = "Steps that are measured.")
+    private int steps;
+    @Option(names = "--warmup", defaultValue = "2", description = "Steps before them.")
+    private int warmup;
+    @Option(names = "--dtype", defaultValue = "BF16", description = "BF16 or F32")
+    private DType dtype;
+    @Option(names = "--device", defaultValue = "CPU", description = "${COMPLETION-CANDIDATES}")
+    private Device.Kind device;
+    @Option(names = "--threads", defaultValue = "2", description = "CPU threads.")
+    private int threads;
+
+    @Override
+    public Integer call() throws Exception {
+        List<StepMetrics> metrics = new ArrayList<>();
+        String backend;
+        try (Penumbra penumbra = Penumbra.load(model, new Device(device, 0), threads, dtype)) {
+            backend = penumbra.model().backend().describe();
+            Trainer trainer = TrainingRun.trainer(penumbra, data, loss, batchSize, seqLen, warmup + steps, shuffle);
+            trainer.listener(metrics::add).run();
+        }
+        ObjectNode line = Results.object();
+        List<StepMetrics> measured = metrics.subList(warmup, metrics.size());
+        double totalMs = measured.stream().mapToDouble(StepMetrics::stepMs).sum();
+        line.put("ms", Results.rounded(median(measured.stream().mapToDouble(StepMetrics::stepMs).sorted().toArray())));
+        line.put("real_tokens_per_s",
+                Results.rounded(measured.stream().mapToInt(StepMetrics::realTokens).sum() / (totalMs / 1e3)));
+        line.put("peak_mib", Results.rounded(Results.peakMib()));
+        line.put("first_loss", metrics.getFirst().loss());
+        line.putObject("versions").put("backend", backend);
+        System.out.println(line.toString());
+        return 0;
+    }
+
+    private static double median(double[] sorted) {
+        int middle = sorted.length / 2;
+        return sorted.length % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+    }
+}
