@@ -1,0 +1,56 @@
+package dev.penumbra.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatCode;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import dev.penumbra.cli.Cli.Outcome;
+import dev.penumbra.cli.DemoCommand.Skill;
+import dev.penumbra.train.StepMetrics;
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class DemoCommandTest {
+
+    @Test
+    void aShortDemoTunesWritesAndReports(@TempDir Path folder) {
+        Path output = folder.resolve("demo");
+        // A second is too short for anything but the fewest steps.
+        Outcome outcome = Cli.run("demo", "--output", output.toString(), "--seconds", "1", "--threads", "1");
+        assertThat(outcome.err()).isEmpty();
+        assertThat(outcome.code()).isZero();
+        assertThat(outcome.out()).containsSubsequence("Prompt:", "Before:", "1/", "After:", "Held-out loss",
+                "adapter written, read again and checked", "Report:  " + output.resolve("report.html"));
+        assertThat(output.resolve("adapter_model.safetensors")).exists();
+        assertThat(output.resolve("report.html")).content().contains("<svg", "Held-out loss", "real tokens/s");
+    }
+
+    @Test
+    void theStepsFillTheTimeWithinBounds() {
+        assertThat(DemoCommand.stepsIn(50, 200)).isEqualTo(250);
+        assertThat(DemoCommand.stepsIn(1, 200)).isEqualTo(20);
+        assertThat(DemoCommand.stepsIn(50, 1)).isEqualTo(1000);
+    }
+
+    @Test
+    void aLossThatDoesNotFallByAFifthIsAFailure() {
+        Skill before = new Skill(2, "");
+        assertThatCode(() -> DemoCommand.requireFall(before, new Skill(1.5, ""))).doesNotThrowAnyException();
+        assertThatThrownBy(() -> DemoCommand.requireFall(before, new Skill(1.7, ""))).isInstanceOf(IOException.class)
+                .hasMessage("expected the held-out loss to fall by at least 20%, found 15.0%");
+        assertThatThrownBy(() -> DemoCommand.requireFall(before, new Skill(Double.NaN, ""))).isInstanceOf(IOException.class);
+    }
+
+    @Test
+    void theFactsAreThoseOfTheSteps() {
+        List<StepMetrics> steps = List.of(new StepMetrics(1, 3, 0, 1, 900, 0, 250),
+                new StepMetrics(2, 2, 0, 1, 1100, 0, 750));
+        assertThat(DemoCommand.facts("a device", steps, "a prompt\n", new Skill(4, "a"), new Skill(1, "b")))
+                .containsEntry("Time", "1.0 s, 500.0 ms a step, 2000 real tokens/s")
+                .containsEntry("Held-out loss", "4.0000 before, 1.0000 after (75.0% lower)")
+                .containsEntry("Prompt", "a prompt").containsEntry("Device", "a device").containsKey("LoRA");
+    }
+}

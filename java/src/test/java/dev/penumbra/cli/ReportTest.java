@@ -1,0 +1,88 @@
+package dev.penumbra.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import dev.penumbra.train.StepMetrics;
+import java.io.StringReader;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
+import javax.xml.parsers.DocumentBuilderFactory;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.w3c.dom.Document;
+import org.w3c.dom.Element;
+import org.w3c.dom.NodeList;
+import org.xml.sax.InputSource;
+
+class ReportTest {
+
+    private static StepMetrics step(int step, double loss) {
+        return new StepMetrics(step, loss, 1e-3, 1, 100, 200, 500);
+    }
+
+    private static Document svg(String page) throws Exception {
+        String svg = page.substring(page.indexOf("<svg"), page.indexOf("</svg>") + 6);
+        return DocumentBuilderFactory.newInstance().newDocumentBuilder().parse(new InputSource(new StringReader(svg)));
+    }
+
+    private static List<String> texts(Document svg) {
+        NodeList nodes = svg.getElementsByTagName("text");
+        return IntStream.range(0, nodes.getLength()).mapToObj(i -> nodes.item(i).getTextContent()).toList();
+    }
+
+    @Test
+    void theCurveHasAPointForEveryStepWithinItsFrame() throws Exception {
+        List<StepMetrics> steps = new ArrayList<>();
+        for (int i = 1; i <= 7; i++) {
+            steps.add(step(i, 3.5 / i));
+        }
+        Document svg = svg(Report.html("A run", steps, Map.of()));
+        String[] points = ((Element) svg.getElementsByTagName("polyline").item(0)).getAttribute("points").split(" ");
+        assertThat(points).hasSize(7);
+        double before = 0;
+        double above = 0;
+        for (String point : points) {
+            double x = Double.parseDouble(point.split(",")[0]);
+            double y = Double.parseDouble(point.split(",")[1]);
+            assertThat(x).isGreaterThan(before).isBetween(56.0, 710.0);
+            assertThat(y).isGreaterThan(above).isBetween(24.0, 260.0);
+            before = x;
+            above = y;
+        }
+        assertThat(texts(svg)).contains("0", "1", "2", "3", "4", "6", "step", "loss");
+    }
+
+    @Test
+    void aPageStandsAloneInLightAndDark() {
+        String page = Report.html("A run", List.of(step(1, 1)), Map.of());
+        assertThat(page).contains("prefers-color-scheme: dark").doesNotContain("http").doesNotContain("src=")
+                .doesNotContain("%%").doesNotContain("$s");
+    }
+
+    @Test
+    void whatTheModelWroteCannotBecomeMarkup() {
+        Map<String, String> facts = new LinkedHashMap<>();
+        facts.put("After", "<script>alert(\"x\") & more</script>");
+        String page = Report.html("A <run>", List.of(), facts);
+        assertThat(page).contains("&lt;script&gt;alert(&quot;x&quot;) &amp; more&lt;/script&gt;", "<h1>A &lt;run&gt;</h1>")
+                .doesNotContain("<script");
+    }
+
+    @Test
+    void noStepsAndASingleOneAreDrawnToo() {
+        assertThat(Stream.of(List.<StepMetrics>of(), List.of(step(1, 0)))
+                .map(steps -> Report.html("A run", steps, Map.of())))
+                .allSatisfy(page -> assertThat(page).doesNotContain("NaN").doesNotContain("Infinity"));
+    }
+
+    @ParameterizedTest
+    @CsvSource({"3.59, 1", "0.42, 0.1", "264, 50", "1000, 200", "7, 2", "1e-6, 2e-7"})
+    void ticksAreRoundAndFew(double range, double expected) {
+        assertThat(Report.tick(range)).isCloseTo(expected, org.assertj.core.data.Percentage.withPercentage(1e-6));
+    }
+}
