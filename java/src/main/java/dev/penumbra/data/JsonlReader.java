@@ -1,8 +1,12 @@
 package dev.penumbra.data;
 
 import dev.penumbra.data.JsonlOptions.LossOn;
+import java.io.BufferedInputStream;
+import java.io.ByteArrayOutputStream;
 import java.io.IOException;
-import java.nio.charset.MalformedInputException;
+import java.io.InputStream;
+import java.nio.ByteBuffer;
+import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -32,6 +36,9 @@ public final class JsonlReader {
             .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
             .build();
 
+    private static final int BUFFER_BYTES = 1 << 16;
+    private static final int LONGEST_QUOTE = 100;
+
     private final String name;
     private final Tokenizer tokenizer;
     private final JsonlOptions options;
@@ -51,10 +58,18 @@ public final class JsonlReader {
      */
     public static Dataset read(Path file, Tokenizer tokenizer, JsonlOptions options) throws IOException {
         JsonlReader reader = new JsonlReader(file.toString(), tokenizer, options);
-        try {
-            reader.readLines(Files.readAllLines(file, StandardCharsets.UTF_8));
-        } catch (MalformedInputException notText) {
-            throw new DataException(file + ": expected text in UTF-8", notText);
+        try (InputStream in = new BufferedInputStream(Files.newInputStream(file), BUFFER_BYTES)) {
+            ByteArrayOutputStream bytes = new ByteArrayOutputStream();
+            int line = 1;
+            for (int next = in.read(); next >= 0; next = in.read()) {
+                if (next == '\n') {
+                    reader.readLine(bytes.toByteArray(), line++);
+                    bytes.reset();
+                } else {
+                    bytes.write(next);
+                }
+            }
+            reader.readLine(bytes.toByteArray(), line);
         }
         return reader.dataset();
     }
@@ -62,13 +77,19 @@ public final class JsonlReader {
     /** Reads lines that are in memory already; {@code name} stands in messages where a file's name would. */
     public static Dataset parse(String name, List<String> lines, Tokenizer tokenizer, JsonlOptions options) {
         JsonlReader reader = new JsonlReader(name, tokenizer, options);
-        reader.readLines(lines);
+        for (int i = 0; i < lines.size(); i++) {
+            reader.readLine(lines.get(i), i + 1);
+        }
         return reader.dataset();
     }
 
     private Dataset dataset() {
         if (samples.isEmpty()) {
             throw new DataException(name + ": expected one sample or more, found none");
+        }
+        if (samples.stream().noneMatch(sample -> sample.supervisedCount() > 0)) {
+            throw new DataException(name + ": expected supervised tokens, found none in " + samples.size()
+                    + (samples.size() == 1 ? " sample" : " samples") + ": every completion is empty or cut off");
         }
         return new Dataset() {
             @Override
@@ -88,15 +109,18 @@ public final class JsonlReader {
         };
     }
 
-    private void readLines(List<String> text) {
-        for (int i = 0; i < text.size(); i++) {
-            if (!text.get(i).isBlank()) {
-                readLine(text.get(i), i + 1);
-            }
+    private void readLine(byte[] text, int line) {
+        try {
+            readLine(StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(text)).toString(), line);
+        } catch (CharacterCodingException notText) {
+            throw failure(line, "expected text in UTF-8, found other bytes");
         }
     }
 
     private void readLine(String text, int line) {
+        if (text.isBlank()) {
+            return;
+        }
         JsonNode json;
         try {
             json = JSON.readTree(text);
@@ -125,7 +149,7 @@ public final class JsonlReader {
     }
 
     private static String names(JsonNode json) {
-        return json.isObject() ? json.propertyNames().toString() : "no object";
+        return json.isObject() ? shown(json.propertyNames()) : "no object";
     }
 
     /** A text is as many samples as it takes, each with a start token; the end token closes the last. */
@@ -148,7 +172,7 @@ public final class JsonlReader {
                     "expected a tokenizer without a chat template, found one: templates are not evaluated; write prompt and completion");
         }
         if (!messages.isArray() || messages.isEmpty()) {
-            throw failure(line, "expected a list of messages, found " + messages);
+            throw failure(line, "expected a list of messages, found " + shown(messages));
         }
         sample.add(new int[]{tokenizer.bosId()}, false);
         for (JsonNode message : messages) {
@@ -176,6 +200,12 @@ public final class JsonlReader {
         if (ids.length == 0) {
             throw failure(line, "expected tokens, found none");
         }
+        for (int id : ids) {
+            if (id < 0 || id >= options.vocabSize()) {
+                throw failure(line, "expected tokens in [0, " + options.vocabSize() + "), found " + id
+                        + ": is the tokenizer another model's?");
+            }
+        }
         boolean[] supervised = new boolean[ids.length];
         for (int i = 1; i < ids.length; i++) {
             supervised[i] = options.lossOn() == LossOn.ALL || built.supervised(i);
@@ -187,7 +217,10 @@ public final class JsonlReader {
     private String string(JsonNode json, String key, int line) {
         JsonNode value = json.path(key);
         if (!value.isString()) {
-            throw failure(line, "expected a text in " + key + ", found " + (value.isMissingNode() ? "nothing" : value));
+            throw failure(line, "expected a text in " + key + ", found " + shown(value));
+        }
+        if (!StandardCharsets.UTF_8.newEncoder().canEncode(value.stringValue())) {
+            throw failure(line, "expected whole characters in " + key + ", found half of a surrogate pair");
         }
         return value.stringValue();
     }
@@ -195,7 +228,7 @@ public final class JsonlReader {
     private int[] ids(JsonNode json, String key, int line) {
         JsonNode values = json.path(key);
         if (!values.isArray()) {
-            throw failure(line, "expected a list of tokens in " + key + ", found " + values);
+            throw failure(line, "expected a list of tokens in " + key + ", found " + shown(values));
         }
         int[] ids = new int[values.size()];
         for (int i = 0; i < ids.length; i++) {
@@ -203,11 +236,18 @@ public final class JsonlReader {
             if (!value.isIntegralNumber() || !value.canConvertToInt() || value.intValue() < 0
                     || value.intValue() >= options.vocabSize()) {
                 throw failure(line,
-                        "expected tokens in [0, " + options.vocabSize() + ") in " + key + ", found " + value + " at " + i);
+                        "expected tokens in [0, " + options.vocabSize() + ") in " + key + ", found " + shown(value) + " at "
+                                + i);
             }
             ids[i] = value.intValue();
         }
         return ids;
+    }
+
+    /** What a message quotes: a line may be as long as a book. */
+    private static String shown(Object value) {
+        String text = value instanceof JsonNode json && json.isMissingNode() ? "nothing" : value.toString();
+        return text.length() <= LONGEST_QUOTE ? text : text.substring(0, LONGEST_QUOTE) + "...";
     }
 
     private DataException failure(int line, String message) {

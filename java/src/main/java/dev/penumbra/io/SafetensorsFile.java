@@ -90,7 +90,7 @@ public final class SafetensorsFile extends WeightsFile {
         }
         Map<String, Entry> entries = new TreeMap<>();
         for (Map.Entry<String, JsonNode> property : root.properties()) {
-            if (property.getKey().equals("__metadata__")) {
+            if (property.getKey().equals(SafetensorsWriter.METADATA)) {
                 if (!property.getValue().isObject()) {
                     throw new SafetensorsException(file,
                             "expected __metadata__ to be an object of strings, found " + property.getValue());

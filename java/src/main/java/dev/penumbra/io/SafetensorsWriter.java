@@ -17,6 +17,9 @@ import tools.jackson.databind.node.ObjectNode;
 /** Writes safetensors files. */
 public final class SafetensorsWriter {
 
+    /** The header's key that is no tensor. */
+    static final String METADATA = "__metadata__";
+
     private static final JsonMapper JSON = new JsonMapper();
 
     /** Bytes handed to the channel at a time: a ByteBuffer ends at 2 GiB. */
@@ -50,12 +53,16 @@ public final class SafetensorsWriter {
     private static byte[] header(Map<String, Tensor> tensors, Map<String, String> metadata) {
         ObjectNode root = JSON.createObjectNode();
         if (!metadata.isEmpty()) {
-            ObjectNode node = root.putObject("__metadata__");
+            ObjectNode node = root.putObject(METADATA);
             metadata.forEach(node::put);
         }
         long offset = 0;
         for (Map.Entry<String, Tensor> named : tensors.entrySet()) {
             Tensor tensor = named.getValue();
+            if (named.getKey().equals(METADATA)) {
+                throw new IllegalArgumentException(
+                        "expected a tensor's name, found " + METADATA + ", which is the format's own");
+            }
             ObjectNode node = root.putObject(named.getKey());
             node.put("dtype", tensor.dtype().name());
             var shape = node.putArray("shape");

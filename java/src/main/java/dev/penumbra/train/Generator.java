@@ -34,6 +34,10 @@ public final class Generator {
                     "expected a prompt, a length of 0 or more, a temperature of 0 or more and top-p in (0, 1], found "
                             + prompt.length + " tokens, " + maxNewTokens + ", " + temperature + ", " + topP);
         }
+        if (prompt.length > model.maxPositions()) {
+            throw new IllegalArgumentException("expected a prompt of at most " + model.maxPositions()
+                    + " tokens, the model's positions, found " + prompt.length);
+        }
         int[] made = new int[maxNewTokens];
         int count = 0;
         SplittableRandom random = new SplittableRandom(seed);

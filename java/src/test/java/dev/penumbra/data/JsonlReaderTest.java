@@ -4,16 +4,19 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import dev.penumbra.data.JsonlOptions.LossOn;
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.List;
-import net.jqwik.api.ForAll;
-import net.jqwik.api.Property;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
 class JsonlReaderTest {
 
-    private static final JsonlOptions OPTIONS = new JsonlOptions(16, false, LossOn.COMPLETION, 1000);
+    static final JsonlOptions OPTIONS = new JsonlOptions(16, false, LossOn.COMPLETION, 1000);
 
     /** One token a character: its code. */
     static final Tokenizer CHARACTERS = new Tokenizer() {
@@ -46,6 +49,14 @@ class JsonlReaderTest {
         public void close() {
         }
     };
+
+    @TempDir
+    Path folder;
+
+    /** Reads a file of these bytes, {@code data.jsonl} in a folder. */
+    static Dataset read(Path folder, byte[] bytes) throws IOException {
+        return JsonlReader.read(Files.write(folder.resolve("data.jsonl"), bytes), CHARACTERS, OPTIONS);
+    }
 
     private static Dataset parse(JsonlOptions options, String... lines) {
         return JsonlReader.parse("data.jsonl", List.of(lines), CHARACTERS, options);
@@ -90,6 +101,7 @@ class JsonlReaderTest {
     @ParameterizedTest
     @CsvSource(delimiter = '|', quoteCharacter = '`', value = {
             "{\"text\":                       | expected JSON",
+            "{\"text\": \"a\\ud800\"}           | expected whole characters in text",
             "{\"text\": 3}                    | expected a text in text, found 3",
             "{\"prompt\": \"a\"}              | expected text, prompt and completion",
             "[1]                              | found no object",
@@ -103,14 +115,46 @@ class JsonlReaderTest {
                 .hasMessageContaining(message);
     }
 
-    @Property(tries = 500)
-    void nothingButADataExceptionEscapes(@ForAll String noise) {
-        for (String line : new String[]{noise, "{\"text\":" + noise, "{\"prompt\":\"a\",\"completion\":" + noise + "}"}) {
-            try {
-                parse(OPTIONS, line.lines().toArray(String[]::new));
-            } catch (DataException refused) {
-                assertThat(refused).hasMessageContaining("data.jsonl");
-            }
-        }
+    @Test
+    void aLongLineIsNotQuotedWhole() {
+        String line = "{\"text\": [" + "1234567890, ".repeat(10_000) + "1]}";
+        assertThatThrownBy(() -> parse(OPTIONS, line)).isInstanceOf(DataException.class)
+                .hasMessageMatching("data.jsonl line 1: expected a text in text, found \\[1234567890,.{80,100}\\.\\.\\.");
+    }
+
+    @Test
+    void tokensThatTheModelLacksAreNamed() {
+        assertThatThrownBy(
+                () -> parse(new JsonlOptions(16, false, LossOn.ALL, 100), "{\"text\":\"ab\"}", "{\"text\":\"az\"}"))
+                .isInstanceOf(DataException.class)
+                .hasMessageContaining("data.jsonl line 2: expected tokens in [0, 100), found 122");
+    }
+
+    @Test
+    void dataWithoutASampleOrASupervisedTokenAreNamed() {
+        assertThatThrownBy(() -> parse(OPTIONS, "", "  ")).isInstanceOf(DataException.class)
+                .hasMessage("data.jsonl: expected one sample or more, found none");
+        String masked = "{\"context\":[1,2],\"completion\":[]}";
+        assertThatThrownBy(() -> parse(OPTIONS, masked, masked)).isInstanceOf(DataException.class).hasMessage(
+                "data.jsonl: expected supervised tokens, found none in 2 samples: every completion is empty or cut off");
+        assertThatThrownBy(() -> parse(OPTIONS, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}"))
+                .hasMessageContaining("expected supervised tokens, found none in 1 sample:");
+        assertThatThrownBy(() -> parse(new JsonlOptions(3, true, LossOn.COMPLETION, 1000),
+                "{\"prompt\":\"abc\",\"completion\":\"d\"}")).hasMessageContaining("expected supervised tokens");
+        assertThat(parse(OPTIONS, masked, "{\"text\":\"a\"}").size()).isEqualTo(2);
+    }
+
+    @Test
+    void linesOfAFileAreCountedAndEndedAsTheyCome() throws IOException {
+        Dataset data = read(folder, "{\"text\":\"a\"}\r\n\n{\"text\":\"\u00fc\"}".getBytes(StandardCharsets.UTF_8));
+        assertThat(data.size()).isEqualTo(2);
+        assertThat(data.get(1).ids()).containsExactly(2, 0xfc, 3);
+        assertThat(data.describe(1)).isEqualTo(folder.resolve("data.jsonl") + " line 3");
+        assertThatThrownBy(
+                () -> read(folder, "{\"text\":\"a\"}\n{\"text\":\"\u00fc\"}\n".getBytes(StandardCharsets.ISO_8859_1)))
+                .isInstanceOf(DataException.class)
+                .hasMessage(folder.resolve("data.jsonl") + " line 2: expected text in UTF-8, found other bytes");
+        assertThatThrownBy(() -> read(folder, new byte[0])).isInstanceOf(DataException.class)
+                .hasMessage(folder.resolve("data.jsonl") + ": expected one sample or more, found none");
     }
 }

@@ -226,6 +226,9 @@ class TrainerTest {
             int[] drawn = generator.generate(prompt, 20, 2, 0.95, 5);
             assertThat(generator.generate(prompt, 20, 2, 0.95, 5)).isEqualTo(drawn);
             assertThat(generator.generate(prompt, 20, 2, 0.95, 6)).isNotEqualTo(drawn);
+            assertThatThrownBy(() -> generator.generate(new int[41], 1, 0, 1, 1))
+                    .isInstanceOf(IllegalArgumentException.class)
+                    .hasMessageContaining("expected a prompt of at most 40 tokens, the model's positions, found 41");
         }
     }
 
