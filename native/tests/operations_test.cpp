@@ -56,6 +56,9 @@ void lora(pnb_context* context, int32_t dtype, int64_t m, int64_t in, int64_t ou
   auto g = params<pnb_lora_gradients_params>();
   g.scaling = 1.5f;
   g.dy = dy.t, g.x = x.t, g.h = h.t, g.a = a.t, g.b = b.t, g.dh = dh.t, g.da = da.t, g.db = db.t;
+  ok(pnb_lora_gradients_workspace(context, &g, &g.workspace.bytes), what);
+  std::vector<float> workspace(g.workspace.bytes / sizeof(float));
+  g.workspace.data = workspace.data();
   ok(pnb_lora_gradients(context, &g), what);
   std::vector<double> h_expected(m * r), dh_expected(m * r);
   for (int64_t i = 0; i < m; ++i) {
@@ -228,6 +231,7 @@ int main() {
     lora(context, dtype, 1, 1, 1, 1);
     lora(context, dtype, 65, 300, 77, 4);
     lora(context, dtype, 130, 64, 257, 19);
+    lora(context, dtype, 7, 33, 16, 64);
     cross_entropy(context, dtype, 5, 16, 37, {1, 4});
     cross_entropy(context, dtype, 300, 24, 1100, [] { std::vector<int32_t> rows(270); for (int i = 0; i < 270; ++i) rows[i] = i + 20; return rows; }());
     embedding(context, dtype);

@@ -8,8 +8,7 @@
 #include <limits>
 
 #include "cpu/attention_head.h"
-#include "cpu/simd.h"
-#include "cpu/tile.h"
+#include "cpu/lanes.h"
 
 // Every product is a vdpbf16ps: two bf16 pairs multiplied and added to an f32 sum, twice the rate of f32. Operands lie as pairs
 // along the summed dimension, one pair a 32-bit word with the lower index in the lower half. Queries, keys, values and d_o are

@@ -38,7 +38,7 @@ class CpuBackend final : public Backend {
   std::unique_ptr<pnb_weight> weight_create(const pnb_weight_params& p) override { return cpu::weight_create(matmul_, p); }
   void gemm(const pnb_gemm_params& p) override { gemm_.run(p); }
   uint64_t gemm_workspace(const pnb_gemm_params&) override { return 0; }
-  void lora_project(const pnb_lora_project_params& p) override { cpu::lora_project(p, threads_); }
+  void lora_project(const pnb_lora_project_params& p) override { cpu::lora_project(p, threads_, scratch_); }
   void lora_gradients(const pnb_lora_gradients_params& p) override { cpu::lora_gradients(p, threads_); }
   uint64_t lora_gradients_workspace(const pnb_lora_gradients_params& p) override {
     return cpu::lora_gradients_workspace(p, threads_);

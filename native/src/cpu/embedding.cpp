@@ -1,6 +1,6 @@
 #include "cpu/embedding.h"
 
-#include <vector>
+#include <algorithm>
 
 #include "core/error.h"
 #include "core/tensor.h"
@@ -22,9 +22,17 @@ void check_indices(const char* name, const pnb_tensor& indices, int64_t offset, 
   }
 }
 
-void add_row(const pnb_tensor& table, int64_t index, float* row, float* piece, int64_t count) {
-  row_to_float(static_cast<const char*>(table.data) + index * table.stride[0] * dtype_size(table.dtype), table.dtype, piece, count);
-  for (int64_t i = 0; i < count; ++i) row[i] += piece[i];
+constexpr int64_t kPiece = 256;  // columns that are summed in f32 at a time
+
+char* element(const pnb_tensor& t, int64_t row, int64_t column) {
+  return static_cast<char*>(t.data) + (row * t.stride[0] + column) * dtype_size(t.dtype);
+}
+
+// sum[i] += t[row][column + i]
+void add(const pnb_tensor& t, int64_t row, int64_t column, float* sum, int64_t count) {
+  float piece[kPiece];
+  row_to_float(element(t, row, column), t.dtype, piece, count);
+  for (int64_t i = 0; i < count; ++i) sum[i] += piece[i];
 }
 
 }  // namespace
@@ -33,20 +41,18 @@ void embedding(const pnb_embedding_params& p, int threads) {
   check_indices("tokens", p.tokens, 0, p.table);
   check_indices("positions", p.positions, p.position_offset, p.position_table);
   int64_t h = p.d.shape[1];
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<float> row(h);
-    std::vector<float> piece(h);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < p.d.shape[0]; ++i) {
-      std::fill(row.begin(), row.end(), 0.0f);
-      if (present(p.table)) add_row(p.table, static_cast<const int32_t*>(p.tokens.data)[i], row.data(), piece.data(), h);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < p.d.shape[0]; ++i) {
+    for (int64_t column = 0; column < h; column += kPiece) {
+      int64_t count = std::min(kPiece, h - column);
+      float sum[kPiece] = {};
+      if (present(p.table)) add(p.table, static_cast<const int32_t*>(p.tokens.data)[i], column, sum, count);
       if (present(p.position_table)) {
         int64_t position = static_cast<const int32_t*>(p.positions.data)[i] + p.position_offset;
-        add_row(p.position_table, position, row.data(), piece.data(), h);
+        add(p.position_table, position, column, sum, count);
       }
-      if (present(p.residual)) add_row(p.residual, i, row.data(), piece.data(), h);
-      row_from_float(row.data(), static_cast<char*>(p.d.data) + i * p.d.stride[0] * dtype_size(p.d.dtype), p.d.dtype, h);
+      if (present(p.residual)) add(p.residual, i, column, sum, count);
+      row_from_float(sum, element(p.d, i, column), p.d.dtype, count);
     }
   }
 }

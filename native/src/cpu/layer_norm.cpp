@@ -1,132 +1,143 @@
 #include "cpu/layer_norm.h"
 
 #include <cmath>
-#include <vector>
 
 #include "core/tensor.h"
-#include "cpu/convert.h"
+#include "cpu/lanes.h"
 #include "cpu/simd.h"
-#include "cpu/tile.h"
+
+// A row is read several times in its own dtype, from the first-level cache, and widened in registers.
 
 namespace pnb::cpu {
 
 namespace {
 
-// Sums in 16 lanes, so that the order does not depend on the vector width.
-inline __attribute__((always_inline)) float lane_sum(const Vector& lanes, float rest) {
-  for (int lane = 0; lane < kLanes; ++lane) rest += lanes[lane];
-  return rest;
-}
+struct ForwardRow {
+  const void* x;
+  const float *gamma, *beta;
+  void* y;
+  int64_t h;
+  float epsilon, mean, rstd;  // mean and rstd are written
+};
 
-PNB_MULTIVERSION float sum(const float* row, int64_t count) {
-  Vector lanes{};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) lanes += *reinterpret_cast<const Vector*>(row + i);
+template <typename T>
+inline __attribute__((always_inline)) void forward_body(ForwardRow& r) {
+  const T* x = static_cast<const T*>(r.x);
+  T* y = static_cast<T*>(r.y);
+  int64_t whole = r.h / kLanes * kLanes;
+  Vector value, lanes{};
   float rest = 0.0f;
-  for (; i < count; ++i) rest += row[i];
-  return lane_sum(lanes, rest);
-}
-
-PNB_MULTIVERSION float squared_distance(const float* row, float centre, int64_t count) {
-  Vector lanes{};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Vector distance = *reinterpret_cast<const Vector*>(row + i) - centre;
-    lanes += distance * distance;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    load_lanes(x + i, value);
+    lanes += value;
   }
-  float rest = 0.0f;
-  for (; i < count; ++i) rest += (row[i] - centre) * (row[i] - centre);
-  return lane_sum(lanes, rest);
-}
+  for (int64_t i = whole; i < r.h; ++i) rest += to_float(x[i]);
+  float mean = (lane_sum(lanes) + rest) / r.h;
 
-PNB_MULTIVERSION void normalise(float* row, float mean, float rstd, const float* gamma, const float* beta, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) row[i] = (row[i] - mean) * rstd * gamma[i] + beta[i];
-}
-
-// On return x holds the normalised row and dy the gradient times gamma; the answers are their two means.
-PNB_MULTIVERSION void backward_means(float* x, float* dy, const float* gamma, float mean, float rstd, int64_t count,
-                                     float* mean_dy, float* mean_dy_x) {
-  for (int64_t i = 0; i < count; ++i) {
-    x[i] = (x[i] - mean) * rstd;
-    dy[i] *= gamma[i];
+  lanes = Vector{};
+  rest = 0.0f;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    load_lanes(x + i, value);
+    lanes += (value - mean) * (value - mean);
   }
-  Vector plain{};
-  Vector weighted{};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Vector gradient = *reinterpret_cast<const Vector*>(dy + i);
-    plain += gradient;
-    weighted += gradient * *reinterpret_cast<const Vector*>(x + i);
+  for (int64_t i = whole; i < r.h; ++i) rest += (to_float(x[i]) - mean) * (to_float(x[i]) - mean);
+  float rstd = 1.0f / std::sqrt((lane_sum(lanes) + rest) / r.h + r.epsilon);
+
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    Vector gamma, beta;
+    load_lanes(x + i, value);
+    load_lanes(r.gamma + i, gamma);
+    load_lanes(r.beta + i, beta);
+    store_lanes((value - mean) * rstd * gamma + beta, y + i);
   }
-  float rest = 0.0f;
-  float weighted_rest = 0.0f;
-  for (; i < count; ++i) {
-    rest += dy[i];
-    weighted_rest += dy[i] * x[i];
+  for (int64_t i = whole; i < r.h; ++i) from_float((to_float(x[i]) - mean) * rstd * r.gamma[i] + r.beta[i], y + i);
+  r.mean = mean;
+  r.rstd = rstd;
+}
+
+PNB_MULTIVERSION void forward_f32(ForwardRow& r) { forward_body<float>(r); }
+PNB_MULTIVERSION void forward_bf16(ForwardRow& r) { forward_body<uint16_t>(r); }
+
+struct BackwardRow {
+  const void *dy, *x, *residual;  // residual may be null
+  const float* gamma;
+  void* dx;
+  int64_t h;
+  float mean, rstd;
+};
+
+// With x' the normalised x and g = dy * gamma: dx = rstd * (g - mean(g) - x' * mean(g * x')) + residual.
+template <typename T>
+inline __attribute__((always_inline)) void backward_body(const BackwardRow& r) {
+  const T* dy = static_cast<const T*>(r.dy);
+  const T* x = static_cast<const T*>(r.x);
+  const T* residual = static_cast<const T*>(r.residual);
+  T* dx = static_cast<T*>(r.dx);
+  int64_t whole = r.h / kLanes * kLanes;
+  Vector value, gradient, gamma, other, plain{}, weighted{};
+  float rest = 0.0f, weighted_rest = 0.0f;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    load_lanes(x + i, value);
+    load_lanes(dy + i, gradient);
+    load_lanes(r.gamma + i, gamma);
+    plain += gradient * gamma;
+    weighted += gradient * gamma * ((value - r.mean) * r.rstd);
   }
-  *mean_dy = lane_sum(plain, rest) / count;
-  *mean_dy_x = lane_sum(weighted, weighted_rest) / count;
+  for (int64_t i = whole; i < r.h; ++i) {
+    float g = to_float(dy[i]) * r.gamma[i];
+    rest += g;
+    weighted_rest += g * ((to_float(x[i]) - r.mean) * r.rstd);
+  }
+  float mean_g = (lane_sum(plain) + rest) / r.h;
+  float mean_gx = (lane_sum(weighted) + weighted_rest) / r.h;
+
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    load_lanes(x + i, value);
+    load_lanes(dy + i, gradient);
+    load_lanes(r.gamma + i, gamma);
+    Vector result = r.rstd * (gradient * gamma - mean_g - (value - r.mean) * r.rstd * mean_gx);
+    if (residual != nullptr) {
+      load_lanes(residual + i, other);
+      result += other;
+    }
+    store_lanes(result, dx + i);
+  }
+  for (int64_t i = whole; i < r.h; ++i) {
+    float result = r.rstd * (to_float(dy[i]) * r.gamma[i] - mean_g - (to_float(x[i]) - r.mean) * r.rstd * mean_gx);
+    from_float(residual != nullptr ? result + to_float(residual[i]) : result, dx + i);
+  }
 }
 
-PNB_MULTIVERSION void backward_row(const float* x, float* dy, float mean_dy, float mean_dy_x, float rstd, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) dy[i] = rstd * (dy[i] - mean_dy - x[i] * mean_dy_x);
-}
+PNB_MULTIVERSION void backward_f32(const BackwardRow& r) { backward_body<float>(r); }
+PNB_MULTIVERSION void backward_bf16(const BackwardRow& r) { backward_body<uint16_t>(r); }
 
-PNB_MULTIVERSION void add(float* row, const float* other, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) row[i] += other[i];
-}
-
-const char* row_at(const pnb_tensor& t, int64_t row) {
-  return static_cast<const char*>(t.data) + row * t.stride[0] * dtype_size(t.dtype);
+char* row_at(const pnb_tensor& t, int64_t row) {
+  return static_cast<char*>(t.data) + row * t.stride[0] * dtype_size(t.dtype);
 }
 
 }  // namespace
 
 void layer_norm_forward(const pnb_layer_norm_forward_params& p, int threads) {
-  int64_t h = p.x.shape[1];
-  const float* gamma = static_cast<const float*>(p.gamma.data);
-  const float* beta = static_cast<const float*>(p.beta.data);
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<float> row(h);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < p.x.shape[0]; ++i) {
-      row_to_float(row_at(p.x, i), p.x.dtype, row.data(), h);
-      float mean = sum(row.data(), h) / h;
-      float rstd = 1.0f / std::sqrt(squared_distance(row.data(), mean, h) / h + p.epsilon);
-      normalise(row.data(), mean, rstd, gamma, beta, h);
-      row_from_float(row.data(), const_cast<char*>(row_at(p.y, i)), p.y.dtype, h);
-      if (present(p.mean)) {
-        static_cast<float*>(p.mean.data)[i] = mean;
-        static_cast<float*>(p.rstd.data)[i] = rstd;
-      }
+  auto forward = p.x.dtype == PNB_DTYPE_F32 ? forward_f32 : forward_bf16;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < p.x.shape[0]; ++i) {
+    ForwardRow row{row_at(p.x, i), static_cast<const float*>(p.gamma.data), static_cast<const float*>(p.beta.data), row_at(p.y, i),
+                   p.x.shape[1], p.epsilon, 0.0f, 0.0f};
+    forward(row);
+    if (present(p.mean)) {
+      static_cast<float*>(p.mean.data)[i] = row.mean;
+      static_cast<float*>(p.rstd.data)[i] = row.rstd;
     }
   }
 }
 
 void layer_norm_backward(const pnb_layer_norm_backward_params& p, int threads) {
-  int64_t h = p.x.shape[1];
-  const float* gamma = static_cast<const float*>(p.gamma.data);
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<float> x(h);
-    std::vector<float> dy(h);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < p.x.shape[0]; ++i) {
-      float mean = static_cast<const float*>(p.mean.data)[i];
-      float rstd = static_cast<const float*>(p.rstd.data)[i];
-      row_to_float(row_at(p.x, i), p.x.dtype, x.data(), h);
-      row_to_float(row_at(p.dy, i), p.dy.dtype, dy.data(), h);
-      float mean_dy = 0.0f;
-      float mean_dy_x = 0.0f;
-      backward_means(x.data(), dy.data(), gamma, mean, rstd, h, &mean_dy, &mean_dy_x);
-      backward_row(x.data(), dy.data(), mean_dy, mean_dy_x, rstd, h);
-      if (present(p.residual)) {
-        row_to_float(row_at(p.residual, i), p.residual.dtype, x.data(), h);
-        add(dy.data(), x.data(), h);
-      }
-      row_from_float(dy.data(), const_cast<char*>(row_at(p.dx, i)), p.dx.dtype, h);
-    }
+  auto backward = p.x.dtype == PNB_DTYPE_F32 ? backward_f32 : backward_bf16;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < p.x.shape[0]; ++i) {
+    backward({row_at(p.dy, i), row_at(p.x, i), present(p.residual) ? row_at(p.residual, i) : nullptr,
+              static_cast<const float*>(p.gamma.data), row_at(p.dx, i), p.x.shape[1], static_cast<const float*>(p.mean.data)[i],
+              static_cast<const float*>(p.rstd.data)[i]});
   }
 }
 

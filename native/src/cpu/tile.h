@@ -2,16 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+
+#include "cpu/lanes.h"
 
 namespace pnb::cpu {
-
-// 16 floats: one AVX-512 register, two of AVX2, four of SSE.
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
-
-constexpr int64_t kLanes = 16;
-
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Columns [0, 16 * W) of four rows of c: = or += a * b. a(i, k) lies at a[i * a_row + k * a_column].
 template <int W>
