@@ -157,7 +157,7 @@ void products(pnb_context* context, const pnb_workspace& workspace) {
   weight_refused("an unknown use", [](auto& p, auto&) { p.uses = 4; });
   weight_refused("no parts", [](auto& p, auto&) { p.parts = nullptr; });
   weight_refused("part_count 0", [](auto& p, auto&) { p.part_count = 0; });
-  weight_refused("no storage", [](auto& p, auto&) { p.storage = nullptr; });
+  weight_refused("no parts to describe", [](auto& p, auto&) { p.storage = nullptr, p.part_count = 0; });
   weight_refused("little storage", [](auto& p, auto&) { p.storage_bytes -= 1; });
   weight_refused("a part without data", [](auto&, auto& t) { t.data = nullptr; });
   weight_refused("a part of i32", [](auto&, auto& t) { t.dtype = PNB_DTYPE_I32; });
@@ -232,6 +232,19 @@ void products(pnb_context* context, const pnb_workspace& workspace) {
     p.targets = changed.t;
     refused(pnb_linear_cross_entropy(context, &p), "linear_cross_entropy", "targets out of range");
   }
+
+  pnb_weight* description = nullptr;
+  wp.storage = nullptr;
+  ok(pnb_weight_create(context, &wp, &description), "a description");
+  uint64_t packed_bytes = 0, described_bytes = 0;
+  ok(pnb_linear_cross_entropy_workspace(context, &l, &packed_bytes), "workspace of a packed weight");
+  l.weight = description;
+  ok(pnb_linear_cross_entropy_workspace(context, &l, &described_bytes), "workspace of a described weight");
+  expect(packed_bytes == described_bytes, "a description asks for another workspace than its weight");
+  refused(pnb_linear_cross_entropy(context, &l), "linear_cross_entropy", "a described weight");
+  packed.b = {}, packed.weight = description;
+  refused(pnb_gemm(context, &packed), "gemm", "a described weight");
+  pnb_weight_destroy(description);
   pnb_weight_destroy(weight);
 }
 

@@ -23,7 +23,8 @@ typedef struct pnb_weight_params {
   int32_t uses;      /* PNB_WEIGHT_FORWARD | PNB_WEIGHT_BACKWARD */
   int32_t part_count;
   const pnb_tensor* parts; /* host tensors [out_i, in], f32, bf16 or f16, stacked along out: W = [parts[0]; parts[1]; ...] */
-  void* storage;           /* device memory for the packed weight; the caller keeps it alive as long as the weight */
+  void* storage;           /* device memory for the packed weight; the caller keeps it alive as long as the weight. NULL
+                              describes a weight without packing one: workspace queries take it, operations refuse it */
   uint64_t storage_bytes;
   void* stream;
 } pnb_weight_params;
@@ -31,7 +32,7 @@ typedef struct pnb_weight_params {
 /* Bytes of storage that pnb_weight_create needs. Reads dtype, uses and the parts' shapes only. */
 PNB_API pnb_status pnb_weight_storage(pnb_context* context, const pnb_weight_params* params, uint64_t* bytes);
 
-/* Packs. The parts may be unmapped when this returns. */
+/* Packs. The parts may be unmapped when this returns. Without storage only the parts' shapes are read. */
 PNB_API pnb_status pnb_weight_create(pnb_context* context, const pnb_weight_params* params, pnb_weight** weight);
 
 /* NULL is allowed. The storage stays the caller's. */

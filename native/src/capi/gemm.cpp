@@ -1,3 +1,5 @@
+#include <memory>
+
 #include "capi/check.h"
 #include "capi/entry.h"
 #include "capi/shared_checks.h"
@@ -15,6 +17,11 @@ void dropout(const Checker& check, const pnb_dropout& d) {
   check.tensor(d.state, "dropout.state", 1, {PNB_DTYPE_U64});
   check.shape(d.state, "dropout.state", {2});
   check.contiguous(d.state, "dropout.state");
+}
+
+void weight(const Checker& check, Place place, const pnb_weight* weight) {
+  check.that(weight != nullptr, "expected a weight, found NULL");
+  check.that(place == kShapeOnly || !weight->described, "expected a packed weight, found the description of one");
 }
 
 }  // namespace pnb::check
@@ -40,6 +47,16 @@ void check_weight(const Checker& check, const pnb_weight_params& p, bool with_da
   }
 }
 
+std::unique_ptr<pnb_weight> described(const pnb_weight_params& p) {
+  auto weight = std::make_unique<pnb_weight>();
+  for (int i = 0; i < p.part_count; ++i) weight->out += p.parts[i].shape[0];
+  weight->in = p.parts[0].shape[1];
+  weight->dtype = p.dtype;
+  weight->uses = p.uses;
+  weight->described = true;
+  return weight;
+}
+
 void check_gemm(const pnb_gemm_params& p, Place place) {
   Checker check("gemm", place);
   check.tensor(p.a, "a", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
@@ -54,6 +71,7 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
              static_cast<long long>(p.d.stride[0]));
   if (p.weight != nullptr) {
     check.that(!present(p.b), "expected b or a weight, found both");
+    pnb::check::weight(check, place, p.weight);
     check.that(p.weight_use == PNB_WEIGHT_FORWARD || p.weight_use == PNB_WEIGHT_BACKWARD,
                "expected weight_use FORWARD or BACKWARD, found %d", p.weight_use);
     check.that((p.weight->uses & p.weight_use) != 0, "expected a weight packed for use %d, found one packed for %d", p.weight_use,
@@ -118,11 +136,15 @@ pnb_status pnb_weight_create(pnb_context* context, const pnb_weight_params* para
   return pnb::entry("weight", context, params, [&](Backend& backend) {
     Checker check("weight");
     check.that(weight != nullptr, "expected somewhere to write the weight, found NULL");
+    if (params->storage == nullptr) {
+      check_weight(check, *params, false);
+      *weight = described(*params).release();
+      return;
+    }
     check_weight(check, *params, true);
     uint64_t needed = backend.weight_storage(*params);
-    check.that(params->storage != nullptr && params->storage_bytes >= needed, "expected %llu bytes of storage, found %llu",
-               static_cast<unsigned long long>(needed),
-               static_cast<unsigned long long>(params->storage ? params->storage_bytes : 0));
+    check.that(params->storage_bytes >= needed, "expected %llu bytes of storage, found %llu",
+               static_cast<unsigned long long>(needed), static_cast<unsigned long long>(params->storage_bytes));
     *weight = backend.weight_create(*params).release();
   });
 }

@@ -1,5 +1,6 @@
 #include "capi/check.h"
 #include "capi/entry.h"
+#include "capi/shared_checks.h"
 
 using pnb::Backend;
 using pnb::check::Checker;
@@ -9,7 +10,7 @@ namespace {
 
 void check_loss(const pnb_linear_cross_entropy_params& p, Place place) {
   Checker check("linear_cross_entropy", place);
-  check.that(p.weight != nullptr, "expected a weight, found NULL");
+  pnb::check::weight(check, place, p.weight);
   check.tensor(p.x, "x", 2, {p.weight->dtype});
   check.rows_contiguous(p.x, "x");
   check.dim(p.x, "x", 1, p.weight->in);

@@ -16,6 +16,7 @@ struct pnb_weight {
   int64_t in = 0;
   int32_t dtype = 0;
   int32_t uses = 0;
+  bool described = false;  // by its shape alone: nothing is packed, and workspace queries are all that may read it
 };
 
 namespace pnb {

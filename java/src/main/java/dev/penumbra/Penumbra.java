@@ -30,13 +30,13 @@ public final class Penumbra implements AutoCloseable {
     private final Backend backend;
     private final Arena arena;
     private final LanguageModel model;
-    private final Path directory;
+    private final ModelFolder folder;
 
-    private Penumbra(Backend backend, Arena arena, LanguageModel model, Path directory) {
+    private Penumbra(Backend backend, Arena arena, ModelFolder folder, LanguageModel model) {
         this.backend = backend;
         this.arena = arena;
+        this.folder = folder;
         this.model = model;
-        this.directory = directory;
     }
 
     /** Loads a Hugging Face model folder on the CPU: bf16, all processors, reproducible. */
@@ -51,13 +51,30 @@ public final class Penumbra implements AutoCloseable {
      * @param compute F32 or BF16
      */
     public static Penumbra load(Path directory, Device device, int threads, DType compute) throws IOException {
-        Backend backend = Backends.open(device, threads, true);
+        Penumbra penumbra = open(directory, device, threads, compute);
+        try {
+            penumbra.model.load();
+            return penumbra;
+        } catch (IOException | RuntimeException failure) {
+            penumbra.close();
+            throw failure;
+        }
+    }
+
+    /** As {@link #load(Path, Device, int, DType)}, without the weights: what they and a run will need can be planned before. */
+    public static Penumbra open(Path directory, Device device, int threads, DType compute) throws IOException {
+        ModelFolder folder = ModelFolder.open(directory);
         Arena arena = Arena.ofShared();
-        try (ModelFolder folder = ModelFolder.open(directory)) {
-            return new Penumbra(backend, arena, Opt.load(backend, arena, folder, compute), directory);
+        Backend backend = null;
+        try {
+            backend = Backends.open(device, threads, true);
+            return new Penumbra(backend, arena, folder, Opt.open(backend, arena, folder, compute));
         } catch (IOException | RuntimeException failure) {
             arena.close();
-            backend.close();
+            if (backend != null) {
+                backend.close();
+            }
+            folder.close();
             throw failure;
         }
     }
@@ -67,7 +84,7 @@ public final class Penumbra implements AutoCloseable {
     }
 
     public Path directory() {
-        return directory;
+        return folder.directory();
     }
 
     /** An adapter that changes nothing yet. */
@@ -92,7 +109,7 @@ public final class Penumbra implements AutoCloseable {
     /** Writes an adapter in PEFT's format. */
     public void writeAdapter(LoraAdapter adapter, Path folder) throws IOException {
         try (Arena host = Arena.ofConfined()) {
-            PeftAdapter.write(folder, adapter.config(), directory.toString(), adapter.toHost(host));
+            PeftAdapter.write(folder, adapter.config(), directory().toString(), adapter.toHost(host));
         }
     }
 
@@ -101,5 +118,6 @@ public final class Penumbra implements AutoCloseable {
         model.close();
         arena.close();
         backend.close();
+        folder.close();
     }
 }

@@ -29,6 +29,17 @@ public final class ChildJvm implements AutoCloseable {
         return new ChildJvm(new ProcessBuilder(command).redirectErrorStream(true).start());
     }
 
+    /**
+     * Starts {@code main}, which may use the native library, with a heap that neither grows nor shrinks: what the process grows
+     * by is memory beside it.
+     */
+    public static ChildJvm startWithFixedHeap(int mib, Class<?> main, String... arguments) throws IOException {
+        List<String> command = command(main, arguments);
+        command.addAll(1, List.of("-Xms" + mib + "m", "-Xmx" + mib + "m", "-XX:+AlwaysPreTouch",
+                "-Dpenumbra.native.path=" + System.getProperty("penumbra.native.path", "")));
+        return new ChildJvm(new ProcessBuilder(command).redirectErrorStream(true).start());
+    }
+
     private static List<String> command(Class<?> main, String... arguments) {
         // Started fast: no optimizing compiler, one collector thread; a limit on files would stop the counters' file.
         List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin", "java").toString(),

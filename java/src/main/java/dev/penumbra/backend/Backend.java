@@ -40,6 +40,12 @@ public interface Backend extends AutoCloseable {
     long packedBytes(FrozenWeight.Form form);
 
     /**
+     * A weight of this form that nothing is packed for and no memory is behind: {@link #workspaceBytes} takes its operations,
+     * {@link #run} refuses them.
+     */
+    FrozenWeight planned(Arena owner, FrozenWeight.Form form);
+
+    /**
      * Packs a frozen weight W [out, in], made of {@code parts} (host tensors [out_i, in], f32, bf16 or f16) stacked along
      * out. The parts are no longer needed when this returns. The weight lives as long as {@code owner}.
      */

@@ -27,6 +27,11 @@ final class ModelOptions {
     @Option(names = "--threads", defaultValue = "0", paramLabel = "N", description = "CPU threads; 0: as many as there are processors.")
     int threads;
 
+    /** Without its weights: they are loaded once a run is known to fit into memory. */
+    Penumbra open() throws IOException {
+        return Penumbra.open(model, new Device(device, 0), threads, dtype == Compute.F32 ? DType.F32 : DType.BF16);
+    }
+
     Penumbra load() throws IOException {
         return Penumbra.load(model, new Device(device, 0), threads, dtype == Compute.F32 ? DType.F32 : DType.BF16);
     }

@@ -89,7 +89,7 @@ final class TrainCommand implements Callable<Integer> {
         PrintWriter out = spec.commandLine().getOut();
         try (RunLock alone = dryRun ? null : RunLock.acquire(output);
                 Tokenizer tokenizer = HfTokenizer.load(model.model);
-                Penumbra penumbra = model.load()) {
+                Penumbra penumbra = model.open()) {
             int vocabSize = penumbra.model().vocabSize();
             Dataset samples = data.read(tokenizer, vocabSize);
             Dataset evaluation = evalData == null ? null : data.read(evalData, tokenizer, vocabSize);

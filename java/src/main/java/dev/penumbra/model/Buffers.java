@@ -6,17 +6,14 @@ import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
-import java.lang.foreign.MemorySegment;
+import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
 /**
  * Where a pass's buffers come from. The same code lays a pass out twice: once to plan, where tensors are descriptions that
  * nothing may read and operations only say what workspace they need, and once to run.
  */
-final class Buffers {
-
-    /** Planned tensors have some address, because an address of 0 says "absent". */
-    private static final MemorySegment PLANNED = MemorySegment.ofAddress(256);
+public final class Buffers {
 
     private final Backend backend;
     private final @Nullable Arena owner;
@@ -30,11 +27,11 @@ final class Buffers {
         this.plan = plan;
     }
 
-    static Buffers planning(Backend backend, MemoryPlan plan) {
+    public static Buffers planning(Backend backend, MemoryPlan plan) {
         return new Buffers(backend, null, plan);
     }
 
-    static Buffers allocating(Backend backend, Arena owner, long workspaceBytes) {
+    public static Buffers allocating(Backend backend, Arena owner, long workspaceBytes) {
         Buffers buffers = new Buffers(backend, owner, null);
         if (workspaceBytes > 0) {
             buffers.workspace = backend.allocate(owner, DType.U8, Shape.of(workspaceBytes));
@@ -42,35 +39,42 @@ final class Buffers {
         return buffers;
     }
 
-    boolean isPlanning() {
-        return plan != null;
-    }
-
-    Tensor allocate(MemoryPlan.Kind kind, String name, DType dtype, long... dims) {
+    public Tensor allocate(MemoryPlan.Kind kind, String name, DType dtype, long... dims) {
         Shape shape = Shape.of(dims);
         if (plan != null) {
             plan.add(kind, name, shape.size() * dtype.byteSize());
-            return Tensor.deviceView(PLANNED, dtype, shape);
+            return Tensor.planned(dtype, shape);
         }
-        return backend.allocate(java.util.Objects.requireNonNull(owner), dtype, shape);
+        return backend.allocate(Objects.requireNonNull(owner), dtype, shape);
+    }
+
+    /** Host memory from which inputs are uploaded. */
+    Tensor stage(String name, DType dtype, long... dims) {
+        Shape shape = Shape.of(dims);
+        if (plan != null) {
+            plan.add(MemoryPlan.Kind.HOST, name, shape.size() * dtype.byteSize());
+            return Tensor.planned(dtype, shape);
+        }
+        return Tensor.allocate(Objects.requireNonNull(owner), dtype, shape);
     }
 
     /** Runs an operation, or, while planning, takes note of the workspace it needs. */
-    void run(Operation operation) {
-        if (isPlanning()) {
+    public void run(Operation operation) {
+        if (plan != null) {
             workspaceBytes = Math.max(workspaceBytes, backend.workspaceBytes(operation));
         } else {
             backend.run(operation);
         }
     }
 
+    /** The workspace of operations that run; null where they need none, or are only planned. */
     @Nullable
-    Tensor workspace() {
+    public Tensor workspace() {
         return workspace;
     }
 
     /** The largest workspace of the operations that were planned. */
-    long workspaceBytes() {
+    public long workspaceBytes() {
         return workspaceBytes;
     }
 }

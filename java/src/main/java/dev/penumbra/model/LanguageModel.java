@@ -4,6 +4,7 @@ import dev.penumbra.backend.Backend;
 import dev.penumbra.lora.AdaptableLayer;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.tensor.DType;
+import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
@@ -27,7 +28,13 @@ public interface LanguageModel extends AutoCloseable {
     /** What PEFT puts before an adaptable layer's name: "base_model.model.model.decoder.". */
     String peftPrefix();
 
-    /** Adds the resident weights to a plan, each with its packed bytes. */
+    /**
+     * Reads and packs the weights, unless that is done already. Before, a model can be asked, planned and given an adapter, but
+     * not run.
+     */
+    void load() throws IOException;
+
+    /** Adds the weights to a plan, each with its packed bytes; resident once they are loaded. */
     void describeWeights(MemoryPlan plan);
 
     /** Adds what {@link #openPass} would allocate; allocates nothing. */

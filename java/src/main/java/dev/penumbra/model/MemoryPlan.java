@@ -13,7 +13,9 @@ public final class MemoryPlan {
 
     public enum Kind {
         WEIGHTS("frozen weights"), ADAPTER("adapters"), OPTIMIZER("gradients and optimizer state"), ACTIVATIONS(
-                "activations"), WORKSPACE("workspace");
+                "activations"), WORKSPACE("workspace"),
+        /** In the host's memory, wherever the rest is. */
+        HOST("copies on the host");
 
         private final String label;
 
@@ -30,6 +32,7 @@ public final class MemoryPlan {
     }
 
     private final List<Entry> entries = new ArrayList<>();
+    private long parameters;
 
     public void add(Kind kind, String name, long bytes) {
         entries.add(new Entry(kind, name, bytes, false));
@@ -37,6 +40,12 @@ public final class MemoryPlan {
 
     public void addResident(Kind kind, String name, long bytes) {
         entries.add(new Entry(kind, name, bytes, true));
+    }
+
+    /** @param parameters of the checkpoint that it holds; 0: they are another entry's too */
+    public void addWeight(String name, long bytes, long parameters, boolean resident) {
+        entries.add(new Entry(Kind.WEIGHTS, name, bytes, resident));
+        this.parameters += parameters;
     }
 
     public List<Entry> entries() {
@@ -52,6 +61,11 @@ public final class MemoryPlan {
         return entries.stream().filter(e -> !e.resident()).mapToLong(Entry::bytes).sum();
     }
 
+    /** Bytes on the backend's device. */
+    public long deviceBytes() {
+        return totalBytes() - bytes(Kind.HOST);
+    }
+
     public long bytes(Kind kind) {
         return entries.stream().filter(e -> e.kind() == kind).mapToLong(Entry::bytes).sum();
     }
@@ -60,27 +74,40 @@ public final class MemoryPlan {
     public void requireFits(Backend backend) {
         OptionalLong free = backend.freeBytes();
         if (free.isPresent()) {
-            requireFits(free.getAsLong());
+            // What the host holds of a device's run is small beside what the device does.
+            requireFits(backend.device().isHost() ? missingBytes() : missingBytes() - bytes(Kind.HOST), free.getAsLong());
+        }
+    }
+
+    private void requireFits(long neededBytes, long freeBytes) {
+        if (neededBytes > freeBytes) {
+            throw new ModelException(
+                    "not enough memory: expected " + mib(neededBytes) + " to be free, found " + mib(freeBytes) + "\n"
+                            + table()
+                            + (bytes(Kind.ACTIVATIONS) > 0
+                                    ? "a smaller batch size or sequence length lowers the activations"
+                                    : ""));
         }
     }
 
     /** @throws ModelException with the numbers when more is missing than {@code freeBytes} */
     public void requireFits(long freeBytes) {
-        if (missingBytes() > freeBytes) {
-            throw new ModelException(
-                    "not enough memory: expected " + mib(missingBytes()) + " to be free, found " + mib(freeBytes) + "\n"
-                            + table() + "a smaller batch size or sequence length lowers the activations");
-        }
+        requireFits(missingBytes(), freeBytes);
     }
 
-    /** One line a kind, and the sum. */
+    /** One line a kind, and the sum; the weights' line tells the bytes that a parameter of the checkpoint takes. */
     public String table() {
         Map<Kind, Long> sums = new EnumMap<>(Kind.class);
         entries.forEach(e -> sums.merge(e.kind(), e.bytes(), Long::sum));
         StringBuilder text = new StringBuilder();
-        sums.forEach((kind, bytes) -> text.append(String.format(Locale.ROOT, "  %-30s %14s%n", kind.label, mib(bytes))));
-        text.append(String.format(Locale.ROOT, "  %-30s %14s%n", "sum", mib(totalBytes())));
-        return text.toString();
+        sums.forEach((kind, bytes) -> text.append(line(kind.label, bytes)).append(kind != Kind.WEIGHTS || parameters == 0
+                ? ""
+                : String.format(Locale.ROOT, "  %.2f bytes a parameter", (double) bytes / parameters)).append('\n'));
+        return text.append(line("sum", totalBytes())).append('\n').toString();
+    }
+
+    private static String line(String label, long bytes) {
+        return String.format(Locale.ROOT, "  %-30s %14s", label, mib(bytes));
     }
 
     /** One line an entry. */

@@ -22,14 +22,19 @@ public final class Opt implements LanguageModel {
     private final Backend backend;
     private final OptConfig config;
     private final DType dtype;
-    private final OptWeights weights;
+    private final Arena owner;
+    private final ModelFolder folder;
+    private final OptWeights planned;
+    private @Nullable OptWeights loaded;
     private final List<AdaptableLayer> adaptable = new ArrayList<>();
 
-    private Opt(Backend backend, OptConfig config, DType dtype, OptWeights weights) {
+    private Opt(Backend backend, Arena owner, ModelFolder folder, OptConfig config, DType dtype) throws IOException {
         this.backend = backend;
+        this.owner = owner;
+        this.folder = folder;
         this.config = config;
         this.dtype = dtype;
-        this.weights = weights;
+        planned = new OptWeights(backend, owner, folder, config, dtype, true);
         int h = config.hiddenSize();
         for (int i = 0; i < config.numHiddenLayers(); i++) {
             String at = "layers." + i + ".";
@@ -42,25 +47,50 @@ public final class Opt implements LanguageModel {
     }
 
     /**
-     * Loads and packs the weights; they live as long as {@code owner}, the folder may be closed after.
+     * Reads the configuration and checks that all weights are there, without reading them: that is {@link #load()}'s, until
+     * when the folder stays open. They will live as long as {@code owner}.
      *
      * @param compute what products are computed in: F32 or BF16
      * @throws ModelException naming the file and the key or tensor that is not as expected
      */
-    public static Opt load(Backend backend, Arena owner, ModelFolder folder, DType compute) throws IOException {
+    public static Opt open(Backend backend, Arena owner, ModelFolder folder, DType compute) throws IOException {
         if (compute != DType.F32 && compute != DType.BF16) {
             throw new IllegalArgumentException("expected F32 or BF16 to compute in, found " + compute);
         }
         OptConfig config = OptConfig.parse(folder.config(), folder.directory().resolve("config.json"));
-        return new Opt(backend, config, compute, new OptWeights(backend, owner, folder, config, compute));
+        return new Opt(backend, owner, folder, config, compute);
+    }
+
+    /** Opens a model and loads its weights; the folder may be closed after. */
+    public static Opt load(Backend backend, Arena owner, ModelFolder folder, DType compute) throws IOException {
+        Opt model = open(backend, owner, folder, compute);
+        model.load();
+        return model;
+    }
+
+    @Override
+    public void load() throws IOException {
+        if (loaded == null) {
+            MemoryPlan plan = new MemoryPlan();
+            describeWeights(plan);
+            plan.requireFits(backend);
+            loaded = new OptWeights(backend, owner, folder, config, dtype, false);
+        }
     }
 
     public OptConfig config() {
         return config;
     }
 
+    /** Those that are planned, until they are loaded. */
     OptWeights weights() {
-        return weights;
+        return loaded == null ? planned : loaded;
+    }
+
+    private void requireLoaded() {
+        if (loaded == null) {
+            throw new IllegalStateException("expected loaded weights: this model was only opened");
+        }
     }
 
     @Override
@@ -95,8 +125,8 @@ public final class Opt implements LanguageModel {
 
     @Override
     public void describeWeights(MemoryPlan plan) {
-        for (OptWeights.Resident entry : weights.resident) {
-            plan.addResident(MemoryPlan.Kind.WEIGHTS, entry.name(), entry.bytes());
+        for (OptWeights.Entry entry : planned.entries) {
+            plan.addWeight(entry.name(), entry.bytes(), entry.parameters(), loaded != null);
         }
     }
 
@@ -107,12 +137,14 @@ public final class Opt implements LanguageModel {
 
     @Override
     public ModelPass openPass(Arena owner, @Nullable LoraAdapter adapter, PassShape shape) {
+        requireLoaded();
         long workspace = OptPass.plan(this, adapter, shape, new MemoryPlan());
         return new OptPass(this, adapter, shape, Buffers.allocating(backend, owner, workspace));
     }
 
     @Override
     public KeyValueCache openCache(Arena owner, @Nullable LoraAdapter adapter, int capacity) {
+        requireLoaded();
         return new OptCache(this, adapter, capacity, owner);
     }
 

@@ -29,7 +29,8 @@ final class OptWeights {
     record Layer(LayerNorm attentionNorm, Linear qkv, Linear out, LayerNorm mlpNorm, Linear fc1, Linear fc2) {
     }
 
-    record Resident(String name, long bytes) {
+    /** @param parameters elements of the checkpoint that it holds; 0: they are another entry's too */
+    record Entry(String name, long bytes, long parameters) {
     }
 
     final Tensor tokens;
@@ -39,18 +40,25 @@ final class OptWeights {
     final @Nullable LayerNorm finalNorm;
     final @Nullable Linear projectOut;
     final FrozenWeight head;
-    final List<Resident> resident = new ArrayList<>();
+    final List<Entry> entries = new ArrayList<>();
 
     private final Backend backend;
     private final Arena owner;
     private final ModelFolder folder;
     private final DType compute;
+    private final boolean planning;
 
-    OptWeights(Backend backend, Arena owner, ModelFolder folder, OptConfig config, DType compute) throws IOException {
+    /**
+     * @param planning only checks that the weights are there, by the headers of the folder's files, and describes what loading
+     *     them would allocate
+     */
+    OptWeights(Backend backend, Arena owner, ModelFolder folder, OptConfig config, DType compute, boolean planning)
+            throws IOException {
         this.backend = backend;
         this.owner = owner;
         this.folder = folder;
         this.compute = compute;
+        this.planning = planning;
         String prefix = folder.decoderPrefix();
         long h = config.hiddenSize();
         long f = config.ffnDim();
@@ -72,18 +80,19 @@ final class OptWeights {
         finalNorm = config.hasFinalLayerNorm() ? layerNorm(prefix + "final_layer_norm", h) : null;
         boolean tied = config.tieWordEmbeddings() || !folder.has("lm_head.weight");
         String headName = tied ? prefix + "embed_tokens.weight" : "lm_head.weight";
-        head = pack("lm_head", List.of(headName), config.vocabSize(), e);
+        head = pack("lm_head", List.of(headName), config.vocabSize(), e, tied ? 0 : config.vocabSize() * e);
     }
 
     private Linear linear(String name, long out, long in, boolean bias) throws IOException {
-        FrozenWeight weight = pack(name, List.of(name + ".weight"), out, in);
+        FrozenWeight weight = pack(name, List.of(name + ".weight"), out, in, out * in);
         return new Linear(weight, bias ? vector(name + ".bias", List.of(name + ".bias"), out) : null);
     }
 
     private Linear stacked(String at, List<String> parts, long out, long in) throws IOException {
         List<String> weights = parts.stream().map(part -> at + part + ".weight").toList();
         List<String> biases = parts.stream().map(part -> at + part + ".bias").toList();
-        return new Linear(pack(at + "qkv", weights, out, in), vector(at + "qkv.bias", biases, out));
+        return new Linear(pack(at + "qkv", weights, out, in, parts.size() * out * in),
+                vector(at + "qkv.bias", biases, out));
     }
 
     private LayerNorm layerNorm(String name, long h) throws IOException {
@@ -92,13 +101,17 @@ final class OptWeights {
     }
 
     /** Matrices [out, in] of the folder, one below another. The mapped pages are given back: packing has copied them. */
-    private FrozenWeight pack(String name, List<String> parts, long out, long in) throws IOException {
+    private FrozenWeight pack(String name, List<String> parts, long out, long in, long parameters) throws IOException {
         List<Tensor> weights = new ArrayList<>();
         for (String part : parts) {
             weights.add(checked(part, out, in));
         }
         FrozenWeight.Form form = new FrozenWeight.Form(out * parts.size(), in, compute, true);
-        resident.add(new Resident(name + " " + compute + " [" + form.out() + ", " + in + "]", backend.packedBytes(form)));
+        entries.add(new Entry(name + " " + compute + " [" + form.out() + ", " + in + "]", backend.packedBytes(form),
+                parameters));
+        if (planning) {
+            return backend.planned(owner, form);
+        }
         FrozenWeight packed = backend.pack(owner, form, weights);
         for (String part : parts) {
             folder.release(part);
@@ -108,17 +121,23 @@ final class OptWeights {
 
     /** f32 vectors of n elements each, one after another. */
     private Tensor vector(String name, List<String> parts, long n) throws IOException {
-        Tensor device = backend.allocate(owner, DType.F32, Shape.of(n * parts.size()));
+        List<Tensor> stored = new ArrayList<>();
+        for (String part : parts) {
+            stored.add(checked(part, n));
+        }
+        Tensor device = allocate(name, DType.F32, Shape.of(n * parts.size()));
+        if (planning) {
+            return device;
+        }
         float[] values = new float[Math.toIntExact(n * parts.size())];
         for (int i = 0; i < parts.size(); i++) {
-            float[] part = checked(parts.get(i), n).toFloats();
+            float[] part = stored.get(i).toFloats();
             System.arraycopy(part, 0, values, Math.toIntExact(i * n), part.length);
             folder.release(parts.get(i));
         }
         try (Arena arena = Arena.ofConfined()) {
             backend.upload(Tensor.of(arena, values), device);
         }
-        resident.add(new Resident(name, device.byteSize()));
         return device;
     }
 
@@ -126,7 +145,10 @@ final class OptWeights {
     private Tensor table(String name, long rows, long width) throws IOException {
         Tensor stored = checked(name, rows, width);
         DType dtype = stored.dtype() == DType.F32 ? compute : stored.dtype();
-        Tensor device = backend.allocate(owner, dtype, stored.shape());
+        Tensor device = allocate(name, dtype, stored.shape());
+        if (planning) {
+            return device;
+        }
         if (dtype == stored.dtype()) {
             backend.upload(stored, device);
         } else {
@@ -138,13 +160,18 @@ final class OptWeights {
             }
         }
         folder.release(name);
-        resident.add(new Resident(name, device.byteSize()));
+        return device;
+    }
+
+    private Tensor allocate(String name, DType dtype, Shape shape) {
+        Tensor device = planning ? Tensor.planned(dtype, shape) : backend.allocate(owner, dtype, shape);
+        entries.add(new Entry(name, device.byteSize(), shape.size()));
         return device;
     }
 
     private Tensor checked(String name, long... shape) throws IOException {
         Tensor tensor = folder.tensor(name, shape);
-        long at = backend.findNotFinite(tensor);
+        long at = planning ? -1 : backend.findNotFinite(tensor);
         if (at >= 0) {
             throw new ModelException(folder.directory() + ": tensor " + name
                     + ": expected finite weights, found NaN or infinity at element " + at);

@@ -16,6 +16,9 @@ public final class Tensor {
 
     private static final long ALIGNMENT = 256;
 
+    /** Some address, because an address of 0 says "absent". */
+    private static final MemorySegment PLANNED = MemorySegment.ofAddress(ALIGNMENT);
+
     private final DType dtype;
     private final Shape shape;
     private final long[] strides;
@@ -55,6 +58,11 @@ public final class Tensor {
                     "expected a segment of size 0 for device memory, found " + address.byteSize());
         }
         return new Tensor(dtype, shape, shape.contiguousStrides(), address, 0, false);
+    }
+
+    /** The description of a tensor that no memory is behind: it can be sliced and asked for its shape, never read. */
+    public static Tensor planned(DType dtype, Shape shape) {
+        return deviceView(PLANNED, dtype, shape);
     }
 
     public static Tensor of(Arena owner, float... values) {

@@ -3,7 +3,6 @@ package dev.penumbra.train;
 import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.Graph;
 import dev.penumbra.backend.Readback;
-import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.backend.op.Fill;
 import dev.penumbra.data.Batch;
 import dev.penumbra.data.Batches;
@@ -15,9 +14,6 @@ import dev.penumbra.model.MemoryPlan;
 import dev.penumbra.model.ModelPass;
 import dev.penumbra.model.ModelPass.DropoutSeed;
 import dev.penumbra.model.PassShape;
-import dev.penumbra.tensor.DType;
-import dev.penumbra.tensor.Shape;
-import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.lang.foreign.Arena;
@@ -36,10 +32,6 @@ import org.jspecify.annotations.Nullable;
  * <p>The gradient of a step is the mean over all supervised tokens of its micro-batches, however they are divided.
  */
 public final class Trainer {
-
-    private static final float BETA1 = 0.9f;
-    private static final float BETA2 = 0.999f;
-    private static final float EPSILON = 1e-8f;
 
     private final LanguageModel model;
     private final LoraAdapter adapter;
@@ -90,15 +82,21 @@ public final class Trainer {
         return new PassShape(Math.multiplyExact(config.batchSize(), config.seqLen()), config.seqLen(), true);
     }
 
-    /** Everything that a run holds: what is resident, and what {@link #run} allocates before its first step. */
+    /**
+     * Everything that a run holds: what is resident, what {@link #run} allocates before its first step, and its largest copies on
+     * the host. Neither model nor run has to be loaded for it.
+     */
     public MemoryPlan plan() {
         MemoryPlan plan = new MemoryPlan();
         model.describeWeights(plan);
         plan.addResident(MemoryPlan.Kind.ADAPTER, "adapter", adapter.byteSize());
-        plan.add(MemoryPlan.Kind.OPTIMIZER, "gradients", adapter.byteSize());
-        plan.add(MemoryPlan.Kind.OPTIMIZER, "m", adapter.byteSize());
-        plan.add(MemoryPlan.Kind.OPTIMIZER, "v", adapter.byteSize());
+        OptimizerState.plan(plan, adapter, config);
         model.planPass(plan, adapter, shape());
+        plan.addResident(MemoryPlan.Kind.WORKSPACE, "the backend's own", backend.internalBytes());
+        plan.add(MemoryPlan.Kind.HOST, "adapter before training", adapter.byteSize());
+        if (config.output() != null) {
+            plan.add(MemoryPlan.Kind.HOST, "checkpoint: adapter, m, v", 3 * adapter.byteSize());
+        }
         return plan;
     }
 
@@ -114,15 +112,25 @@ public final class Trainer {
     }
 
     /**
-     * Trains to the last step, or until {@link #cancel}.
+     * Trains to the last step, or until {@link #cancel}. Loads the model's weights where that is not done.
      *
+     * @throws ModelException before anything is loaded when the plan does not fit into memory
      * @return metrics of the last step, or null when there was none left to do
      * @throws TrainingException when a loss or gradient is not finite, naming the step; checkpoints before it stay
      */
     public @Nullable StepMetrics run() {
         plan().requireFits(backend);
-        try (Arena arena = Arena.ofShared()) {
-            return new Run(arena).run();
+        try {
+            model.load();
+            float[] initial = adapter.parametersToHost();
+            StepMetrics last;
+            try (Arena arena = Arena.ofShared()) {
+                last = new Run(arena).run();
+            }
+            if (last != null) {
+                finish(last.step(), initial);
+            }
+            return last;
         } catch (IOException failure) {
             throw new UncheckedIOException(failure.getMessage(), failure);
         }
@@ -130,14 +138,7 @@ public final class Trainer {
 
     /** One run's buffers. */
     private final class Run {
-        private final Tensor grad;
-        private final Tensor m;
-        private final Tensor v;
-        private final Tensor schedule;
-        private final Tensor gradNorm;
-        private final Tensor loss;
-        private final Tensor gradScale;
-        private final @Nullable Tensor workspace;
+        private final OptimizerState state;
         private final ModelPass pass;
         private final Arena arena;
         private final Map<Recording, Graph> recordings = new HashMap<>();
@@ -148,22 +149,12 @@ public final class Trainer {
 
         Run(Arena arena) {
             this.arena = arena;
-            Shape n = adapter.parameters().shape();
-            grad = backend.allocate(arena, DType.F32, n);
-            m = backend.allocate(arena, DType.F32, n);
-            v = backend.allocate(arena, DType.F32, n);
-            schedule = backend.allocate(arena, DType.F32, Shape.of(3));
-            gradNorm = backend.allocate(arena, DType.F32, Shape.of(1));
-            loss = backend.allocate(arena, DType.F32, Shape.of(1));
-            gradScale = backend.allocate(arena, DType.F32, Shape.of(1));
-            long bytes = backend.workspaceBytes(update(null));
-            workspace = bytes == 0 ? null : backend.allocate(arena, DType.U8, Shape.of(bytes));
+            state = OptimizerState.allocate(arena, adapter, config);
             pass = model.openPass(arena, adapter, shape());
         }
 
         @Nullable
         StepMetrics run() throws IOException {
-            float[] initial = adapter.parametersToHost();
             resume();
             StepMetrics last = null;
             Enqueued underWay = null;
@@ -198,9 +189,6 @@ public final class Trainer {
             if (!evaluated && !cancelled) {
                 evaluate();
             }
-            if (last != null) {
-                finish(initial);
-            }
             return last;
         }
 
@@ -212,14 +200,14 @@ public final class Trainer {
             if (latest.isEmpty()) {
                 return;
             }
-            Checkpoints.State state = Checkpoints.load(latest.get(), adapter, m, v);
-            if (!state.settings().equals(settings())) {
+            Checkpoints.State saved = Checkpoints.load(latest.get(), adapter, state.m, state.v);
+            if (!saved.settings().equals(settings())) {
                 throw new TrainingException(latest.get() + ": expected a checkpoint of a run with " + settings() + ", found "
-                        + state.settings());
+                        + saved.settings());
             }
-            step = state.step();
-            microBatch = state.microBatch();
-            batches.seek(state.epoch(), state.index());
+            step = saved.step();
+            microBatch = saved.microBatch();
+            batches.seek(saved.epoch(), saved.index());
         }
 
         /** A step that the device may still be computing. */
@@ -257,27 +245,27 @@ public final class Trainer {
             if (supervised == 0) {
                 throw new TrainingException("step " + step + ": expected supervised tokens, found none in epoch " + epoch);
             }
-            Scalars.write(backend, gradScale, 1f / supervised);
-            Scalars.write(backend, schedule, (float) lr, (float) (1 - Math.pow(BETA1, step)),
-                    (float) (1 - Math.pow(BETA2, step)));
+            Scalars.write(backend, state.gradScale, 1f / supervised);
+            state.schedule(step, lr);
             for (int i = 0; i < micro.size(); i++) {
                 pass.load(micro.get(i), new DropoutSeed(config.seed(), microBatch++));
                 runMicroBatch(i == 0, i == micro.size() - 1);
             }
-            return new Enqueued(step, lr, supervised, realTokens, start, backend.read(loss), backend.read(gradNorm));
+            return new Enqueued(step, lr, supervised, realTokens, start, backend.read(state.loss),
+                    backend.read(state.gradNorm));
         }
 
         private void runMicroBatch(boolean first, boolean last) {
             Runnable operations = () -> {
                 if (first) {
-                    backend.run(new Fill(0, grad));
-                    backend.run(new Fill(0, loss));
+                    backend.run(new Fill(0, state.grad));
+                    backend.run(new Fill(0, state.loss));
                 }
                 pass.forward();
-                pass.addLossAndGradients(loss, gradScale, grad);
+                pass.addLossAndGradients(state.loss, state.gradScale, state.grad);
                 if (last) {
                     // A norm that is not finite leaves the adapter as it is, so that nothing has to wait here.
-                    backend.run(update(workspace));
+                    state.update();
                 }
             };
             // What a device does on an operation's first run, such as loading its kernels, is not recorded.
@@ -311,16 +299,9 @@ public final class Trainer {
             return metrics;
         }
 
-        private AdamW update(@Nullable Tensor scratch) {
-            return new AdamW(
-                    adapter.parameters(), grad, m, v, BETA1, BETA2, EPSILON, (float) config.weightDecay(),
-                    (float) config.clip(), schedule, gradNorm,
-                    scratch);
-        }
-
         private void evaluate() {
             if (evaluation != null) {
-                double mean = Evaluator.loss(backend, pass, loss, evaluation, config.batchSize(), config.seqLen());
+                double mean = Evaluator.loss(backend, pass, state.loss, evaluation, config.batchSize(), config.seqLen());
                 listeners.forEach(l -> l.onEval(step, mean));
             }
         }
@@ -329,49 +310,47 @@ public final class Trainer {
             if (config.output() == null) {
                 return;
             }
-            Checkpoints.State state = new Checkpoints.State(step, batches.epoch(), batches.index(), config.seed(),
+            Checkpoints.State reached = new Checkpoints.State(step, batches.epoch(), batches.index(), config.seed(),
                     microBatch, settings());
-            Path folder = Checkpoints.save(config.output(), adapter, config.baseModel(), m, v, state);
+            Path folder = Checkpoints.save(config.output(), adapter, config.baseModel(), state.m, state.v, reached);
             listeners.forEach(l -> l.onSave(step, folder));
         }
+    }
 
-        /** Writes the adapter, reads it again and compares what it computes: a file that says something else is no result. */
-        private void finish(float[] initial) throws IOException {
-            float[] trained = adapter.parametersToHost();
-            if (Arrays.equals(initial, trained) && config.lr() > 0) {
-                throw new TrainingException(
-                        "expected an adapter that training has changed, found its initial values after step " + step);
-            }
-            if (config.output() == null) {
-                return;
-            }
-            try (Arena arena = Arena.ofConfined()) {
-                PeftAdapter.write(config.output(), adapter.config(), config.baseModel(), adapter.toHost(arena));
-            }
-            Tensor expected = probe(adapter);
-            try (Arena arena = Arena.ofShared(); PeftAdapter written = PeftAdapter.read(config.output())) {
-                LoraAdapter again = LoraAdapter.of(
-                        backend, arena, written.config(), model.adaptableLayers(), model.peftPrefix(), written.tensors());
-                float[] first = expected.toFloats();
-                float[] second = probe(again).toFloats();
-                for (int i = 0; i < first.length; i++) {
-                    if (Math.abs(first[i] - second[i]) > 1e-6f * Math.max(1, Math.abs(first[i]))) {
-                        throw new TrainingException(config.output() + ": expected the adapter read again to give logit "
-                                + first[i] + " for token "
-                                + i + ", found " + second[i]);
-                    }
+    /** Writes the adapter, reads it again and compares what it computes: a file that says something else is no result. */
+    private void finish(int step, float[] initial) throws IOException {
+        float[] trained = adapter.parametersToHost();
+        if (Arrays.equals(initial, trained) && config.lr() > 0) {
+            throw new TrainingException(
+                    "expected an adapter that training has changed, found its initial values after step " + step);
+        }
+        if (config.output() == null) {
+            return;
+        }
+        try (Arena arena = Arena.ofConfined()) {
+            PeftAdapter.write(config.output(), adapter.config(), config.baseModel(), adapter.toHost(arena));
+        }
+        float[] first = probe(adapter);
+        try (Arena arena = Arena.ofShared(); PeftAdapter written = PeftAdapter.read(config.output())) {
+            LoraAdapter again = LoraAdapter.of(
+                    backend, arena, written.config(), model.adaptableLayers(), model.peftPrefix(), written.tensors());
+            float[] second = probe(again);
+            for (int i = 0; i < first.length; i++) {
+                if (Math.abs(first[i] - second[i]) > 1e-6f * Math.max(1, Math.abs(first[i]))) {
+                    throw new TrainingException(config.output() + ": expected the adapter read again to give logit "
+                            + first[i] + " for token "
+                            + i + ", found " + second[i]);
                 }
             }
-            listeners.forEach(l -> l.onSave(step, config.output()));
         }
+        listeners.forEach(l -> l.onSave(step, config.output()));
+    }
 
-        /** Logits after the start of the first sample. */
-        private Tensor probe(LoraAdapter with) {
-            int[] ids = data.get(0).ids();
-            try (Arena arena = Arena.ofShared()) {
-                float[] logits = model.openCache(arena, with, ids.length).feed(ids);
-                return Tensor.of(Arena.ofAuto(), logits);
-            }
+    /** Logits after the first sample. */
+    private float[] probe(LoraAdapter with) {
+        int[] ids = data.get(0).ids();
+        try (Arena arena = Arena.ofShared()) {
+            return model.openCache(arena, with, ids.length).feed(ids);
         }
     }
 }

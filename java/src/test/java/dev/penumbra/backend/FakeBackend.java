@@ -34,6 +34,7 @@ public final class FakeBackend implements Backend {
     private final List<Operation> operations = new ArrayList<>();
     private int pendingReads;
     private long allocatedBytes;
+    private OptionalLong freeBytes = OptionalLong.empty();
     private boolean closed;
 
     /** A weight W [out, in], as it is after rounding to the dtype that products are computed in. */
@@ -63,9 +64,14 @@ public final class FakeBackend implements Backend {
         operations.clear();
     }
 
-    /** Bytes that {@link #allocate} gave out so far: a step that allocates makes it grow. */
+    /** Bytes that {@link #allocate} and {@link #pack} took so far: a step that allocates makes it grow. */
     public long allocatedBytes() {
         return allocatedBytes;
+    }
+
+    /** What {@link #freeBytes} says from now on; before, it does not know. */
+    public void pretendFree(long bytes) {
+        freeBytes = OptionalLong.of(bytes);
     }
 
     public boolean isClosed() {
@@ -151,7 +157,7 @@ public final class FakeBackend implements Backend {
 
     @Override
     public OptionalLong freeBytes() {
-        return OptionalLong.empty();
+        return freeBytes;
     }
 
     @Override
@@ -160,8 +166,15 @@ public final class FakeBackend implements Backend {
     }
 
     @Override
+    public FrozenWeight planned(Arena owner, FrozenWeight.Form form) {
+        requireOpen();
+        return () -> form;
+    }
+
+    @Override
     public FrozenWeight pack(Arena owner, FrozenWeight.Form form, List<Tensor> parts) {
         requireOpen();
+        allocatedBytes += packedBytes(form);
         double[][] values = new double[Math.toIntExact(form.out())][Math.toIntExact(form.in())];
         int row = 0;
         for (Tensor part : parts) {

@@ -144,14 +144,16 @@ public final class NativeBackend implements Backend {
     public long packedBytes(FrozenWeight.Form form) {
         requireOpen();
         try (Arena call = Arena.ofConfined()) {
-            MemorySegment parts = pnb_tensor.allocate(call).fill((byte) 0);
-            pnb_tensor.dtype(parts, form.dtype().code());
-            pnb_tensor.rank(parts, 2);
-            pnb_tensor.shape(parts, 0, form.out());
-            pnb_tensor.shape(parts, 1, form.in());
-            pnb_tensor.stride(parts, 0, form.in());
-            pnb_tensor.stride(parts, 1, 1);
-            return storageBytes(call, weightParams(call, form, parts, 1));
+            return storageBytes(call, describedParams(call, form));
+        }
+    }
+
+    @Override
+    public FrozenWeight planned(Arena owner, FrozenWeight.Form form) {
+        requireOpen();
+        try (Arena call = Arena.ofConfined()) {
+            MemorySegment params = describedParams(call, form);
+            return create(owner, form, call, params, Tensor.planned(DType.U8, Shape.of(storageBytes(call, params))));
         }
     }
 
@@ -170,14 +172,30 @@ public final class NativeBackend implements Backend {
             pnb_weight_params.storage(params, MemorySegment.ofAddress(storage.address()));
             pnb_weight_params.storage_bytes(params, storage.byteSize());
             pnb_weight_params.stream(params, stream());
-            MemorySegment result = call.allocate(Penumbra.C_POINTER);
-            NativeStatus.check(Penumbra.pnb_weight_create(context, params, result));
-            NativeWeight weight = new NativeWeight(this, owner, form, result.get(Penumbra.C_POINTER, 0), storage);
-            synchronized (weights) {
-                weights.add(weight);
-            }
-            return weight;
+            return create(owner, form, call, params, storage);
         }
+    }
+
+    private FrozenWeight create(Arena owner, FrozenWeight.Form form, Arena call, MemorySegment params, Tensor storage) {
+        MemorySegment result = call.allocate(Penumbra.C_POINTER);
+        NativeStatus.check(Penumbra.pnb_weight_create(context, params, result));
+        NativeWeight weight = new NativeWeight(this, owner, form, result.get(Penumbra.C_POINTER, 0), storage);
+        synchronized (weights) {
+            weights.add(weight);
+        }
+        return weight;
+    }
+
+    /** One part of the form's shape, without data or storage. */
+    private static MemorySegment describedParams(Arena call, FrozenWeight.Form form) {
+        MemorySegment part = pnb_tensor.allocate(call).fill((byte) 0);
+        pnb_tensor.dtype(part, form.dtype().code());
+        pnb_tensor.rank(part, 2);
+        pnb_tensor.shape(part, 0, form.out());
+        pnb_tensor.shape(part, 1, form.in());
+        pnb_tensor.stride(part, 0, form.in());
+        pnb_tensor.stride(part, 1, 1);
+        return weightParams(call, form, part, 1);
     }
 
     private static void requireParts(FrozenWeight.Form form, List<Tensor> parts) {

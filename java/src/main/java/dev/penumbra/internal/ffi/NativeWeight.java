@@ -19,7 +19,10 @@ final class NativeWeight implements FrozenWeight {
     private final Tensor storage;
     private boolean destroyed;
 
-    /** {@code owner} must already hold the weight's {@code storage}, so that closing it frees the storage last. */
+    /**
+     * {@code owner} must already hold the weight's {@code storage}, so that closing it frees the storage last. The storage of
+     * a planned weight is planned.
+     */
     NativeWeight(NativeBackend backend, Arena owner, Form form, MemorySegment pointer, Tensor storage) {
         this.form = form;
         this.backend = backend;
@@ -36,7 +39,7 @@ final class NativeWeight implements FrozenWeight {
     @Override
     public Optional<Tensor> rows() {
         long rowBytes = form.in() * form.dtype().byteSize();
-        if (storage.isHost() || rowBytes % 16 != 0) {
+        if (backend.device().isHost() || rowBytes % 16 != 0) {
             return Optional.empty();
         }
         return Optional.of(storage.slice(0, 0, form.out() * rowBytes).as(form.dtype()).reshape(form.out(), form.in()));
