@@ -1,6 +1,7 @@
 package dev.penumbra.cli;
 
 import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.BackendException;
 import dev.penumbra.backend.Backends;
 import dev.penumbra.backend.Device;
 import java.io.PrintWriter;
@@ -19,16 +20,29 @@ final class DoctorCommand implements Callable<Integer> {
     @Override
     public Integer call() {
         PrintWriter out = spec.commandLine().getOut();
-        out.printf("jvm     %s (%s)%n", Runtime.version(), System.getProperty("java.vm.vendor"));
-        out.printf("memory  %d MiB heap at most%n", Runtime.getRuntime().maxMemory() >> 20);
-        try (Backend cpu = Backends.open(Device.CPU, 0, true)) {
-            out.printf("cpu     %s%n", cpu.describe());
-        }
-        try (Backend cuda = Backends.open(Device.cuda(0), 0, true)) {
-            out.printf("cuda    %s%n", cuda.describe());
-        } catch (RuntimeException unavailable) {
-            out.printf("cuda    not usable: %s%n", unavailable.getMessage());
+        out.printf("%-8s%s (%s)%n", "jvm", Runtime.version(), System.getProperty("java.vm.vendor"));
+        out.printf("%-8s%d MiB at most%n", "heap", Runtime.getRuntime().maxMemory() >> 20);
+        describe(out, Device.CPU);
+        int gpu = 0;
+        while (describe(out, Device.cuda(gpu))) {
+            gpu++;
         }
         return 0;
+    }
+
+    /** A line on a device, or on why it cannot be used; of GPUs, the one after the last is left out. */
+    private static boolean describe(PrintWriter out, Device device) {
+        try (Backend backend = Backends.open(device, 0, true)) {
+            String free = backend.freeBytes().isPresent()
+                    ? ", " + (backend.freeBytes().getAsLong() >> 20) + " MiB free"
+                    : "";
+            out.printf("%-8s%s%s%n", device, backend.describe(), free);
+            return true;
+        } catch (BackendException unusable) {
+            if (device.ordinal() == 0) {
+                out.printf("%-8snot usable: %s%n", device, unusable.getMessage());
+            }
+            return false;
+        }
     }
 }

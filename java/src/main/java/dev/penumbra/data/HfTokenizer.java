@@ -24,9 +24,10 @@ public final class HfTokenizer implements Tokenizer {
     private final int bosId;
     private final int eosId;
     private final int padId;
-    private final Optional<String> chatTemplate;
+    private final Optional<ChatTemplate> chatTemplate;
 
-    private HfTokenizer(HuggingFaceTokenizer tokenizer, int bosId, int eosId, int padId, Optional<String> chatTemplate) {
+    private HfTokenizer(HuggingFaceTokenizer tokenizer, int bosId, int eosId, int padId,
+            Optional<ChatTemplate> chatTemplate) {
         this.tokenizer = tokenizer;
         this.bosId = bosId;
         this.eosId = eosId;
@@ -50,12 +51,10 @@ public final class HfTokenizer implements Tokenizer {
             throw new IOException(modelFolder + ": expected tokenizer.json, or vocab.json and merges.txt, found neither");
         }
         JsonNode config = JsonFiles.readIfPresent(modelFolder.resolve("config.json"));
-        return new HfTokenizer(
-                tokenizer,
-                config.path("bos_token_id").asInt(2),
-                config.path("eos_token_id").asInt(2),
-                config.path("pad_token_id").asInt(1),
-                template(modelFolder));
+        int bosId = config.path("bos_token_id").asInt(2);
+        int eosId = config.path("eos_token_id").asInt(2);
+        return new HfTokenizer(tokenizer, bosId, eosId, config.path("pad_token_id").asInt(1),
+                template(modelFolder, tokenizer, bosId, eosId));
     }
 
     /** The library's own failures name no file. */
@@ -68,19 +67,37 @@ public final class HfTokenizer implements Tokenizer {
         }
     }
 
-    private static Optional<String> template(Path modelFolder) throws IOException {
+    private static Optional<ChatTemplate> template(Path modelFolder, HuggingFaceTokenizer tokenizer, int bosId, int eosId)
+            throws IOException {
+        JsonNode settings = JsonFiles.readIfPresent(modelFolder.resolve("tokenizer_config.json"));
         Path file = modelFolder.resolve("chat_template.jinja");
-        if (Files.exists(file)) {
-            return Optional.of(Files.readString(file));
+        String source = Files.exists(file) ? Files.readString(file) : source(settings.path("chat_template"));
+        if (source.isEmpty()) {
+            return Optional.empty();
         }
-        JsonNode template = JsonFiles.readIfPresent(modelFolder.resolve("tokenizer_config.json")).path("chat_template");
-        return template.isString()
-                ? Optional.of(template.stringValue())
-                : template.isArray() ? Optional.of(template.toString()) : Optional.empty();
+        return Optional.of(new ChatTemplate(source, text(settings.path("bos_token"), tokenizer, bosId),
+                text(settings.path("eos_token"), tokenizer, eosId)));
+    }
+
+    /** A template, or several by name of which the default one counts; empty without one. */
+    private static String source(JsonNode template) {
+        if (template.isArray()) {
+            for (JsonNode named : template) {
+                if (named.path("name").asString("").equals("default")) {
+                    return named.path("template").asString("");
+                }
+            }
+        }
+        return template.isString() ? template.stringValue() : "";
+    }
+
+    private static String text(JsonNode token, HuggingFaceTokenizer tokenizer, int id) {
+        String named = token.isObject() ? token.path("content").asString("") : token.isString() ? token.stringValue() : "";
+        return named.isEmpty() ? tokenizer.decode(new long[]{id}, false) : named;
     }
 
     @Override
-    public Optional<String> chatTemplate() {
+    public Optional<ChatTemplate> chatTemplate() {
         return chatTemplate;
     }
 

@@ -1,5 +1,6 @@
 package dev.penumbra.data;
 
+import dev.penumbra.data.ChatTemplate.Message;
 import dev.penumbra.data.JsonlOptions.LossOn;
 import java.io.BufferedInputStream;
 import java.io.ByteArrayOutputStream;
@@ -25,9 +26,9 @@ import tools.jackson.databind.json.JsonMapper;
  * {@code {"messages": [{"role", "content"}]}} or {@code {"context": [ids], "completion": [ids]}}.
  *
  * <p>Prompt and completion are tokenised apart, the start token stands once before them and the end token once after; lists
- * of ids are taken as they are. Messages are written as {@code role: content} lines; what the assistant says is the
- * completion, each turn ended by the end token. A tokenizer with a chat
- * template of its own is refused here: its conversations would look different to the model.
+ * of ids are taken as they are. Messages are written as the tokenizer's chat template says, each answer tokenised apart from
+ * what precedes it; without a template they become {@code role: content} lines, and each answer ends with the end token. What
+ * the assistant says is the completion.
  */
 public final class JsonlReader {
 
@@ -167,20 +168,37 @@ public final class JsonlReader {
     }
 
     private void addMessages(Builder sample, JsonNode messages, int line) {
-        if (tokenizer.chatTemplate().isPresent()) {
-            throw failure(line,
-                    "expected a tokenizer without a chat template, found one: templates are not evaluated; write prompt and completion");
-        }
         if (!messages.isArray() || messages.isEmpty()) {
             throw failure(line, "expected a list of messages, found " + shown(messages));
         }
-        sample.add(new int[]{tokenizer.bosId()}, false);
+        List<Message> conversation = new ArrayList<>();
         for (JsonNode message : messages) {
-            String role = string(message, "role", line);
-            String content = string(message, "content", line);
-            boolean answer = role.equals("assistant");
-            sample.add(tokenizer.encode(role + ": "), false);
-            sample.add(tokenizer.encode(content), answer);
+            conversation.add(new Message(string(message, "role", line), string(message, "content", line)));
+        }
+        if (tokenizer.chatTemplate().isPresent()) {
+            addAsTemplate(sample, tokenizer.chatTemplate().get(), conversation, line);
+        } else {
+            addPlainly(sample, conversation);
+        }
+    }
+
+    /** The template writes start and end tokens itself, where the model has them. */
+    private void addAsTemplate(Builder sample, ChatTemplate template, List<Message> conversation, int line) {
+        try {
+            for (ChatTemplate.Piece piece : template.divide(conversation)) {
+                sample.add(tokenizer.encode(piece.text()), piece.answer());
+            }
+        } catch (DataException refused) {
+            throw failure(line, refused.getMessage());
+        }
+    }
+
+    private void addPlainly(Builder sample, List<Message> conversation) {
+        sample.add(new int[]{tokenizer.bosId()}, false);
+        for (Message message : conversation) {
+            boolean answer = message.role().equals("assistant");
+            sample.add(tokenizer.encode(message.role() + ": "), false);
+            sample.add(tokenizer.encode(message.content()), answer);
             if (answer) {
                 sample.add(new int[]{tokenizer.eosId()}, true);
             }

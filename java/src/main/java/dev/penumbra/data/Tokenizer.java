@@ -19,8 +19,8 @@ public interface Tokenizer extends AutoCloseable {
 
     int padId();
 
-    /** How the model's makers write conversations, a Jinja template, where they say. */
-    default Optional<String> chatTemplate() {
+    /** How the model's makers write conversations, where they say. */
+    default Optional<ChatTemplate> chatTemplate() {
         return Optional.empty();
     }
 

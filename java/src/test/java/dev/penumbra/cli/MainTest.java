@@ -12,10 +12,11 @@ import picocli.CommandLine;
 class MainTest {
 
     @Test
-    void doctorNamesTheProcessorAndWhyCudaIsNotUsable() {
+    void doctorTellsOfEveryDeviceOrWhyItCannotBeUsed() {
         Outcome outcome = Cli.run("doctor");
         assertThat(outcome.code()).isZero();
-        assertThat(outcome.out()).contains("cpu     cpu,").contains("oneDNN").contains("cuda    not usable: ");
+        assertThat(outcome.out()).containsPattern("(?m)^jvm +[0-9]").containsPattern("(?m)^heap +[0-9]+ MiB at most")
+                .containsPattern("(?m)^cpu +cpu, .*oneDNN.*, [0-9]+ MiB free").containsPattern("(?m)^cuda:0 +\\S+");
     }
 
     @ParameterizedTest
