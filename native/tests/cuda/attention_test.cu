@@ -109,6 +109,7 @@ struct Shape {
   std::vector<int32_t> cu_q, cu_k;
   int64_t tokens_q, tokens_k;  // rows past the last border belong to no sample
   double magnitude = 1.0;      // of q and k
+  int64_t longest = 0;         // max_seqlen, where it is more than the longest sample
 
   std::string text() const {
     std::ostringstream s;
@@ -116,12 +117,14 @@ struct Shape {
     if (tokens_k != tokens_q || cu_k != cu_q) s << " keys " << tokens_k;
     s << " samples " << cu_q.size() - 1;
     if (magnitude != 1.0) s << " magnitude " << magnitude;
+    if (longest != 0) s << " max_seqlen " << longest;
     return s.str();
   }
 };
 
-Shape packed(int32_t dtype, int64_t heads, int64_t dim, std::vector<int32_t> cu, int64_t tokens, double magnitude = 1.0) {
-  return {dtype, heads, dim, cu, cu, tokens, tokens, magnitude};
+Shape packed(int32_t dtype, int64_t heads, int64_t dim, std::vector<int32_t> cu, int64_t tokens, double magnitude = 1.0,
+             int64_t longest = 0) {
+  return {dtype, heads, dim, cu, cu, tokens, tokens, magnitude, longest};
 }
 
 struct Results {
@@ -233,6 +236,7 @@ class Operands {
     p.lse = lse.t;
     p.cu_seqlens_q = cu_q.t;
     p.cu_seqlens_k = cu_k.t;
+    p.max_seqlen = shape.longest;
     for (size_t s = 1; s < shape.cu_k.size(); ++s) p.max_seqlen = std::max<int64_t>(p.max_seqlen, shape.cu_k[s] - shape.cu_k[s - 1]);
     return p;
   }
@@ -341,8 +345,8 @@ void reference_is_right() {
 }
 
 // A sample full of NaN leaves its neighbours as they are without it.
-void nan_stays_in_its_sample(int32_t dtype, int64_t dim) {
-  Shape s = packed(dtype, 2, dim, {0, 90, 230, 300}, 301);
+void nan_stays_in_its_sample(int32_t dtype, int64_t dim, int64_t longest) {
+  Shape s = packed(dtype, 2, dim, {0, 90, 230, 300}, 301, 1.0, longest);
   std::string what = s.text() + " beside a sample of NaN";
   Operands clean(s, true), dirty(s, true);
   dirty.q_buffer.set(clean.q_buffer.values());
@@ -383,13 +387,15 @@ void cases(int32_t dtype, bool brief) {
     matches(packed(dtype, 3, dim, lengths({65, 0, 5, 129}), 203));
     matches(packed(dtype, 1, dim, lengths({1}), 1));
     matches(packed(dtype, 2, dim, {0, 0, 0}, 7));  // no sample at all
-    nan_stays_in_its_sample(dtype, dim);
+    nan_stays_in_its_sample(dtype, dim, 0);
+    nan_stays_in_its_sample(dtype, dim, 4096);
     if (brief) continue;
     matches(packed(dtype, 2, dim, lengths({300}), 333, 8.0));  // scores in the hundreds
     std::vector<int32_t> cu = random_lengths(24, 300);
     matches(packed(dtype, 4, dim, cu, cu.back() + 77));
     matches(packed(dtype, 2, dim, lengths({1000, 1, 255, 513}), 1769));
     matches({dtype, 2, dim, lengths({1, 3, 0, 128}), lengths({71, 3, 0, 300}), 133, 380});  // new rows behind a cache
+    matches(packed(dtype, 3, dim, lengths({191, 193, 20, 385, 2}), 800, 1.0, 4096));  // the kernels for long samples
     matches({dtype, 2, dim, lengths({130, 200}), lengths({130, 511}), 330, 641});
     matches({dtype, 3, dim, lengths({1, 1}), lengths({700, 40}), 2, 740});
   }

@@ -8,7 +8,11 @@ namespace pnb::cuda::attention {
 
 void plain_forward(const pnb_attention_forward_params& p);
 
-// The workspace holds f32 [heads, tokens].
+// f32 [heads, tokens].
+inline uint64_t plain_backward_workspace(const pnb_attention_backward_params& p) {
+  return static_cast<uint64_t>(p.q.shape[0] * p.q.shape[1]) * sizeof(float);
+}
+
 void plain_backward(const pnb_attention_backward_params& p);
 
 }  // namespace pnb::cuda::attention

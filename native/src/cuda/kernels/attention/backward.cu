@@ -1,0 +1,22 @@
+#include "cuda/kernels/attention/backward.h"
+
+#include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/tile.cuh"
+
+namespace pnb::cuda::attention {
+
+bool takes_fast_backward(const pnb_attention_backward_params& p) {
+  int64_t dim = p.q.shape[2], samples = p.cu_seqlens.shape[0] - 1;
+  for (const pnb_tensor* t : {&p.q, &p.k, &p.v, &p.o, &p.d_o, &p.dq, &p.dk, &p.dv}) {
+    if (!is_mappable(*t)) return false;
+  }
+  return p.q.dtype == PNB_DTYPE_BF16 && (dim == 64 || dim == 80 || dim == 128) && p.scale > 0.0f &&
+         unit_slots(p.q.shape[0], samples, kBackwardRows) <= kMaxUnits;
+}
+
+void fast_backward(const Device& device, const pnb_attention_backward_params& p) {
+  query_gradient(device, p);
+  key_gradient(device, p);
+}
+
+}  // namespace pnb::cuda::attention

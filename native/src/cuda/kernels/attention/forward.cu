@@ -1,0 +1,356 @@
+#include "cuda/kernels/attention/forward.h"
+
+#include <algorithm>
+
+#include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/tile.cuh"
+
+// A block of threads stays on its multiprocessor and takes units in turn. One warp fills rings of tiles through the copy
+// engine; two warpgroups of 64 query rows each keep scores, probabilities and outputs in registers. A warpgroup's product
+// with the values runs while it computes the softmax of the next scores, and one warpgroup's products while the other does.
+
+namespace pnb::cuda::attention {
+
+namespace {
+
+constexpr int kKeys = 128;      // of a tile: the widest whose scores leave room for the rest in registers
+constexpr int kQuerySlots = 2;  // the next unit's queries arrive while this one's are in use
+
+// As many tiles of keys and of values as fit beside the rest in 227 KB.
+template <int kDim>
+constexpr int kSlots = kDim == 64 ? 4 : kDim == 80 ? 3 : 2;
+
+template <int kDim, int kWarpgroups>
+struct Shared {
+  static constexpr int kRows = 64 * kWarpgroups;  // query rows of a unit
+  using Query = Tile<kRows, kDim>;
+  using Key = Tile<kKeys, kDim>;
+
+  alignas(1024) char queries[kQuerySlots][Query::kBytes];
+  alignas(1024) char keys[kSlots<kDim>][Key::kBytes];
+  alignas(1024) char values[kSlots<kDim>][Key::kBytes];
+  UnitTable units;
+  Barrier query_full[kQuerySlots], query_empty[kQuerySlots];
+  Barrier key_full[kSlots<kDim>], key_empty[kSlots<kDim>];
+  Barrier value_full[kSlots<kDim>], value_empty[kSlots<kDim>];
+};
+
+struct Args {
+  HeadsMap q, k, v;
+  Heads<__nv_bfloat16> o;
+  float* lse;  // may be null
+  int64_t lse_stride;
+  Borders queries, keys;
+  int64_t tokens;
+  int heads, slots;
+  float scale;
+};
+
+// One unit's place in the packed rows.
+struct Place {
+  int query, queries;  // the sample's first query row, and their number
+  int key, keys;
+  int row, rows;  // the unit's first row within the sample, and its rows
+
+  __device__ Place(const Args& a, const Unit& unit, int unit_rows)
+      : query(a.queries.at[unit.sample]),
+        queries(a.queries.at[unit.sample + 1] - query),
+        key(a.keys.at[unit.sample]),
+        keys(a.keys.at[unit.sample + 1] - key),
+        row(unit.block * unit_rows),
+        rows(unit_rows) {}
+
+  // How many keys a row sees: the sample's last query sees them all.
+  __device__ int seen(int r) const { return max(0, min(r + 1 + keys - queries, keys)); }
+
+  __device__ int key_blocks() const { return (seen(min(row + rows, queries) - 1) + kKeys - 1) / kKeys; }
+
+  // For the 64 rows from `first` on.
+  __device__ CausalKeyBlocks blocks(int first) const {
+    int count = key_blocks();
+    return {count, first < queries ? 0 : count, count - seen(first) / kKeys};
+  }
+};
+
+template <int kDim, int kWarpgroups>
+__device__ void produce(const Args& a, Shared<kDim, kWarpgroups>& shared, const Units& units) {
+  using S = Shared<kDim, kWarpgroups>;
+  prefetch_map(a.q.wide);
+  prefetch_map(a.k.wide);
+  prefetch_map(a.v.wide);
+  Ring<kQuerySlots> query;
+  Ring<kSlots<kDim>> ring;
+  Unit unit;
+  int head;
+  for (int n = 0; units.turn(n, unit, head); ++n) {
+    Place place(a, unit, S::kRows);
+    CausalKeyBlocks blocks = place.blocks(place.row);
+    shared.query_empty[query.slot].wait(query.parity ^ 1);
+    shared.query_full[query.slot].arrive_and_expect(S::Query::kBytes);
+    S::Query::copy(shared.queries[query.slot], a.q, shared.query_full[query.slot], head, place.query + place.row);
+    query.advance();
+    for (int i = 0; i < blocks.count; ++i) {
+      int token = place.key + blocks.at(i) * kKeys;
+      shared.key_empty[ring.slot].wait(ring.parity ^ 1);
+      shared.key_full[ring.slot].arrive_and_expect(S::Key::kBytes);
+      S::Key::copy(shared.keys[ring.slot], a.k, shared.key_full[ring.slot], head, token);
+      shared.value_empty[ring.slot].wait(ring.parity ^ 1);
+      shared.value_full[ring.slot].arrive_and_expect(S::Key::kBytes);
+      S::Key::copy(shared.values[ring.slot], a.v, shared.value_full[ring.slot], head, token);
+      ring.advance();
+    }
+  }
+}
+
+// The two rows of scores that a thread holds a part of.
+struct Softmax {
+  float factor;  // of scores, to base 2
+  float maximum[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0.0f, 0.0f};  // this thread's columns only, until finish()
+
+  // Scores become probabilities relative to the highest score so far; correction[i] is what older ones shrink by.
+  __device__ __forceinline__ void update(float (&s)[kKeys / 2], float (&correction)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float highest = maximum[i];
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) highest = fmaxf(highest, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
+      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
+      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
+      // A row that has seen no key yet has no highest score to subtract.
+      float base = highest == -INFINITY ? 0.0f : highest * factor;
+      correction[i] = exp2_fast(fmaf(maximum[i], factor, -base));
+      maximum[i] = highest;
+      float total[2] = {sum[i] * correction[i], 0.0f};
+#pragma unroll
+      for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = s[4 * j + 2 * i + e];
+          x = exp2_fast(fmaf(x, factor, -base));
+          total[e] += x;
+        }
+      }
+      sum[i] = total[0] + total[1];
+    }
+  }
+
+  // The rows' sums over all their columns.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 1);
+      sum[i] += __shfl_xor_sync(0xffffffff, sum[i], 2);
+    }
+  }
+};
+
+// Columns from seen[i] on, counted from the tile's first, become minus infinity.
+__device__ __forceinline__ void mask(float (&s)[kKeys / 2], const int (&seen)[2]) {
+  int column = 2 * static_cast<int>(threadIdx.x % 4);
+#pragma unroll
+  for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (8 * j + column + e % 2 >= seen[e / 2]) s[4 * j + e] = -INFINITY;
+    }
+  }
+}
+
+template <int kDim, int kWarpgroups>
+__device__ void consume(const Args& a, Shared<kDim, kWarpgroups>& shared, const Units& units) {
+  using S = Shared<kDim, kWarpgroups>;
+  int thread = threadIdx.x - kWarpgroup;  // the producer's warpgroup is the first
+  int warpgroup = uniform(thread / kWarpgroup);
+  int lane = thread % 32;
+  int own_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16 + lane / 4;  // of a unit's; and the one 8 further
+  Ring<kQuerySlots> query;
+  Ring<kSlots<kDim>> key_ring, value_ring;
+  Turns<kWarpgroups, 1 + kWarpgroups> turns(warpgroup);
+  Unit unit;
+  int head;
+  for (int n = 0; units.turn(n, unit, head); ++n) {
+    Place place(a, unit, S::kRows);
+    CausalKeyBlocks blocks = place.blocks(place.row + 64 * warpgroup);
+    const int rows[2] = {place.row + own_row, place.row + own_row + 8};
+    float o[kDim / 2] = {};
+    float s[kKeys / 2];
+    uint32_t p[kKeys / 4];
+    Softmax softmax{a.scale * kLog2E};
+    float correction[2];
+
+    uint32_t q = shared_address(shared.queries[query.slot]);
+    shared.query_full[query.slot].wait(query.parity);
+
+    auto start_scores = [&]() PNB_INLINE {
+      shared.key_full[key_ring.slot].wait(key_ring.parity);
+      wgmma::fence(s);
+      wgmma::begin();
+      S::Key::template product_of_rows<kKeys, typename S::Query>(s, q, 64 * warpgroup, shared_address(shared.keys[key_ring.slot]));
+      wgmma::commit();
+    };
+    auto release_keys = [&]() PNB_INLINE {
+      if (lane == 0) shared.key_empty[key_ring.slot].arrive();
+      key_ring.advance();
+    };
+    auto start_output = [&](int block) PNB_INLINE {
+      shared.value_full[value_ring.slot].wait(value_ring.parity);
+      char* values = shared.values[value_ring.slot];
+      // Zero probabilities do not hide the NaN of a row behind the sample.
+      if (int left = place.keys - block * kKeys; left < kKeys) {
+        S::Key::zero_rows(values, left, thread % kWarpgroup);
+        fence_async_proxy();
+        sync_threads(1 + warpgroup, kWarpgroup);
+      }
+      wgmma::fence(o);
+      wgmma::begin();
+      S::Key::add_product(o, p, shared_address(values));
+      wgmma::commit();
+    };
+    auto release_values = [&]() PNB_INLINE {
+      if (lane == 0) shared.value_empty[value_ring.slot].arrive();
+      value_ring.advance();
+    };
+    auto probabilities = [&](int i) PNB_INLINE {
+      if (i < blocks.masked) {
+        int first = blocks.at(i) * kKeys;
+        const int seen[2] = {place.seen(rows[0]) - first, place.seen(rows[1]) - first};
+        mask(s, seen);
+      }
+      softmax.update(s, correction);
+    };
+    auto next = [&](int i) PNB_INLINE {
+      turns.wait();
+      start_scores();
+      start_output(blocks.at(i - 1));
+      turns.pass();
+      wgmma::wait<1>();
+      wgmma::fence(s);
+      release_keys();
+      probabilities(i);
+      wgmma::wait<0>();
+      wgmma::fence(o);
+      release_values();
+#pragma unroll
+      for (int j = 0; j < kDim / 2; ++j) o[j] *= correction[j / 2 % 2];
+      to_left_operand(s, p);
+    };
+
+    for (int i = 0; i < blocks.skipped; ++i) {
+      shared.key_full[key_ring.slot].wait(key_ring.parity);
+      release_keys();
+      shared.value_full[value_ring.slot].wait(value_ring.parity);
+      release_values();
+      if (i > 0) {
+        turns.wait();
+        turns.pass();
+      }
+    }
+    bool any = blocks.skipped < blocks.count;
+    if (any) {
+      start_scores();
+      wgmma::wait<0>();
+      wgmma::fence(s);
+      release_keys();
+      probabilities(0);
+      to_left_operand(s, p);
+      for (int i = 1; i < blocks.count; ++i) next(i);
+    }
+    if (lane == 0) shared.query_empty[query.slot].arrive();
+    query.advance();
+    if (any) {
+      start_output(blocks.at(blocks.count - 1));
+      wgmma::wait<0>();
+      wgmma::fence(o);
+      release_values();
+    }
+
+    softmax.finish();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (rows[i] >= place.queries) continue;
+      bool empty = softmax.sum[i] == 0.0f;
+      float inverse = empty ? 0.0f : 1.0f / softmax.sum[i];
+      int token = place.query + rows[i];
+      __nv_bfloat16* row = a.o.row(token, head) + 2 * (lane % 4);
+#pragma unroll
+      for (int j = 0; j < kDim / 8; ++j) {
+        *reinterpret_cast<uint32_t*>(row + 8 * j) = pack_bf16(o[4 * j + 2 * i] * inverse, o[4 * j + 2 * i + 1] * inverse);
+      }
+      if (a.lse != nullptr && lane % 4 == 0) {
+        a.lse[head * a.lse_stride + token] = empty ? 0.0f : softmax.maximum[i] * a.scale + logf(softmax.sum[i]);
+      }
+    }
+  }
+  zero_rows_of_no_sample<kDim>(a.o, a.queries, a.tokens, a.heads, thread, kWarpgroups * kWarpgroup);
+}
+
+template <int kDim, int kWarpgroups>
+__global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kernel(const __grid_constant__ Args a) {
+  extern __shared__ __align__(1024) char memory[];
+  using S = Shared<kDim, kWarpgroups>;
+  auto& shared = *reinterpret_cast<S*>(memory);
+  constexpr int kReleases = 4 * kWarpgroups;  // one a warp
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kQuerySlots; ++i) {
+      shared.query_full[i].init(1);
+      shared.query_empty[i].init(kReleases);
+    }
+    for (int i = 0; i < kSlots<kDim>; ++i) {
+      shared.key_full[i].init(1);
+      shared.key_empty[i].init(kReleases);
+      shared.value_full[i].init(1);
+      shared.value_empty[i].init(kReleases);
+    }
+    fence_barrier_init();
+  }
+  static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "the scratch of find_units lies where keys go later");
+  Units units = find_units<S::kRows>(a.queries, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
+                                  [&](int sample, int block) { return 1 + Place(a, {sample, block}, S::kRows).key_blocks(); });
+  fence_async_proxy();
+  __syncthreads();
+  if (threadIdx.x < kWarpgroup) {
+    give_registers<kWarpgroups == 2 ? 24 : 32>();
+    if (threadIdx.x == 0) produce(a, shared, units);
+  } else {
+    take_registers<kWarpgroups == 2 ? 240 : 160>();
+    consume(a, shared, units);
+  }
+}
+
+template <int kDim, int kWarpgroups>
+void launch(const Device& device, const pnb_attention_forward_params& p) {
+  using S = Shared<kDim, kWarpgroups>;
+  static_assert(sizeof(S) <= 227 * 1024, "shared memory of a multiprocessor");
+  static const char* op = "attention_forward";
+  int slots = static_cast<int>(unit_slots(p.q.shape[0], p.cu_seqlens_q.shape[0] - 1, S::kRows));
+  Args a{make_heads_map(p.q, S::kRows, op), make_heads_map(p.k, kKeys, op), make_heads_map(p.v, kKeys, op), Heads<__nv_bfloat16>(p.o),
+         static_cast<float*>(p.lse.data), p.lse.stride[0], Borders(p.cu_seqlens_q), Borders(p.cu_seqlens_k), p.q.shape[0],
+         static_cast<int>(p.q.shape[1]), slots, p.scale};
+  allow_shared_memory(forward_kernel<kDim, kWarpgroups>, sizeof(S), op);
+  forward_kernel<kDim, kWarpgroups>
+      <<<device.multiprocessors, kWarpgroup*(kWarpgroups + 1), sizeof(S), stream_of(p.stream)>>>(a);
+  check_launch(op);
+}
+
+// Three warpgroups hide a softmax behind two others' products; two leave less of a tile unused at a sample's end.
+constexpr int64_t kLongSample = 2048;
+
+}  // namespace
+
+bool takes_fast_forward(const pnb_attention_forward_params& p) {
+  int64_t dim = p.q.shape[2], samples = p.cu_seqlens_q.shape[0] - 1;
+  return p.q.dtype == PNB_DTYPE_BF16 && (dim == 64 || dim == 80 || dim == 128) && p.scale > 0.0f && p.k.shape[0] > 0 &&
+         is_mappable(p.q) && is_mappable(p.k) && is_mappable(p.v) && is_mappable(p.o) &&
+         unit_slots(p.q.shape[0], samples, 128) <= kMaxUnits;
+}
+
+void fast_forward(const Device& device, const pnb_attention_forward_params& p) {
+  switch (p.q.shape[2]) {
+    case 64: return p.max_seqlen < kLongSample ? launch<64, 2>(device, p) : launch<64, 3>(device, p);
+    case 80: return launch<80, 2>(device, p);
+    default: return launch<128, 2>(device, p);
+  }
+}
+
+}  // namespace pnb::cuda::attention

@@ -1,0 +1,201 @@
+// sm_90a's instructions as functions: shared-memory barriers, bulk tensor copies, matrix products of a warpgroup.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "cute/arch/mma_sm90_gmma.hpp"
+
+namespace pnb::cuda::attention {
+
+constexpr int kWarpgroup = 128;
+
+// On a lambda: its arrays are registers only where it is inlined.
+#define PNB_INLINE __attribute__((always_inline))
+
+// A value that all lanes of a warp share, told to the compiler: it serialises products in branches that might diverge.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// A barrier of shared memory whose phase ends when all expected arrivals and copied bytes have come in.
+struct Barrier {
+  uint64_t bits;
+
+  __device__ void init(uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&bits)), "r"(arrivals) : "memory");
+  }
+  __device__ void arrive() { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&bits)) : "memory"); }
+  __device__ void arrive_and_expect(uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&bits)), "r"(bytes) : "memory");
+  }
+  // Waits for the end of the phase of this parity.
+  __device__ void wait(uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "WAIT:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra DONE;\n"
+        "bra WAIT;\n"
+        "DONE:\n"
+        "}" ::"r"(shared_address(&bits)),
+        "r"(parity)
+        : "memory");
+  }
+};
+
+// A slot of a ring of buffers, and the parity of its barriers' phase. Fillers wait for "empty" with the opposite parity, so
+// that their first turn passes.
+template <int kSlots>
+struct Ring {
+  int slot = 0;
+  uint32_t parity = 0;
+
+  __device__ void advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Makes barriers that one thread has initialised known to the copy engine; a __syncthreads() must follow.
+__device__ __forceinline__ void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// Orders this thread's accesses of shared memory before those of the copy engine and the tensor cores.
+__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A barrier of some of a block's threads; number 0 is __syncthreads().
+__device__ __forceinline__ void sync_threads(int number, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Warpgroups that queue their products in turn: while one computes with what came out of its products, the tensor cores
+// work on the next one's. Every warpgroup takes part in every turn; barriers from kFirst on are theirs.
+template <int kWarpgroups, int kFirst>
+struct Turns {
+  int self;
+
+  // The first turn is warpgroup 0's.
+  __device__ explicit Turns(int warpgroup) : self(warpgroup) {
+    if (self == kWarpgroups - 1) pass();
+  }
+  __device__ void wait() const { sync_threads(kFirst + self, 2 * kWarpgroup); }
+  __device__ void pass() const {
+    int next = self + 1 == kWarpgroups ? 0 : self + 1;
+    asm volatile("bar.arrive %0, %1;" ::"r"(kFirst + next), "r"(2 * kWarpgroup) : "memory");
+  }
+};
+
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, Barrier& full, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+                   shared_address(to)),
+               "l"(&map), "r"(shared_address(&full)), "r"(x), "r"(y)
+               : "memory");
+}
+
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, Barrier& full, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
+                   shared_address(to)),
+               "l"(&map), "r"(shared_address(&full)), "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// 2^x to 2 units in the last place; denormal results become 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<uint32_t&>(pair);
+}
+
+// Products of a warpgroup: d[64, n] (+)= a[64, 16] b[16, n]. Thread t holds rows 16 (t / 32) + t % 32 / 4 and that + 8 of d:
+// d[4 j + 0, 1] are columns 8 j + 2 (t % 4) + 0, 1 of the former, d[4 j + 2, 3] those of the latter.
+namespace wgmma {
+
+using cute::GMMA::Major;
+using cute::GMMA::ScaleOut;
+
+template <int kN, Major kB>
+struct Atom;
+template <Major kB>
+struct Atom<16, kB> {
+  using Shared = cute::SM90_64x16x16_F32BF16BF16_SS<Major::K, kB>;
+  using Registers = cute::SM90_64x16x16_F32BF16BF16_RS<Major::K, kB>;
+};
+template <Major kB>
+struct Atom<64, kB> {
+  using Shared = cute::SM90_64x64x16_F32BF16BF16_SS<Major::K, kB>;
+  using Registers = cute::SM90_64x64x16_F32BF16BF16_RS<Major::K, kB>;
+};
+template <Major kB>
+struct Atom<128, kB> {
+  using Shared = cute::SM90_64x128x16_F32BF16BF16_SS<Major::K, kB>;
+  using Registers = cute::SM90_64x128x16_F32BF16BF16_RS<Major::K, kB>;
+};
+
+template <typename Instruction, size_t... kI>
+__device__ __forceinline__ void shared_step(float* d, uint64_t a, uint64_t b, bool add, std::index_sequence<kI...>) {
+  Instruction::fma(a, b, d[kI]..., add ? ScaleOut::One : ScaleOut::Zero);
+}
+
+template <typename Instruction, size_t... kI>
+__device__ __forceinline__ void register_step(float* d, const uint32_t* a, uint64_t b, bool add, std::index_sequence<kI...>) {
+  Instruction::fma(a[0], a[1], a[2], a[3], b, d[kI]..., add ? ScaleOut::One : ScaleOut::Zero);
+}
+
+// One step of 16; a is a descriptor of shared memory, or four registers.
+template <int kN, Major kB>
+__device__ __forceinline__ void step(float* d, uint64_t a, uint64_t b, bool add) {
+  shared_step<typename Atom<kN, kB>::Shared>(d, a, b, add, std::make_index_sequence<kN / 2>());
+}
+
+template <int kN, Major kB>
+__device__ __forceinline__ void step(float* d, const uint32_t* a, uint64_t b, bool add) {
+  register_step<typename Atom<kN, kB>::Registers>(d, a, b, add, std::make_index_sequence<kN / 2>());
+}
+
+// Keeps the compiler from moving uses of an accumulator into the time in which the tensor cores write it.
+template <int kCount>
+__device__ __forceinline__ void fence(float (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// Before the first product that reads registers written by ordinary instructions.
+__device__ __forceinline__ void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most so many committed groups are unfinished.
+template <int kUnfinished>
+__device__ __forceinline__ void wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kUnfinished) : "memory");
+}
+
+}  // namespace wgmma
+
+}  // namespace pnb::cuda::attention

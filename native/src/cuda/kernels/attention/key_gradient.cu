@@ -1,0 +1,307 @@
+#include <type_traits>
+
+#include "cuda/kernels/attention/backward.h"
+#include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/tile.cuh"
+
+// Each warpgroup owns 64 key rows and goes through the query rows that see them. Scores are computed transposed, so that
+// probabilities and their gradients come out of one product as the next one's left operand and never leave the registers.
+
+namespace pnb::cuda::attention {
+
+namespace {
+
+constexpr int kWarpgroups = kBackwardRows / 64;
+constexpr int kThreads = kWarpgroup * (kWarpgroups + 1);
+constexpr int kConsumers = kWarpgroup * kWarpgroups;
+constexpr int kQueries = 64;  // of a tile
+
+// Two gradients of 64 rows fill half the registers or more. Head size 64 leaves room for k and v themselves beside them, and
+// sizes up to 80 for the next tile's scores beside this one's probabilities.
+template <int kDim>
+constexpr bool kKeysInRegisters = kDim == 64;
+template <int kDim>
+constexpr bool kOverlaps = kDim <= 80;
+// Keys that stay in shared memory are still in use when the next unit's arrive.
+template <int kDim>
+constexpr int kKeySlots = kKeysInRegisters<kDim> ? 1 : 2;
+template <int kDim>
+constexpr int kSlots = kDim == 64 ? 5 : kDim == 80 ? 4 : 2;
+
+template <int kDim>
+struct Shared {
+  using Key = Tile<kBackwardRows, kDim>;
+  using Query = Tile<kQueries, kDim>;
+
+  alignas(1024) char keys[kKeySlots<kDim>][Key::kBytes];
+  alignas(1024) char values[kKeySlots<kDim>][Key::kBytes];
+  alignas(1024) char queries[kSlots<kDim>][Query::kBytes];
+  alignas(1024) char d_o[kSlots<kDim>][Query::kBytes];
+  alignas(128) RowStats stats[kSlots<kDim>][kQueries];
+  UnitTable units;
+  Barrier key_full[kKeySlots<kDim>], key_empty[kKeySlots<kDim>];
+  Barrier full[kSlots<kDim>], empty[kSlots<kDim>];
+};
+
+struct Args {
+  HeadsMap q, k, v, d_o;
+  CUtensorMap stats;
+  Heads<__nv_bfloat16> dk, dv;
+  Borders borders;
+  int64_t tokens;
+  int heads, slots;
+  float scale;
+};
+
+struct Place {
+  int first, length;  // the sample's first row, and its rows
+  int row;            // the unit's first row within the sample
+
+  __device__ Place(const Args& a, const Unit& unit)
+      : first(a.borders.at[unit.sample]), length(a.borders.at[unit.sample + 1] - first), row(unit.block * kBackwardRows) {}
+
+  __device__ int query_blocks() const { return (length + kQueries - 1) / kQueries - row / kQueries; }
+
+  // For the 64 keys from r on.
+  __device__ CausalQueryBlocks blocks(int r) const {
+    int count = query_blocks();
+    int skipped = r < length ? (r - row) / kQueries : count;
+    return {row / kQueries, count, skipped, skipped + 1};
+  }
+};
+
+template <int kDim>
+__device__ void produce(const Args& a, Shared<kDim>& shared, const Units& units) {
+  using S = Shared<kDim>;
+  Ring<kKeySlots<kDim>> key;
+  Ring<kSlots<kDim>> ring;
+  Unit unit;
+  int head;
+  for (int n = 0; units.turn(n, unit, head); ++n) {
+    Place place(a, unit);
+    CausalQueryBlocks blocks = place.blocks(place.row);
+    shared.key_empty[key.slot].wait(key.parity ^ 1);
+    shared.key_full[key.slot].arrive_and_expect(2 * S::Key::kBytes);
+    S::Key::copy(shared.keys[key.slot], a.k, shared.key_full[key.slot], head, place.first + place.row);
+    S::Key::copy(shared.values[key.slot], a.v, shared.key_full[key.slot], head, place.first + place.row);
+    key.advance();
+    for (int i = 0; i < blocks.count; ++i) {
+      int token = place.first + blocks.at(i) * kQueries;
+      shared.empty[ring.slot].wait(ring.parity ^ 1);
+      shared.full[ring.slot].arrive_and_expect(2 * S::Query::kBytes + sizeof shared.stats[0]);
+      S::Query::copy(shared.queries[ring.slot], a.q, shared.full[ring.slot], head, token);
+      S::Query::copy(shared.d_o[ring.slot], a.d_o, shared.full[ring.slot], head, token);
+      copy_box(shared.stats[ring.slot], a.stats, shared.full[ring.slot], 0, head * static_cast<int>(a.tokens) + token);
+      ring.advance();
+    }
+  }
+}
+
+// Two rows of a gradient that this thread holds a part of.
+template <int kDim>
+__device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const float (&d)[kDim / 2], const int (&rows)[2],
+                                           const Place& place, int head, float factor) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (rows[h] >= place.length) continue;
+    __nv_bfloat16* row = to.row(place.first + rows[h], head) + 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+      *reinterpret_cast<uint32_t*>(row + 8 * j) = pack_bf16(d[4 * j + 2 * h] * factor, d[4 * j + 2 * h + 1] * factor);
+    }
+  }
+}
+
+template <int kDim>
+__device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units) {
+  using S = Shared<kDim>;
+  int thread = threadIdx.x - kWarpgroup;
+  int warpgroup = uniform(thread / kWarpgroup);
+  int lane = thread % 32;
+  int own_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16 + lane / 4;
+  float factor = a.scale * kLog2E;
+  Ring<kKeySlots<kDim>> key;
+  Ring<kSlots<kDim>> scores_ring, ring;
+  Unit unit;
+  int head;
+  for (int n = 0; units.turn(n, unit, head); ++n) {
+    Place place(a, unit);
+    CausalQueryBlocks blocks = place.blocks(place.row + 64 * warpgroup);
+    const int rows[2] = {place.row + own_row, place.row + own_row + 8};
+
+    // Descriptors of k and v differ from step to step in constants only: with them in shared memory nothing is kept here.
+    uint32_t k[kKeysInRegisters<kDim> ? kDim / 4 : 1], v[kKeysInRegisters<kDim> ? kDim / 4 : 1];
+    shared.key_full[key.slot].wait(key.parity);
+    uint32_t keys = shared_address(shared.keys[key.slot]), values = shared_address(shared.values[key.slot]);
+    auto release_keys = [&]() PNB_INLINE {
+      __syncwarp();
+      if (lane == 0) shared.key_empty[key.slot].arrive();
+      key.advance();
+    };
+    if constexpr (kKeysInRegisters<kDim>) {
+      S::Key::load_fragments(k, keys, 64 * warpgroup);
+      S::Key::load_fragments(v, values, 64 * warpgroup);
+      release_keys();
+    }
+
+    float dk[kDim / 2] = {}, dv[kDim / 2] = {};
+    float s[kQueries / 2], dp[kQueries / 2];
+    uint32_t p[kQueries / 4], ds[kQueries / 4];
+
+    auto release = [&]() PNB_INLINE {
+      if (lane == 0) shared.empty[ring.slot].arrive();
+      ring.advance();
+    };
+    auto start_scores = [&](int i) PNB_INLINE {
+      shared.full[scores_ring.slot].wait(scores_ring.parity);
+      char* queries = shared.queries[scores_ring.slot];
+      char* d_o = shared.d_o[scores_ring.slot];
+      // Zero probabilities do not hide the NaN of a row behind the sample.
+      if (int left = place.length - blocks.at(i) * kQueries; left < kQueries) {
+        int t = thread % kWarpgroup;
+        S::Query::zero_rows(queries, left, t);
+        S::Query::zero_rows(d_o, left, t);
+        for (int r = left + t; r < kQueries; r += kWarpgroup) shared.stats[scores_ring.slot][r] = {0.0f, 0.0f};
+        fence_async_proxy();
+        sync_threads(1 + warpgroup, kWarpgroup);
+      }
+      wgmma::fence(s);
+      wgmma::fence(dp);
+      wgmma::begin();
+      if constexpr (kKeysInRegisters<kDim>) {
+        S::Query::template product_of_rows<kQueries>(s, k, shared_address(queries));
+        S::Query::template product_of_rows<kQueries>(dp, v, shared_address(d_o));
+      } else {
+        S::Query::template product_of_rows<kQueries, typename S::Key>(s, keys, 64 * warpgroup, shared_address(queries));
+        S::Query::template product_of_rows<kQueries, typename S::Key>(dp, values, 64 * warpgroup, shared_address(d_o));
+      }
+      wgmma::commit();
+      scores_ring.advance();
+    };
+    auto step = [&](int i, bool last) PNB_INLINE {
+      if (!kOverlaps<kDim>) start_scores(i);
+      wgmma::wait<0>();
+      wgmma::fence(s);
+      wgmma::fence(dp);
+      int query = blocks.at(i) * kQueries + 2 * (lane % 4);
+      if (i < blocks.masked || query - 2 * (lane % 4) + kQueries > place.length) {
+#pragma unroll
+        for (int j = 0; j < kQueries / 2; ++j) {
+          int row = query + j / 4 * 8 + j % 2;
+          if (row < rows[j / 2 % 2] || row >= place.length) {
+            s[j] = -INFINITY;
+            dp[j] = 0.0f;
+          }
+        }
+      }
+      const RowStats* stats = shared.stats[ring.slot] + 2 * (lane % 4);
+#pragma unroll
+      for (int j = 0; j < kQueries / 8; ++j) {
+        const float2 row[2] = {*reinterpret_cast<const float2*>(stats + 8 * j), *reinterpret_cast<const float2*>(stats + 8 * j + 1)};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float& x = s[4 * j + e];
+          x = exp2_fast(fmaf(x, factor, -row[e % 2].x));
+          dp[4 * j + e] = x * (dp[4 * j + e] - row[e % 2].y);
+        }
+      }
+      to_left_operand(s, p);
+      to_left_operand(dp, ds);
+      wgmma::fence(dv);
+      wgmma::fence(dk);
+      wgmma::begin();
+      S::Query::add_product(dv, p, shared_address(shared.d_o[ring.slot]));
+      S::Query::add_product(dk, ds, shared_address(shared.queries[ring.slot]));
+      wgmma::commit();
+      if (kOverlaps<kDim> && !last) start_scores(i + 1);
+      if (kOverlaps<kDim> && !last) wgmma::wait<1>();
+      else wgmma::wait<0>();
+      wgmma::fence(dv);
+      wgmma::fence(dk);
+      release();
+    };
+
+    int i = 0;
+    for (; i < blocks.skipped; ++i) {
+      // A tile that is not read is still waited for: its slot counts one release of each warp a turn.
+      shared.full[scores_ring.slot].wait(scores_ring.parity);
+      scores_ring.advance();
+      release();
+    }
+    if (i < blocks.count) {
+      if (kOverlaps<kDim>) start_scores(i);
+      for (; i + 1 < blocks.count; ++i) step(i, false);
+      step(i, true);
+    }
+    if (!kKeysInRegisters<kDim>) release_keys();
+
+    store_rows<kDim>(a.dk, dk, rows, place, head, a.scale);
+    store_rows<kDim>(a.dv, dv, rows, place, head, 1.0f);
+  }
+  zero_rows_of_no_sample<kDim>(a.dk, a.borders, a.tokens, a.heads, thread, kConsumers);
+  zero_rows_of_no_sample<kDim>(a.dv, a.borders, a.tokens, a.heads, thread, kConsumers);
+}
+
+template <int kDim>
+__global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_constant__ Args a) {
+  extern __shared__ __align__(1024) char memory[];
+  auto& shared = *reinterpret_cast<Shared<kDim>*>(memory);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kKeySlots<kDim>; ++i) {
+      shared.key_full[i].init(1);
+      shared.key_empty[i].init(kConsumers / 32);
+    }
+    for (int i = 0; i < kSlots<kDim>; ++i) {
+      shared.full[i].init(1);
+      shared.empty[i].init(kConsumers / 32);
+    }
+    fence_barrier_init();
+  }
+  static_assert(sizeof shared.queries >= 2 * kMaxUnits * sizeof(uint32_t), "the scratch of find_units lies where queries go later");
+  Units units = find_units<kBackwardRows>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.queries), shared.units,
+                                          [&](int sample, int block) { return Place(a, {sample, block}).query_blocks(); });
+  fence_async_proxy();
+  __syncthreads();
+  if (threadIdx.x < kWarpgroup) {
+    give_registers<24>();
+    if (threadIdx.x == 0) produce(a, shared, units);
+  } else {
+    take_registers<240>();
+    consume(a, shared, units);
+  }
+}
+
+template <int kDim>
+void launch(const Device& device, const pnb_attention_backward_params& p) {
+  static_assert(sizeof(Shared<kDim>) <= 227 * 1024, "shared memory of a multiprocessor");
+  static const char* op = "attention_backward";
+  int64_t tokens = p.q.shape[0], heads = p.q.shape[1];
+  int slots = static_cast<int>(unit_slots(tokens, p.cu_seqlens.shape[0] - 1, kBackwardRows));
+  Args a{make_heads_map(p.q, kQueries, op),
+         make_heads_map(p.k, kBackwardRows, op),
+         make_heads_map(p.v, kBackwardRows, op),
+         make_heads_map(p.d_o, kQueries, op),
+         make_array_map(p.workspace.data, heads * tokens, kQueries, op),
+         Heads<__nv_bfloat16>(p.dk),
+         Heads<__nv_bfloat16>(p.dv),
+         Borders(p.cu_seqlens),
+         tokens,
+         static_cast<int>(heads),
+         slots,
+         p.scale};
+  allow_shared_memory(key_gradient_kernel<kDim>, sizeof(Shared<kDim>), op);
+  key_gradient_kernel<kDim><<<device.multiprocessors, kThreads, sizeof(Shared<kDim>), stream_of(p.stream)>>>(a);
+  check_launch(op);
+}
+
+}  // namespace
+
+void key_gradient(const Device& device, const pnb_attention_backward_params& p) {
+  switch (p.q.shape[2]) {
+    case 64: return launch<64>(device, p);
+    case 80: return launch<80>(device, p);
+    default: return launch<128>(device, p);
+  }
+}
+
+}  // namespace pnb::cuda::attention

@@ -1,0 +1,106 @@
+// Which rows a block of threads works on: units are blocks of rows of one sample, found on the device, heaviest first.
+#pragma once
+
+#include "cuda/kernels/attention/heads.cuh"
+
+namespace pnb::cuda::attention {
+
+// Units of a call at most, of all samples together; 16 KB of shared memory.
+constexpr int kMaxUnits = 4096;
+
+// Slots for units of so many rows: sample s's block j is number (border of s) / rows + s + j, which no other unit has.
+inline int64_t unit_slots(int64_t tokens, int64_t samples, int rows) { return tokens / rows + samples; }
+
+struct Unit {
+  int sample, block;
+};
+
+struct Units {
+  const uint32_t* sorted;
+  int count, heads;
+
+  // The work of this block of threads on its n-th turn; false when there is none left. Odd turns run backwards, so that who
+  // got the heaviest of one turn gets the lightest of the next.
+  __device__ bool turn(int n, Unit& unit, int& head) const {
+    int blocks = gridDim.x, self = blockIdx.x;
+    int item = n * blocks + (n % 2 == 0 ? self : blocks - 1 - self);
+    if (item >= count * heads) return false;
+    uint32_t code = sorted[item / heads];
+    unit = {static_cast<int>(code >> 16), static_cast<int>(code & 0xffff)};
+    head = item % heads;
+    return true;
+  }
+};
+
+// Shared memory that the units stay in.
+struct UnitTable {
+  uint32_t sorted[kMaxUnits];
+  int count;
+};
+
+// Finds the units of every sample and sorts them by falling cost(sample, block) >= 1. Called by all threads, which synchronise
+// at its end; scratch holds 2 * slots entries.
+template <int kRows, typename Cost>
+__device__ Units find_units(const Borders& rows, int slots, int heads, uint32_t* scratch, UnitTable& table, Cost&& cost) {
+  uint32_t* costs = scratch;
+  uint32_t* codes = scratch + slots;
+  for (int i = threadIdx.x; i < slots; i += blockDim.x) costs[i] = 0;
+  if (threadIdx.x == 0) table.count = 0;
+  __syncthreads();
+  for (int s = threadIdx.x; s < rows.samples; s += blockDim.x) {
+    int first = rows.at[s];
+    int blocks = (rows.at[s + 1] - first + kRows - 1) / kRows;
+    for (int j = 0; j < blocks; ++j) {
+      int slot = first / kRows + s + j;
+      costs[slot] = cost(s, j);
+      codes[slot] = static_cast<uint32_t>(s) << 16 | j;
+    }
+    if (blocks > 0) atomicAdd(&table.count, blocks);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < slots; i += blockDim.x) {
+    uint32_t own = costs[i];
+    if (own == 0) continue;
+    int rank = 0;
+    for (int j = 0; j < slots; ++j) rank += costs[j] > own || (costs[j] == own && j < i);
+    table.sorted[rank] = codes[i];
+  }
+  __syncthreads();
+  return {table.sorted, table.count, heads};
+}
+
+// Rows of a unit of the backward kernels.
+constexpr int kBackwardRows = 128;
+
+// The key blocks that a unit's query rows attend to, nearest first: those that these rows do not see, those that need a mask,
+// those seen whole. This is all that a kernel's loop asks of its mask.
+struct CausalKeyBlocks {
+  int count;    // of the unit
+  int skipped;  // the first so many are not seen by the rows in question
+  int masked;   // the first so many are not seen whole
+
+  __device__ int at(int i) const { return count - 1 - i; }
+};
+
+// The query blocks that see a unit's keys, nearest first.
+struct CausalQueryBlocks {
+  int first, count;
+  int skipped;  // the first so many see none of the keys in question
+  int masked;   // the first so many do not see all of them
+
+  __device__ int at(int i) const { return first + i; }
+};
+
+// Rows past the last sample, written zero by all of the grid's threads; `thread` of `threads` within the block.
+template <int kDim, typename T>
+__device__ void zero_rows_of_no_sample(const Heads<T>& t, const Borders& rows, int64_t tokens, int heads, int thread, int threads) {
+  constexpr int kChunks = kDim * sizeof(T) / 16;
+  int64_t from = rows.at[rows.samples];
+  int64_t chunks = (tokens - from) * heads * kChunks;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + thread; i < chunks; i += static_cast<int64_t>(gridDim.x) * threads) {
+    int64_t row = i / kChunks;
+    reinterpret_cast<uint4*>(t.row(from + row / heads, row % heads))[i % kChunks] = uint4{0, 0, 0, 0};
+  }
+}
+
+}  // namespace pnb::cuda::attention

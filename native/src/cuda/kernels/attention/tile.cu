@@ -1,0 +1,45 @@
+#include "cuda/kernels/attention/tile.cuh"
+
+#include "core/tensor.h"
+
+namespace pnb::cuda::attention {
+
+namespace {
+
+CUtensorMap encode(CUtensorMapDataType type, int rank, void* data, const cuuint64_t* shape, const cuuint64_t* strides,
+                   const cuuint32_t* box, CUtensorMapSwizzle swizzle, const char* op) {
+  CUtensorMap map;
+  const cuuint32_t ones[3] = {1, 1, 1};
+  CUresult result = cuTensorMapEncodeTiled(&map, type, rank, data, shape, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) fail(PNB_ERROR_INTERNAL, "%s: the driver refused a tensor map with error %d", op, static_cast<int>(result));
+  return map;
+}
+
+}  // namespace
+
+bool is_mappable(const pnb_tensor& t) {
+  auto aligned = [](uint64_t bytes) { return bytes % 16 == 0; };
+  uint64_t size = dtype_size(t.dtype);
+  // The engine's strides have 40 bits.
+  return aligned(reinterpret_cast<uintptr_t>(t.data)) && aligned(t.stride[0] * size) && aligned(t.stride[1] * size) &&
+         t.stride[0] > 0 && t.stride[1] > 0 && t.stride[0] * size < (1ull << 40) && t.stride[1] * size < (1ull << 40);
+}
+
+HeadsMap make_heads_map(const pnb_tensor& t, int rows, const char* op) {
+  const cuuint64_t shape[] = {static_cast<cuuint64_t>(t.shape[2]), static_cast<cuuint64_t>(t.shape[1]), static_cast<cuuint64_t>(t.shape[0])};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(t.stride[1] * 2), static_cast<cuuint64_t>(t.stride[0] * 2)};
+  const cuuint32_t wide[] = {64, 1, static_cast<cuuint32_t>(rows)}, rest[] = {16, 1, static_cast<cuuint32_t>(rows)};
+  HeadsMap map{};
+  map.wide = encode(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, t.data, shape, strides, wide, CU_TENSOR_MAP_SWIZZLE_128B, op);
+  if (t.shape[2] % 64 != 0) map.rest = encode(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, t.data, shape, strides, rest, CU_TENSOR_MAP_SWIZZLE_32B, op);
+  return map;
+}
+
+CUtensorMap make_array_map(void* data, int64_t count, int box, const char* op) {
+  const cuuint64_t shape[] = {4, static_cast<cuuint64_t>(count)}, strides[] = {16};
+  const cuuint32_t size[] = {4, static_cast<cuuint32_t>(box)};
+  return encode(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, data, shape, strides, size, CU_TENSOR_MAP_SWIZZLE_NONE, op);
+}
+
+}  // namespace pnb::cuda::attention

@@ -1,0 +1,131 @@
+// Tiles of rows of one head in shared memory: how they are copied there, and how matrix products read them.
+#pragma once
+
+#include "cuda/kernels/attention/hopper.cuh"
+#include "cuda/runtime/device.h"
+
+namespace pnb::cuda::attention {
+
+// Maps of a [tokens, heads, head_dim] view for the copy engine, which swizzles panels of at most 128 bytes a row: `wide` has
+// boxes of 64 dimensions, `rest` of the 16 that head size 80 leaves.
+struct HeadsMap {
+  CUtensorMap wide, rest;
+};
+
+// For tiles of so many rows. Throws when the view's address or strides are not multiples of 16 bytes.
+HeadsMap make_heads_map(const pnb_tensor& t, int rows, const char* op);
+
+// Of an array of so many elements of 16 bytes, in boxes of `box`.
+CUtensorMap make_array_map(void* data, int64_t count, int box, const char* op);
+
+// Whether make_heads_map takes the view.
+bool is_mappable(const pnb_tensor& t);
+
+// A bf16 tile [kRows, kDim]: panels of 64 dimensions with rows of 128 bytes one after another, then a panel of 16 with rows
+// of 32 bytes where kDim is not a multiple of 64. Starts at a multiple of 1024 bytes.
+template <int kRows, int kDim>
+struct Tile {
+  static constexpr int kPanels = kDim / 64;
+  static constexpr int kRest = kDim % 64;
+  static constexpr int kBytes = kRows * kDim * 2;
+  static constexpr int kPanelBytes = kRows * 128;
+  static constexpr int kRestStart = kPanels * kPanelBytes;
+  static_assert(kRest == 0 || kRest == 16, "the panel of the last dimensions has 32-byte rows");
+  static_assert(kBytes % 1024 == 0, "a tile is followed by another one");
+
+  // Copies rows [token, token + kRows) of a head; rows past the tensor's end arrive as zeros.
+  __device__ static void copy(char* to, const HeadsMap& map, Barrier& full, int head, int token) {
+#pragma unroll
+    for (int i = 0; i < kPanels; ++i) copy_box(to + i * kPanelBytes, map.wide, full, 64 * i, head, token);
+    if constexpr (kRest != 0) copy_box(to + kRestStart, map.rest, full, 64 * kPanels, head, token);
+  }
+
+  // Rows [from, kRows) become zero. Called by a warpgroup that will read the tile; it then still has to fence and to
+  // synchronise. Where several warpgroups read it each writes its zeros, and none has to wait for another.
+  __device__ static void zero_rows(char* tile, int from, int thread) {
+    for (int i = 0; i < kPanels; ++i) {
+      uint4* panel = reinterpret_cast<uint4*>(tile + i * kPanelBytes);
+      for (int j = from * 8 + thread; j < kRows * 8; j += kWarpgroup) panel[j] = uint4{0, 0, 0, 0};
+    }
+    if constexpr (kRest != 0) {
+      uint4* panel = reinterpret_cast<uint4*>(tile + kRestStart);
+      for (int j = from * 2 + thread; j < kRows * 2; j += kWarpgroup) panel[j] = uint4{0, 0, 0, 0};
+    }
+  }
+
+  // d[64, kN] = a[64, kDim] * rows [0, kN) of this tile, transposed. a is a tile of shared memory from row a_row on (64-row
+  // steps; its tile type is A), or registers that load_fragments() filled.
+  template <int kN, typename A>
+  __device__ __forceinline__ static void product_of_rows(float* d, uint32_t a, int a_row, uint32_t tile) {
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i) {
+      wgmma::step<kN, wgmma::Major::K>(d, A::row_major(a, a_row, i), row_major(tile, 0, i), i > 0);
+    }
+  }
+
+  template <int kN>
+  __device__ __forceinline__ static void product_of_rows(float* d, const uint32_t* a, uint32_t tile) {
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i) wgmma::step<kN, wgmma::Major::K>(d, a + 4 * i, row_major(tile, 0, i), i > 0);
+  }
+
+  // d[64, kDim] += a[64, kRows] * this tile; a is in registers, as four of a step of 16.
+  __device__ __forceinline__ static void add_product(float* d, const uint32_t* a, uint32_t tile, bool add = true) {
+#pragma unroll
+    for (int i = 0; i < kRows / 16; ++i) {
+      // Along the rows: eight rows are one swizzle's period; the next 64 dimensions lie a panel further.
+      uint64_t wide = descriptor(tile + i * 16 * 128, 1, kPanelBytes, 1024);
+      wgmma::step<64 * kPanels, wgmma::Major::MN>(d, a + 4 * i, wide, add || i > 0);
+    }
+    if constexpr (kRest != 0) {
+#pragma unroll
+      for (int i = 0; i < kRows / 16; ++i) {
+        uint64_t rest = descriptor(tile + kRestStart + i * 16 * 32, 3, 16, 256);
+        wgmma::step<kRest, wgmma::Major::MN>(d + 32 * kPanels, a + 4 * i, rest, add || i > 0);
+      }
+    }
+  }
+
+  // The 16 dimensions of step i as an operand whose rows from `row` on are contiguous along them.
+  __device__ __forceinline__ static uint64_t row_major(uint32_t tile, int row, int i) {
+    if (i < 4 * kPanels) return descriptor(tile + (i / 4) * kPanelBytes + row * 128 + (i % 4) * 32, 1, 16, 1024);
+    return descriptor(tile + kRestStart + row * 32, 3, 16, 256);
+  }
+
+  // Rows [row, row + 64) as the left operand in registers: four a step of 16.
+  __device__ __forceinline__ static void load_fragments(uint32_t* a, uint32_t tile, int row) {
+    int lane = threadIdx.x % 32;
+    // Lanes 0-15 address rows, at the lower 8 columns, lanes 16-31 the same rows at the upper 8.
+    int r = row + threadIdx.x % kWarpgroup / 32 * 16 + lane % 16;
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i) {
+      uint32_t address;
+      if (i < 4 * kPanels) {
+        int chunk = (2 * (i % 4) + lane / 16) ^ (r % 8);
+        address = tile + (i / 4) * kPanelBytes + r * 128 + chunk * 16;
+      } else {
+        int chunk = (lane / 16) ^ (r / 4 % 2);
+        address = tile + kRestStart + r * 32 + chunk * 16;
+      }
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(a[4 * i]), "=r"(a[4 * i + 1]), "=r"(a[4 * i + 2]), "=r"(a[4 * i + 3])
+                   : "r"(address)
+                   : "memory");
+    }
+  }
+
+ private:
+  // Addresses and strides count 16 bytes; swizzle 1 is that of 128 bytes, 3 that of 32.
+  __device__ __forceinline__ static uint64_t descriptor(uint32_t address, uint64_t swizzle, uint64_t leading_bytes, uint64_t stride_bytes) {
+    return static_cast<uint64_t>((address & 0x3ffff) >> 4) | leading_bytes >> 4 << 16 | stride_bytes >> 4 << 32 | swizzle << 62;
+  }
+};
+
+// An accumulator of 16 n columns as the left operand of a product over those columns: n times four registers.
+template <int kCount>
+__device__ __forceinline__ void to_left_operand(const float (&d)[kCount], uint32_t (&a)[kCount / 2]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) a[i] = pack_bf16(d[2 * i], d[2 * i + 1]);
+}
+
+}  // namespace pnb::cuda::attention
