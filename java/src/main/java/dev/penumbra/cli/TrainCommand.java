@@ -8,6 +8,7 @@ import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
 import dev.penumbra.train.Schedule;
+import dev.penumbra.train.StepMetrics;
 import dev.penumbra.train.TrainConfig;
 import dev.penumbra.train.Trainer;
 import java.io.IOException;
@@ -99,7 +100,6 @@ final class TrainCommand implements Callable<Integer> {
                 describe(trainer, penumbra, samples, out);
             } else {
                 train(trainer, out);
-                out.println("Adapter: " + output);
             }
         }
         return 0;
@@ -137,7 +137,11 @@ final class TrainCommand implements Callable<Integer> {
             if (file != null) {
                 trainer.listener(file);
             }
-            trainer.run();
+            StepMetrics last = trainer.run();
+            out.println(last == null || last.step() == trainer.totalSteps()
+                    ? "Adapter: " + output
+                    : "Stopped after step " + last.step() + " of " + trainer.totalSteps() + ": --resume goes on");
+            out.flush();
         }
     }
 }
