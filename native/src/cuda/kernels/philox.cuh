@@ -54,16 +54,20 @@ class DropoutMask {
     return make_uint4(c0, c1, c2, c3);
   }
 
-  // value / (1 - p), or 0 where the element's word says so.
-  __device__ float apply(float value, uint32_t word) const { return word < threshold_ ? 0.0f : value * keep_; }
+  __device__ bool dropped(uint32_t word) const { return word < threshold_; }
 
-  // dropout(value) of one element. Neighbours share a draw: where four of them are at hand, apply their words instead.
-  __device__ float operator()(float value, uint64_t element) const {
+  // value / (1 - p), or 0 where the element's word says so.
+  __device__ float apply(float value, uint32_t word) const { return dropped(word) ? 0.0f : value * keep_; }
+
+  // One element's word. Neighbours share a draw: where four of them are at hand, use words().
+  __device__ uint32_t word(uint64_t element) const {
     uint4 w = words(element / 4);
     uint32_t low = element & 1 ? w.y : w.x;
     uint32_t high = element & 1 ? w.w : w.z;
-    return apply(value, element & 2 ? high : low);
+    return element & 2 ? high : low;
   }
+
+  __device__ float operator()(float value, uint64_t element) const { return apply(value, word(element)); }
 
  private:
   uint64_t key_;
