@@ -46,16 +46,18 @@ void time(int64_t samples, int64_t heads, int64_t length, int64_t dim) {
   double forward = milliseconds([&] { backend().attention_forward(f); }, 11, 20);
   double backward = milliseconds([&] { backend().attention_backward(b); }, 11, 20);
   double products = 2.0 * samples * heads * length * length * dim * 1e-9;  // of the forward pass: two, half of each masked
-  std::printf("%lldx%lldx%lldx%-4lld forward %.4f ms, %.0f TFLOP/s; backward %.4f ms, %.0f TFLOP/s\n", static_cast<long long>(samples),
-              static_cast<long long>(heads), static_cast<long long>(length), static_cast<long long>(dim), forward, products / forward,
-              backward, 2.5 * products / backward);
+  std::printf("%dx%dx%dx%-4d forward %.4f ms, %.0f TFLOP/s; backward %.4f ms, %.0f TFLOP/s\n", static_cast<int>(samples),
+              static_cast<int>(heads), static_cast<int>(length), static_cast<int>(dim), forward, products / forward, backward,
+              2.5 * products / backward);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   std::vector<std::string> shapes(argv + 1, argv + argc);
-  if (shapes.empty()) shapes = {"4x32x512x64", "4x32x1024x64", "4x32x2048x64", "1x32x8192x64", "4x32x1024x80", "4x32x1024x128", "4x32x2048x128"};
+  if (shapes.empty()) {
+    shapes = {"4x32x512x64", "4x32x1024x64", "4x32x2048x64", "1x32x8192x64", "4x32x1024x80", "4x32x1024x128", "4x32x2048x128"};
+  }
   for (const std::string& shape : shapes) {
     long long samples, heads, length, dim;
     if (std::sscanf(shape.c_str(), "%lldx%lldx%lldx%lld", &samples, &heads, &length, &dim) != 4) {

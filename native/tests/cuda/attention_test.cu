@@ -113,7 +113,7 @@ struct Shape {
 
   std::string text() const {
     std::ostringstream s;
-    s << "attention " << (dtype == PNB_DTYPE_BF16 ? "bf16" : "f32") << " heads " << heads << " dim " << dim << " tokens " << tokens_q;
+    s << "attention " << pnb::dtype_name(dtype) << " heads " << heads << " dim " << dim << " tokens " << tokens_q;
     if (tokens_k != tokens_q || cu_k != cu_q) s << " keys " << tokens_k;
     s << " samples " << cu_q.size() - 1;
     if (magnitude != 1.0) s << " magnitude " << magnitude;
@@ -134,7 +134,8 @@ struct Results {
 Results reference(const Shape& s, const std::vector<double>& q, const std::vector<double>& k, const std::vector<double>& v,
                   const std::vector<double>& d_o, double scale, bool on_host = false) {
   std::vector<double> rows(s.tokens_q * s.heads);
-  Results r{std::vector<double>(q.size()), rows, std::vector<double>(q.size()), std::vector<double>(k.size()), std::vector<double>(k.size())};
+  std::vector<double> query_like(q.size()), key_like(k.size());
+  Results r{query_like, rows, query_like, key_like, key_like};
   int samples = static_cast<int>(s.cu_q.size() - 1);
   Reference args{};
   args.samples = samples;
@@ -160,7 +161,8 @@ Results reference(const Shape& s, const std::vector<double>& q, const std::vecto
   args.q = dev_q.get(), args.k = dev_k.get(), args.v = dev_v.get(), args.d_o = d_o.empty() ? nullptr : dev_d_o.get();
   args.o = o.get(), args.dq = dq.get(), args.dk = dk.get(), args.dv = dv.get(), args.lse = lse.get(), args.delta = delta.get();
   args.cu_q = static_cast<int*>(cu_q.t.data), args.cu_k = static_cast<int*>(cu_k.t.data);
-  dim3 queries(static_cast<unsigned>((s.tokens_q + 63) / 64), args.heads), keys(static_cast<unsigned>((s.tokens_k + 63) / 64), args.heads);
+  dim3 queries(static_cast<unsigned>((s.tokens_q + 63) / 64), args.heads);
+  dim3 keys(static_cast<unsigned>((s.tokens_k + 63) / 64), args.heads);
   reference_queries<<<queries, 64>>>(args, static_cast<int>(s.tokens_q));
   if (!d_o.empty()) reference_keys<<<keys, 64>>>(args, static_cast<int>(s.tokens_k));
   cuda(cudaDeviceSynchronize(), "the reference");
@@ -237,7 +239,9 @@ class Operands {
     p.cu_seqlens_q = cu_q.t;
     p.cu_seqlens_k = cu_k.t;
     p.max_seqlen = shape.longest;
-    for (size_t s = 1; s < shape.cu_k.size(); ++s) p.max_seqlen = std::max<int64_t>(p.max_seqlen, shape.cu_k[s] - shape.cu_k[s - 1]);
+    for (size_t s = 1; s < shape.cu_k.size(); ++s) {
+      p.max_seqlen = std::max<int64_t>(p.max_seqlen, shape.cu_k[s] - shape.cu_k[s - 1]);
+    }
     return p;
   }
 
@@ -340,7 +344,8 @@ void reference_is_right() {
       }
       numeric.push_back((loss[0] - loss[1]) / 2e-5);
     }
-    close(numeric, operand == 0 ? host.dq : operand == 1 ? host.dk : host.dv, 1e-7, "finite differences of operand " + std::to_string(operand));
+    const std::vector<double>& exact = operand == 0 ? host.dq : operand == 1 ? host.dk : host.dv;
+    close(numeric, exact, 1e-7, "finite differences of operand " + std::to_string(operand));
   }
 }
 

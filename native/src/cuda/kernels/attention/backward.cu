@@ -10,8 +10,9 @@ bool takes_fast_backward(const pnb_attention_backward_params& p) {
   for (const pnb_tensor* t : {&p.q, &p.k, &p.v, &p.o, &p.d_o, &p.dq, &p.dk, &p.dv}) {
     if (!is_mappable(*t)) return false;
   }
+  // The copy engine's coordinates have 32 bits.
   return p.q.dtype == PNB_DTYPE_BF16 && (dim == 64 || dim == 80 || dim == 128) && p.scale > 0.0f &&
-         unit_slots(p.q.shape[0], samples, kBackwardRows) <= kMaxUnits;
+         p.q.shape[0] * p.q.shape[1] <= INT32_MAX && unit_slots(p.q.shape[0], samples, kFewestRows) <= kMaxUnits;
 }
 
 void fast_backward(const Device& device, const pnb_attention_backward_params& p) {

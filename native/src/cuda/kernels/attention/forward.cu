@@ -1,12 +1,10 @@
 #include "cuda/kernels/attention/forward.h"
 
-#include <algorithm>
-
 #include "cuda/kernels/attention/schedule.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 
 // A block of threads stays on its multiprocessor and takes units in turn. One warp fills rings of tiles through the copy
-// engine; two warpgroups of 64 query rows each keep scores, probabilities and outputs in registers. A warpgroup's product
+// engine; each warpgroup keeps scores, probabilities and outputs of 64 query rows in registers. A warpgroup's product
 // with the values runs while it computes the softmax of the next scores, and one warpgroup's products while the other does.
 
 namespace pnb::cuda::attention {
@@ -75,9 +73,6 @@ struct Place {
 template <int kDim, int kWarpgroups>
 __device__ void produce(const Args& a, Shared<kDim, kWarpgroups>& shared, const Units& units) {
   using S = Shared<kDim, kWarpgroups>;
-  prefetch_map(a.q.wide);
-  prefetch_map(a.k.wide);
-  prefetch_map(a.v.wide);
   Ring<kQuerySlots> query;
   Ring<kSlots<kDim>> ring;
   Unit unit;
@@ -186,7 +181,8 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups>& shared, const 
       shared.key_full[key_ring.slot].wait(key_ring.parity);
       wgmma::fence(s);
       wgmma::begin();
-      S::Key::template product_of_rows<kKeys, typename S::Query>(s, q, 64 * warpgroup, shared_address(shared.keys[key_ring.slot]));
+      uint32_t keys = shared_address(shared.keys[key_ring.slot]);
+      S::Key::template product_of_rows<kKeys, typename S::Query>(s, q, 64 * warpgroup, keys);
       wgmma::commit();
     };
     auto release_keys = [&]() PNB_INLINE {
@@ -292,6 +288,7 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kerne
   auto& shared = *reinterpret_cast<S*>(memory);
   constexpr int kReleases = 4 * kWarpgroups;  // one a warp
   if (threadIdx.x == 0) {
+    for (const HeadsMap* map : {&a.q, &a.k, &a.v}) prefetch_map(map->wide);
     for (int i = 0; i < kQuerySlots; ++i) {
       shared.query_full[i].init(1);
       shared.query_empty[i].init(kReleases);
@@ -304,7 +301,7 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kerne
     }
     fence_barrier_init();
   }
-  static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "the scratch of find_units lies where keys go later");
+  static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
   Units units = find_units<S::kRows>(a.queries, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
                                   [&](int sample, int block) { return 1 + Place(a, {sample, block}, S::kRows).key_blocks(); });
   fence_async_proxy();
@@ -324,9 +321,18 @@ void launch(const Device& device, const pnb_attention_forward_params& p) {
   static_assert(sizeof(S) <= 227 * 1024, "shared memory of a multiprocessor");
   static const char* op = "attention_forward";
   int slots = static_cast<int>(unit_slots(p.q.shape[0], p.cu_seqlens_q.shape[0] - 1, S::kRows));
-  Args a{make_heads_map(p.q, S::kRows, op), make_heads_map(p.k, kKeys, op), make_heads_map(p.v, kKeys, op), Heads<__nv_bfloat16>(p.o),
-         static_cast<float*>(p.lse.data), p.lse.stride[0], Borders(p.cu_seqlens_q), Borders(p.cu_seqlens_k), p.q.shape[0],
-         static_cast<int>(p.q.shape[1]), slots, p.scale};
+  Args a{make_heads_map(p.q, S::kRows, op),
+         make_heads_map(p.k, kKeys, op),
+         make_heads_map(p.v, kKeys, op),
+         Heads<__nv_bfloat16>(p.o),
+         static_cast<float*>(p.lse.data),
+         p.lse.stride[0],
+         Borders(p.cu_seqlens_q),
+         Borders(p.cu_seqlens_k),
+         p.q.shape[0],
+         static_cast<int>(p.q.shape[1]),
+         slots,
+         p.scale};
   allow_shared_memory(forward_kernel<kDim, kWarpgroups>, sizeof(S), op);
   forward_kernel<kDim, kWarpgroups>
       <<<device.multiprocessors, kWarpgroup*(kWarpgroups + 1), sizeof(S), stream_of(p.stream)>>>(a);
@@ -342,7 +348,7 @@ bool takes_fast_forward(const pnb_attention_forward_params& p) {
   int64_t dim = p.q.shape[2], samples = p.cu_seqlens_q.shape[0] - 1;
   return p.q.dtype == PNB_DTYPE_BF16 && (dim == 64 || dim == 80 || dim == 128) && p.scale > 0.0f && p.k.shape[0] > 0 &&
          is_mappable(p.q) && is_mappable(p.k) && is_mappable(p.v) && is_mappable(p.o) &&
-         unit_slots(p.q.shape[0], samples, 128) <= kMaxUnits;
+         unit_slots(p.q.shape[0], samples, kFewestRows) <= kMaxUnits;
 }
 
 void fast_forward(const Device& device, const pnb_attention_forward_params& p) {

@@ -24,7 +24,8 @@ struct Borders {
   int32_t samples;
 
   Borders() = default;
-  explicit Borders(const pnb_tensor& t) : at(static_cast<const int32_t*>(t.data)), samples(static_cast<int32_t>(t.shape[0] - 1)) {}
+  explicit Borders(const pnb_tensor& t)
+      : at(static_cast<const int32_t*>(t.data)), samples(static_cast<int32_t>(t.shape[0] - 1)) {}
 
   // The sample that holds the row; `samples` for a row of none. Empty samples hold nothing.
   __device__ int32_t sample_of(int32_t row) const {

@@ -105,17 +105,18 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
+// Copies the map's box at these coordinates; the innermost one's bytes are a multiple of 16.
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, Barrier& full, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-                   shared_address(to)),
-               "l"(&map), "r"(shared_address(&full)), "r"(x), "r"(y)
+  uint32_t address = shared_address(to), barrier = shared_address(&full);
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+               ::"r"(address), "l"(&map), "r"(barrier), "r"(x), "r"(y)
                : "memory");
 }
 
 __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, Barrier& full, int x, int y, int z) {
-  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-                   shared_address(to)),
-               "l"(&map), "r"(shared_address(&full)), "r"(x), "r"(y), "r"(z)
+  uint32_t address = shared_address(to), barrier = shared_address(&full);
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
+               ::"r"(address), "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
 

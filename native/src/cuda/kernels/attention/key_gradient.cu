@@ -11,7 +11,8 @@ namespace pnb::cuda::attention {
 
 namespace {
 
-constexpr int kWarpgroups = kBackwardRows / 64;
+constexpr int kWarpgroups = 2;
+constexpr int kRows = 64 * kWarpgroups;  // key rows of a unit
 constexpr int kThreads = kWarpgroup * (kWarpgroups + 1);
 constexpr int kConsumers = kWarpgroup * kWarpgroups;
 constexpr int kQueries = 64;  // of a tile
@@ -30,7 +31,7 @@ constexpr int kSlots = kDim == 64 ? 5 : kDim == 80 ? 4 : 2;
 
 template <int kDim>
 struct Shared {
-  using Key = Tile<kBackwardRows, kDim>;
+  using Key = Tile<kRows, kDim>;
   using Query = Tile<kQueries, kDim>;
 
   alignas(1024) char keys[kKeySlots<kDim>][Key::kBytes];
@@ -58,7 +59,7 @@ struct Place {
   int row;            // the unit's first row within the sample
 
   __device__ Place(const Args& a, const Unit& unit)
-      : first(a.borders.at[unit.sample]), length(a.borders.at[unit.sample + 1] - first), row(unit.block * kBackwardRows) {}
+      : first(a.borders.at[unit.sample]), length(a.borders.at[unit.sample + 1] - first), row(unit.block * kRows) {}
 
   __device__ int query_blocks() const { return (length + kQueries - 1) / kQueries - row / kQueries; }
 
@@ -158,10 +159,8 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       char* d_o = shared.d_o[scores_ring.slot];
       // Zero probabilities do not hide the NaN of a row behind the sample.
       if (int left = place.length - blocks.at(i) * kQueries; left < kQueries) {
-        int t = thread % kWarpgroup;
-        S::Query::zero_rows(queries, left, t);
-        S::Query::zero_rows(d_o, left, t);
-        for (int r = left + t; r < kQueries; r += kWarpgroup) shared.stats[scores_ring.slot][r] = {0.0f, 0.0f};
+        S::Query::zero_rows(queries, left, thread % kWarpgroup);
+        S::Query::zero_rows(d_o, left, thread % kWarpgroup);
         fence_async_proxy();
         sync_threads(1 + warpgroup, kWarpgroup);
       }
@@ -183,26 +182,23 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       wgmma::wait<0>();
       wgmma::fence(s);
       wgmma::fence(dp);
-      int query = blocks.at(i) * kQueries + 2 * (lane % 4);
-      if (i < blocks.masked || query - 2 * (lane % 4) + kQueries > place.length) {
-#pragma unroll
-        for (int j = 0; j < kQueries / 2; ++j) {
-          int row = query + j / 4 * 8 + j % 2;
-          if (row < rows[j / 2 % 2] || row >= place.length) {
-            s[j] = -INFINITY;
-            dp[j] = 0.0f;
-          }
-        }
-      }
       const RowStats* stats = shared.stats[ring.slot] + 2 * (lane % 4);
 #pragma unroll
       for (int j = 0; j < kQueries / 8; ++j) {
-        const float2 row[2] = {*reinterpret_cast<const float2*>(stats + 8 * j), *reinterpret_cast<const float2*>(stats + 8 * j + 1)};
+        const RowStats row[2] = {stats[8 * j], stats[8 * j + 1]};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           float& x = s[4 * j + e];
-          x = exp2_fast(fmaf(x, factor, -row[e % 2].x));
-          dp[4 * j + e] = x * (dp[4 * j + e] - row[e % 2].y);
+          x = exp2_fast(fmaf(x, factor, -row[e % 2].lse));
+          dp[4 * j + e] = x * (dp[4 * j + e] - row[e % 2].delta);
+        }
+      }
+      int query = blocks.at(i) * kQueries;
+      if (i < blocks.masked || query + kQueries > place.length) {
+#pragma unroll
+        for (int j = 0; j < kQueries / 2; ++j) {
+          int row = query + 2 * (lane % 4) + j / 4 * 8 + j % 2;
+          if (row < rows[j / 2 % 2] || row >= place.length) s[j] = dp[j] = 0.0f;
         }
       }
       to_left_operand(s, p);
@@ -247,6 +243,7 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<kDim>*>(memory);
   if (threadIdx.x == 0) {
+    for (const HeadsMap* map : {&a.q, &a.k, &a.v, &a.d_o}) prefetch_map(map->wide);
     for (int i = 0; i < kKeySlots<kDim>; ++i) {
       shared.key_full[i].init(1);
       shared.key_empty[i].init(kConsumers / 32);
@@ -257,9 +254,9 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
     }
     fence_barrier_init();
   }
-  static_assert(sizeof shared.queries >= 2 * kMaxUnits * sizeof(uint32_t), "the scratch of find_units lies where queries go later");
-  Units units = find_units<kBackwardRows>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.queries), shared.units,
-                                          [&](int sample, int block) { return Place(a, {sample, block}).query_blocks(); });
+  static_assert(sizeof shared.queries >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
+  Units units = find_units<kRows>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.queries), shared.units,
+                                  [&](int sample, int block) { return Place(a, {sample, block}).query_blocks(); });
   fence_async_proxy();
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
@@ -276,10 +273,10 @@ void launch(const Device& device, const pnb_attention_backward_params& p) {
   static_assert(sizeof(Shared<kDim>) <= 227 * 1024, "shared memory of a multiprocessor");
   static const char* op = "attention_backward";
   int64_t tokens = p.q.shape[0], heads = p.q.shape[1];
-  int slots = static_cast<int>(unit_slots(tokens, p.cu_seqlens.shape[0] - 1, kBackwardRows));
+  int slots = static_cast<int>(unit_slots(tokens, p.cu_seqlens.shape[0] - 1, kRows));
   Args a{make_heads_map(p.q, kQueries, op),
-         make_heads_map(p.k, kBackwardRows, op),
-         make_heads_map(p.v, kBackwardRows, op),
+         make_heads_map(p.k, kRows, op),
+         make_heads_map(p.v, kRows, op),
          make_heads_map(p.d_o, kQueries, op),
          make_array_map(p.workspace.data, heads * tokens, kQueries, op),
          Heads<__nv_bfloat16>(p.dk),

@@ -2,32 +2,39 @@
 #include "cuda/kernels/attention/schedule.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 
-// Built as the forward pass is: one warp fills a ring of key and value tiles, and each warpgroup owns 64 query rows, whose q
-// and d_o it keeps in registers. The products for the next tile's scores are queued before those for dq have ended.
+// Built as the forward pass is: one warp fills a ring of key and value tiles, and each warpgroup owns 64 query
+// rows. The products for the next tile's scores are queued before those for dq have ended.
 
 namespace pnb::cuda::attention {
 
 namespace {
 
-constexpr int kWarpgroups = kBackwardRows / 64;
-constexpr int kThreads = kWarpgroup * (kWarpgroups + 1);
-constexpr int kConsumers = kWarpgroup * kWarpgroups;
-constexpr int kKeys = 64;  // of a tile: scores, their gradients and the rows' fragments fill the registers
+constexpr int kKeys = 64;  // of a tile: scores, their gradients, dq and, at times, q and d_o share the registers
 
+// Three warpgroups have 160 registers a thread: enough at head size 64, with q and d_o left in shared memory.
+template <int kDim>
+constexpr int kWarpgroups = kDim == 64 ? 3 : 2;
+template <int kDim>
+constexpr bool kQueriesInRegisters = kDim != 64;
+// Queries that stay in shared memory are still in use when the next unit's arrive.
+template <int kDim>
+constexpr int kQuerySlots = kQueriesInRegisters<kDim> ? 1 : 2;
 template <int kDim>
 constexpr int kSlots = kDim == 128 ? 3 : 5;
 
 template <int kDim>
 struct Shared {
-  using Query = Tile<kBackwardRows, kDim>;
+  static constexpr int kRows = 64 * kWarpgroups<kDim>;
+  static constexpr int kConsumers = kWarpgroup * kWarpgroups<kDim>;
+  using Query = Tile<kRows, kDim>;
   using Key = Tile<kKeys, kDim>;
 
-  alignas(1024) char queries[Query::kBytes];
-  alignas(1024) char d_o[Query::kBytes];
+  alignas(1024) char queries[kQuerySlots<kDim>][Query::kBytes];
+  alignas(1024) char d_o[kQuerySlots<kDim>][Query::kBytes];
   alignas(1024) char keys[kSlots<kDim>][Key::kBytes];
   alignas(1024) char values[kSlots<kDim>][Key::kBytes];
   UnitTable units;
-  Barrier query_full, query_empty;
+  Barrier query_full[kQuerySlots<kDim>], query_empty[kQuerySlots<kDim>];
   Barrier full[kSlots<kDim>], empty[kSlots<kDim>];
 };
 
@@ -46,12 +53,15 @@ struct Args {
 
 struct Place {
   int first, length;  // the sample's first row, and its rows
-  int row;            // the unit's first row within the sample
+  int row, rows;      // the unit's first row within the sample, and its rows
 
-  __device__ Place(const Args& a, const Unit& unit)
-      : first(a.borders.at[unit.sample]), length(a.borders.at[unit.sample + 1] - first), row(unit.block * kBackwardRows) {}
+  __device__ Place(const Args& a, const Unit& unit, int unit_rows)
+      : first(a.borders.at[unit.sample]),
+        length(a.borders.at[unit.sample + 1] - first),
+        row(unit.block * unit_rows),
+        rows(unit_rows) {}
 
-  __device__ int key_blocks() const { return (min(row + kBackwardRows, length) + kKeys - 1) / kKeys; }
+  __device__ int key_blocks() const { return (min(row + rows, length) + kKeys - 1) / kKeys; }
 
   // For the 64 rows from r on.
   __device__ CausalKeyBlocks blocks(int r) const {
@@ -64,17 +74,18 @@ struct Place {
 template <int kDim>
 __device__ void produce(const Args& a, Shared<kDim>& shared, const Units& units) {
   using S = Shared<kDim>;
-  Ring<1> query;
+  Ring<kQuerySlots<kDim>> query;
   Ring<kSlots<kDim>> ring;
   Unit unit;
   int head;
   for (int n = 0; units.turn(n, unit, head); ++n) {
-    Place place(a, unit);
+    Place place(a, unit, S::kRows);
     CausalKeyBlocks blocks = place.blocks(place.row);
-    shared.query_empty.wait(query.parity ^ 1);
-    shared.query_full.arrive_and_expect(2 * S::Query::kBytes);
-    S::Query::copy(shared.queries, a.q, shared.query_full, head, place.first + place.row);
-    S::Query::copy(shared.d_o, a.d_o, shared.query_full, head, place.first + place.row);
+    Barrier& query_full = shared.query_full[query.slot];
+    shared.query_empty[query.slot].wait(query.parity ^ 1);
+    query_full.arrive_and_expect(2 * S::Query::kBytes);
+    S::Query::copy(shared.queries[query.slot], a.q, query_full, head, place.first + place.row);
+    S::Query::copy(shared.d_o[query.slot], a.d_o, query_full, head, place.first + place.row);
     query.advance();
     for (int i = 0; i < blocks.count; ++i) {
       int token = place.first + blocks.at(i) * kKeys;
@@ -111,22 +122,28 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
   int lane = thread % 32;
   int own_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16 + lane / 4;
   float factor = a.scale * kLog2E;
-  Ring<1> query;
+  Ring<kQuerySlots<kDim>> query;
   Ring<kSlots<kDim>> scores_ring, ring;
   Unit unit;
   int head;
   for (int n = 0; units.turn(n, unit, head); ++n) {
-    Place place(a, unit);
+    Place place(a, unit, S::kRows);
     CausalKeyBlocks blocks = place.blocks(place.row + 64 * warpgroup);
     const int rows[2] = {place.row + own_row, place.row + own_row + 8};
 
     uint32_t q[kDim / 4], d_o[kDim / 4];
-    shared.query_full.wait(query.parity);
-    S::Query::load_fragments(q, shared_address(shared.queries), 64 * warpgroup);
-    S::Query::load_fragments(d_o, shared_address(shared.d_o), 64 * warpgroup);
-    __syncwarp();
-    if (lane == 0) shared.query_empty.arrive();
-    query.advance();
+    shared.query_full[query.slot].wait(query.parity);
+    uint32_t q_tile = shared_address(shared.queries[query.slot]), d_o_tile = shared_address(shared.d_o[query.slot]);
+    auto release_queries = [&]() PNB_INLINE {
+      __syncwarp();
+      if (lane == 0) shared.query_empty[query.slot].arrive();
+      query.advance();
+    };
+    S::Query::load_fragments(d_o, d_o_tile, 64 * warpgroup);
+    if constexpr (kQueriesInRegisters<kDim>) {
+      S::Query::load_fragments(q, q_tile, 64 * warpgroup);
+      release_queries();
+    }
 
     float lse[2], delta[2];
 #pragma unroll
@@ -161,8 +178,14 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       wgmma::fence(s);
       wgmma::fence(dp);
       wgmma::begin();
-      S::Key::template product_of_rows<kKeys>(s, q, shared_address(keys));
-      S::Key::template product_of_rows<kKeys>(dp, d_o, shared_address(shared.values[scores_ring.slot]));
+      uint32_t values = shared_address(shared.values[scores_ring.slot]);
+      if constexpr (kQueriesInRegisters<kDim>) {
+        S::Key::template product_of_rows<kKeys>(s, q, shared_address(keys));
+        S::Key::template product_of_rows<kKeys>(dp, d_o, values);
+      } else {
+        S::Key::template product_of_rows<kKeys, typename S::Query>(s, q_tile, 64 * warpgroup, shared_address(keys));
+        S::Key::template product_of_rows<kKeys, typename S::Query>(dp, d_o_tile, 64 * warpgroup, values);
+      }
       wgmma::commit();
       scores_ring.advance();
     };
@@ -170,20 +193,18 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       wgmma::wait<0>();
       wgmma::fence(s);
       wgmma::fence(dp);
-      if (i < blocks.masked) {
-        int column = blocks.at(i) * kKeys + 2 * (lane % 4);
-#pragma unroll
-        for (int j = 0; j < kKeys / 2; ++j) {
-          if (column + j / 4 * 8 + j % 2 > rows[j / 2 % 2] || column + j / 4 * 8 + j % 2 >= place.length) {
-            s[j] = -INFINITY;
-            dp[j] = 0.0f;
-          }
-        }
-      }
 #pragma unroll
       for (int j = 0; j < kKeys / 2; ++j) {
         float p = exp2_fast(fmaf(s[j], factor, -lse[j / 2 % 2]));
         s[j] = p * (dp[j] - delta[j / 2 % 2]);
+      }
+      if (i < blocks.masked) {
+        int column = blocks.at(i) * kKeys + 2 * (lane % 4);
+#pragma unroll
+        for (int j = 0; j < kKeys / 2; ++j) {
+          int key = column + j / 4 * 8 + j % 2;
+          if (key > rows[j / 2 % 2] || key >= place.length) s[j] = 0.0f;
+        }
       }
       to_left_operand(s, ds);
       wgmma::fence(dq);
@@ -209,6 +230,7 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       for (; i + 1 < blocks.count; ++i) step(i, false);
       step(i, true);
     }
+    if (!kQueriesInRegisters<kDim>) release_queries();
 
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -220,32 +242,36 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       }
     }
   }
-  zero_rows_of_no_sample<kDim>(a.dq, a.borders, a.tokens, a.heads, thread, kConsumers);
+  zero_rows_of_no_sample<kDim>(a.dq, a.borders, a.tokens, a.heads, thread, S::kConsumers);
 }
 
 template <int kDim>
-__global__ void __launch_bounds__(kThreads, 1) query_gradient_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kWarpgroup*(kWarpgroups<kDim> + 1), 1) query_gradient_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(1024) char memory[];
-  auto& shared = *reinterpret_cast<Shared<kDim>*>(memory);
+  using S = Shared<kDim>;
+  auto& shared = *reinterpret_cast<S*>(memory);
   if (threadIdx.x == 0) {
-    shared.query_full.init(1);
-    shared.query_empty.init(kConsumers / 32);
+    for (const HeadsMap* map : {&a.q, &a.k, &a.v, &a.d_o}) prefetch_map(map->wide);
+    for (int i = 0; i < kQuerySlots<kDim>; ++i) {
+      shared.query_full[i].init(1);
+      shared.query_empty[i].init(S::kConsumers / 32);
+    }
     for (int i = 0; i < kSlots<kDim>; ++i) {
       shared.full[i].init(1);
-      shared.empty[i].init(kConsumers / 32);
+      shared.empty[i].init(S::kConsumers / 32);
     }
     fence_barrier_init();
   }
-  static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "the scratch of find_units lies where keys go later");
-  Units units = find_units<kBackwardRows>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
-                                          [&](int sample, int block) { return Place(a, {sample, block}).key_blocks(); });
+  static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
+  Units units = find_units<S::kRows>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
+                                  [&](int sample, int block) { return Place(a, {sample, block}, S::kRows).key_blocks(); });
   fence_async_proxy();
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
-    give_registers<24>();
+    give_registers<kWarpgroups<kDim> == 2 ? 24 : 32>();
     if (threadIdx.x == 0) produce(a, shared, units);
   } else {
-    take_registers<240>();
+    take_registers<kWarpgroups<kDim> == 2 ? 240 : 160>();
     consume(a, shared, units);
   }
 }
@@ -254,11 +280,12 @@ template <int kDim>
 void launch(const Device& device, const pnb_attention_backward_params& p) {
   static_assert(sizeof(Shared<kDim>) <= 227 * 1024, "shared memory of a multiprocessor");
   static const char* op = "attention_backward";
-  int slots = static_cast<int>(unit_slots(p.q.shape[0], p.cu_seqlens.shape[0] - 1, kBackwardRows));
-  Args a{make_heads_map(p.q, kBackwardRows, op),
+  constexpr int kRows = Shared<kDim>::kRows;
+  int slots = static_cast<int>(unit_slots(p.q.shape[0], p.cu_seqlens.shape[0] - 1, kRows));
+  Args a{make_heads_map(p.q, kRows, op),
          make_heads_map(p.k, kKeys, op),
          make_heads_map(p.v, kKeys, op),
-         make_heads_map(p.d_o, kBackwardRows, op),
+         make_heads_map(p.d_o, kRows, op),
          Heads<const __nv_bfloat16>(p.o),
          Heads<__nv_bfloat16>(p.dq),
          static_cast<const float*>(p.lse.data),
@@ -270,6 +297,7 @@ void launch(const Device& device, const pnb_attention_backward_params& p) {
          slots,
          p.scale};
   allow_shared_memory(query_gradient_kernel<kDim>, sizeof(Shared<kDim>), op);
+  constexpr int kThreads = kWarpgroup * (kWarpgroups<kDim> + 1);
   query_gradient_kernel<kDim><<<device.multiprocessors, kThreads, sizeof(Shared<kDim>), stream_of(p.stream)>>>(a);
   check_launch(op);
 }

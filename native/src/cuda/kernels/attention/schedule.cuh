@@ -8,6 +8,9 @@ namespace pnb::cuda::attention {
 // Units of a call at most, of all samples together; 16 KB of shared memory.
 constexpr int kMaxUnits = 4096;
 
+// Rows of a unit at least, in every kernel; they bound the number of units.
+constexpr int kFewestRows = 128;
+
 // Slots for units of so many rows: sample s's block j is number (border of s) / rows + s + j, which no other unit has.
 inline int64_t unit_slots(int64_t tokens, int64_t samples, int rows) { return tokens / rows + samples; }
 
@@ -62,15 +65,13 @@ __device__ Units find_units(const Borders& rows, int slots, int heads, uint32_t*
     uint32_t own = costs[i];
     if (own == 0) continue;
     int rank = 0;
+#pragma unroll 8
     for (int j = 0; j < slots; ++j) rank += costs[j] > own || (costs[j] == own && j < i);
     table.sorted[rank] = codes[i];
   }
   __syncthreads();
   return {table.sorted, table.count, heads};
 }
-
-// Rows of a unit of the backward kernels.
-constexpr int kBackwardRows = 128;
 
 // The key blocks that a unit's query rows attend to, nearest first: those that these rows do not see, those that need a mask,
 // those seen whole. This is all that a kernel's loop asks of its mask.
@@ -93,11 +94,13 @@ struct CausalQueryBlocks {
 
 // Rows past the last sample, written zero by all of the grid's threads; `thread` of `threads` within the block.
 template <int kDim, typename T>
-__device__ void zero_rows_of_no_sample(const Heads<T>& t, const Borders& rows, int64_t tokens, int heads, int thread, int threads) {
+__device__ void zero_rows_of_no_sample(const Heads<T>& t, const Borders& rows, int64_t tokens, int heads, int thread,
+                                       int threads) {
   constexpr int kChunks = kDim * sizeof(T) / 16;
   int64_t from = rows.at[rows.samples];
   int64_t chunks = (tokens - from) * heads * kChunks;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + thread; i < chunks; i += static_cast<int64_t>(gridDim.x) * threads) {
+  int64_t step = static_cast<int64_t>(gridDim.x) * threads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + thread; i < chunks; i += step) {
     int64_t row = i / kChunks;
     reinterpret_cast<uint4*>(t.row(from + row / heads, row % heads))[i % kChunks] = uint4{0, 0, 0, 0};
   }

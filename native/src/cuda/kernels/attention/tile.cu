@@ -10,10 +10,11 @@ CUtensorMap encode(CUtensorMapDataType type, int rank, void* data, const cuuint6
                    const cuuint32_t* box, CUtensorMapSwizzle swizzle, const char* op) {
   CUtensorMap map;
   const cuuint32_t ones[3] = {1, 1, 1};
-  CUresult result = cuTensorMapEncodeTiled(&map, type, rank, data, shape, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) fail(PNB_ERROR_INTERNAL, "%s: the driver refused a tensor map with error %d", op, static_cast<int>(result));
-  return map;
+  CUresult result =
+      cuTensorMapEncodeTiled(&map, type, rank, data, shape, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result == CUDA_SUCCESS) return map;
+  fail(PNB_ERROR_INTERNAL, "%s: the driver refused a tensor map with error %d", op, static_cast<int>(result));
 }
 
 }  // namespace
@@ -27,12 +28,16 @@ bool is_mappable(const pnb_tensor& t) {
 }
 
 HeadsMap make_heads_map(const pnb_tensor& t, int rows, const char* op) {
-  const cuuint64_t shape[] = {static_cast<cuuint64_t>(t.shape[2]), static_cast<cuuint64_t>(t.shape[1]), static_cast<cuuint64_t>(t.shape[0])};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(t.stride[1] * 2), static_cast<cuuint64_t>(t.stride[0] * 2)};
-  const cuuint32_t wide[] = {64, 1, static_cast<cuuint32_t>(rows)}, rest[] = {16, 1, static_cast<cuuint32_t>(rows)};
+  auto size = [](int64_t x) { return static_cast<cuuint64_t>(x); };
+  const cuuint64_t shape[] = {size(t.shape[2]), size(t.shape[1]), size(t.shape[0])};
+  const cuuint64_t strides[] = {size(t.stride[1] * 2), size(t.stride[0] * 2)};
+  auto panel = [&](unsigned width, CUtensorMapSwizzle swizzle) {
+    const cuuint32_t box[] = {width, 1, static_cast<cuuint32_t>(rows)};
+    return encode(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, t.data, shape, strides, box, swizzle, op);
+  };
   HeadsMap map{};
-  map.wide = encode(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, t.data, shape, strides, wide, CU_TENSOR_MAP_SWIZZLE_128B, op);
-  if (t.shape[2] % 64 != 0) map.rest = encode(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, t.data, shape, strides, rest, CU_TENSOR_MAP_SWIZZLE_32B, op);
+  map.wide = panel(64, CU_TENSOR_MAP_SWIZZLE_128B);
+  if (t.shape[2] % 64 != 0) map.rest = panel(16, CU_TENSOR_MAP_SWIZZLE_32B);
   return map;
 }
 

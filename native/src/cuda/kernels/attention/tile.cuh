@@ -116,8 +116,8 @@ struct Tile {
 
  private:
   // Addresses and strides count 16 bytes; swizzle 1 is that of 128 bytes, 3 that of 32.
-  __device__ __forceinline__ static uint64_t descriptor(uint32_t address, uint64_t swizzle, uint64_t leading_bytes, uint64_t stride_bytes) {
-    return static_cast<uint64_t>((address & 0x3ffff) >> 4) | leading_bytes >> 4 << 16 | stride_bytes >> 4 << 32 | swizzle << 62;
+  __device__ __forceinline__ static uint64_t descriptor(uint32_t address, uint64_t swizzle, uint64_t leading, uint64_t stride) {
+    return static_cast<uint64_t>((address & 0x3ffff) >> 4) | leading >> 4 << 16 | stride >> 4 << 32 | swizzle << 62;
   }
 };
 
