@@ -99,7 +99,7 @@ class BadInputTest {
                         in -> Files.writeString(in.data, "{\"context\":[5],\"completion\":[999999]}\n")),
                 broken("nothing supervised", "expected supervised tokens, found none",
                         in -> Files.writeString(in.data, "{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}\n")),
-                broken("not text", "data.jsonl: expected text in UTF-8",
+                broken("not text", "data.jsonl line 1: expected text in UTF-8",
                         in -> Files.write(in.data, new byte[]{'{', (byte) 0xFF, (byte) 0xFE})),
                 broken("an output that is a file", "out: expected to write it, found: FileAlreadyExists",
                         in -> Files.writeString(in.output, "mine")),

@@ -14,6 +14,8 @@ import java.util.regex.Pattern;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.json.JsonMapper;
 
@@ -39,7 +41,10 @@ class TrainCommandTest {
 
     private Outcome train(String output, String... options) {
         List<String> all = new ArrayList<>(List.of("train", "--model", model, "--data", data, "--output",
-                folder.resolve(output).toString(), "--seq-len", "64", "--batch-size", "2"));
+                folder.resolve(output).toString(), "--seq-len", "64"));
+        if (!List.of(options).contains("--batch-size")) {
+            all.addAll(List.of("--batch-size", "2"));
+        }
         all.addAll(Arrays.asList(options));
         return Cli.run(all.toArray(String[]::new));
     }
@@ -176,6 +181,17 @@ class TrainCommandTest {
         Outcome outcome = trained("dry", "--steps", "50", "--dry-run");
         assertThat(outcome.out()).contains("frozen weights", "adapters", "activations", "sum");
         assertThat(folder.resolve("dry")).doesNotExist();
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"--dry-run", "--verbose"})
+    void aRunThatDoesNotFitIsRefusedWithNumbersBeforeItStarts(String option) {
+        Outcome outcome = train("large", "--steps", "1", "--batch-size", "4000000", option);
+        assertThat(outcome.code()).isEqualTo(1);
+        assertThat(outcome.err())
+                .containsPattern("not enough memory: expected [0-9.]+ [MG]iB to be free, found [0-9.]+ [MG]iB")
+                .containsPattern("frozen weights +[0-9.]+ MiB");
+        assertThat(outcome.out()).doesNotContain("1/1");
     }
 
     /** Both are wall times: a machine that is busy with something else during one of them gets two more attempts. */
