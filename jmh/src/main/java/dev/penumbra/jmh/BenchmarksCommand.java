@@ -21,8 +21,10 @@ import org.openjdk.jmh.runner.options.CommandLineOptions;
 import org.openjdk.jmh.runner.options.Options;
 import org.openjdk.jmh.runner.options.OptionsBuilder;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Parameters;
+import picocli.CommandLine.Spec;
 import tools.jackson.databind.node.ArrayNode;
 import tools.jackson.databind.node.ObjectNode;
 
@@ -34,12 +36,16 @@ final class BenchmarksCommand implements Callable<Integer> {
     private boolean record;
     @Parameters(paramLabel = "JMH", description = "After --: a regular expression of names and JMH's options: -- Gemm -p dtype=BF16 -p shape=OPT_1_3B.")
     private List<String> jmh = List.of();
+    @Spec
+    private CommandSpec spec;
 
     @Override
     public Integer call() throws RunnerException, CommandLineOptionException, IOException {
+        OtherWork others = OtherWork.watch();
         Collection<RunResult> results = run(new CommandLineOptions(jmh.toArray(String[]::new)));
         System.out.print(table(results));
         if (record) {
+            OtherWork.requireLittle(others.share());
             record(results);
         }
         return 0;
@@ -61,7 +67,7 @@ final class BenchmarksCommand implements Callable<Integer> {
             try (Backend backend = Backends.open(device, Integer.parseInt(first.getParams().getParam("threads")), true)) {
                 described = backend.describe();
             }
-            ObjectNode report = Results.report("jmh/run benchmarks --record -- " + String.join(" ", jmh), described);
+            ObjectNode report = Results.report(Results.command(spec), described);
             ArrayNode list = report.putArray("benchmarks");
             file.getValue().forEach(result -> list.add(json(result)));
             Results.write(file.getKey(), report);

@@ -4,6 +4,7 @@ import java.io.IOException;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
+import java.util.stream.Stream;
 import tools.jackson.databind.node.ArrayNode;
 import tools.jackson.databind.node.ObjectNode;
 
@@ -17,14 +18,17 @@ final class Comparison {
         }
     }
 
+    private final double othersShare;
     private final ObjectNode report;
     private final List<Figure> figures = new ArrayList<>();
 
-    /** @param peer a run of the peer, for its versions */
-    Comparison(String command, Side penumbra, Side peer) throws IOException {
+    /** @param peers the peer's runs, one or more */
+    Comparison(String command, Side penumbra, Side... peers) throws IOException {
+        othersShare = Stream.concat(Stream.of(penumbra), Stream.of(peers)).mapToDouble(Side::othersShare).max()
+                .orElseThrow();
         report = Results.report(command, penumbra.versions().required("backend").stringValue());
         ObjectNode versions = (ObjectNode) report.required("versions");
-        peer.versions().properties().forEach(version -> versions.set(version.getKey(), version.getValue()));
+        peers[0].versions().properties().forEach(version -> versions.set(version.getKey(), version.getValue()));
     }
 
     Comparison lessIsBetter(String what, String unit, double penumbra, double peer) {
@@ -46,8 +50,13 @@ final class Comparison {
         return this;
     }
 
-    /** Writes {@code results/<name>.json}. */
+    /**
+     * Writes {@code results/<name>.json}.
+     *
+     * @throws IllegalStateException when the machine was busy with something else
+     */
     void record(String name) throws IOException {
+        OtherWork.requireLittle(othersShare);
         ArrayNode list = report.putArray("comparisons");
         for (Figure f : figures) {
             ObjectNode node = list.addObject();

@@ -1,11 +1,15 @@
 package dev.penumbra.jmh;
 
+import dev.penumbra.backend.Device;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Locale;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** Real tokens a second on a file of short samples: packed rows beside PEFT's padded ones. */
 @Command(name = "e2e-vs-peft", description = "Real tokens/s on a file of short samples: packed at 512 beside PEFT padded to 512 and to each batch's longest.", mixinStandardHelpOptions = true, showDefaultValues = true)
@@ -15,6 +19,12 @@ final class E2eVsPeftCommand implements Callable<Integer> {
     private Path data;
     @Option(names = "--shape", defaultValue = "OPT_125M", description = "${COMPLETION-CANDIDATES}")
     private ModelShape shape;
+    @Option(names = "--device", defaultValue = "CPU", description = "${COMPLETION-CANDIDATES}")
+    private Device.Kind device;
+    @Option(names = "--padded-variants", defaultValue = "tuned", split = ",", description = "PEFT's, padded to 512; the fastest counts: f32-adapters, tuned, compiled.")
+    private List<String> paddedVariants;
+    @Option(names = "--warmup", defaultValue = "2", description = "Steps before them.")
+    private int warmup;
     @Option(names = "--threads", defaultValue = "2", description = "CPU threads.")
     private int threads;
     @Option(names = "--steps", defaultValue = "5", description = "Steps that are measured.")
@@ -23,26 +33,31 @@ final class E2eVsPeftCommand implements Callable<Integer> {
     private int batchSize;
     @Option(names = "--longest-batch-size", defaultValue = "16", description = "Samples a step where PEFT pads to the longest: as many real tokens as the packed rows have, or more.")
     private int longestBatchSize;
-    @Option(names = "--record", description = "Write jmh/results/cpu-e2e-vs-peft.json.")
+    @Option(names = "--record", description = "Write jmh/results/<device>-e2e-<model>.json.")
     private boolean record;
+    @Spec
+    private CommandSpec spec;
 
     @Override
     public Integer call() throws Exception {
         Path model = RandomOpt.folder(shape);
         List<String> options = List.of(
                 "--model", model.toString(), "--data", data.toAbsolutePath().toString(), "--shuffle",
-                "--seq-len", "512", "--threads", "" + threads, "--steps", "" + steps);
+                "--seq-len", "512", "--device", device.name(), "--threads", "" + threads, "--warmup", "" + warmup,
+                "--steps", "" + steps);
         Side ours = Side.penumbra(with(options, "--batch-size", "" + batchSize));
-        Side padded = Side.peft(with(options, "--batch-size", "" + batchSize, "--pad", "512"));
-        Side longest = Side.peft(with(options, "--batch-size", "" + longestBatchSize, "--pad", "longest"));
-        Comparison comparison = new Comparison("jmh/run e2e-vs-peft --data " + data.getFileName(), ours, padded)
-                .moreIsBetter("E2E, packed at 512, PEFT padded to 512", "tokens/s", ours.tokensPerSecond(),
+        Side padded = Side.fastestPeft(with(options, "--batch-size", "" + batchSize, "--pad", "512"), paddedVariants);
+        Side longest = Side.fastestPeft(with(options, "--batch-size", "" + longestBatchSize, "--pad", "longest"),
+                List.of("tuned"));
+        String what = "E2E, " + shape.checkpoint + ", packed at 512; PEFT ";
+        Comparison comparison = new Comparison(Results.command(spec), ours, padded, longest)
+                .moreIsBetter(what + "padded to 512", "tokens/s", ours.tokensPerSecond(),
                         padded.tokensPerSecond())
-                .moreIsBetter("E2E, packed at 512, PEFT padded to each batch's longest", "tokens/s", ours.tokensPerSecond(),
+                .moreIsBetter(what + "padded to each batch's longest", "tokens/s", ours.tokensPerSecond(),
                         longest.tokensPerSecond())
                 .print();
         if (record) {
-            comparison.record("cpu-e2e-vs-peft");
+            comparison.record(device.name().toLowerCase(Locale.ROOT) + "-e2e-" + shape.checkpoint);
         }
         return 0;
     }

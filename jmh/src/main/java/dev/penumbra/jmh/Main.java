@@ -5,7 +5,8 @@ import picocli.CommandLine.Command;
 
 /** The benchmarks' command line; {@code jmh/run} starts it. */
 @Command(name = "jmh/run", description = "Measure Penumbra, alone and beside transformers + PEFT.", mixinStandardHelpOptions = true, subcommands = {
-        BenchmarksCommand.class, StepsCommand.class, StepVsPeftCommand.class, E2eVsPeftCommand.class, TableCommand.class})
+        BenchmarksCommand.class, StepsCommand.class, StepVsPeftCommand.class, E2eVsPeftCommand.class, TableCommand.class,
+        AllCommand.class})
 final class Main {
 
     private Main() {

@@ -27,9 +27,11 @@ final class ReadmeTable {
         }
         List<JsonNode> benchmarks = reports.stream().filter(r -> r.has("benchmarks")).toList();
         if (!benchmarks.isEmpty()) {
-            text.append("| operation | parameters | ms | GFLOP/s | GB/s |\n|---|---|---|---|---|\n");
+            text.append(
+                    "<details><summary>Operations</summary>\n\n| operation | parameters | ms | GFLOP/s | GB/s |\n|---|---|---|---|---|\n");
             benchmarks.forEach(report -> benchmarks(text, report));
-            text.append('\n').append(conditions(benchmarks.getFirst())).append("\n\n");
+            text.append("\n`").append(benchmarks.getFirst().required("command").stringValue()).append("`; ")
+                    .append(conditions(benchmarks.getFirst())).append("\n\n</details>\n\n");
         }
         return text.toString();
     }

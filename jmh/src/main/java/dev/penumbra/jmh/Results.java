@@ -7,7 +7,9 @@ import java.time.LocalDate;
 import java.time.ZoneOffset;
 import java.util.List;
 import java.util.Locale;
+import java.util.stream.Collectors;
 import java.util.stream.Stream;
+import picocli.CommandLine.Model.CommandSpec;
 import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.SerializationFeature;
 import tools.jackson.databind.json.JsonMapper;
@@ -33,11 +35,18 @@ final class Results {
         return JSON.createObjectNode();
     }
 
+    /** The command line that a command was given; of a file only its name, for the folder is another elsewhere. */
+    static String command(CommandSpec spec) {
+        return spec.root().commandLine().getParseResult().originalArgs().stream()
+                .map(argument -> argument.contains("/") ? Path.of(argument).getFileName().toString() : argument)
+                .collect(Collectors.joining(" ", "jmh/run ", ""));
+    }
+
     /** A report without its figures. */
     static ObjectNode report(String command, String backend) throws IOException {
         ObjectNode report = object();
         report.put("date", LocalDate.now(ZoneOffset.UTC).toString());
-        report.put("command", command.strip());
+        report.put("command", command);
         ObjectNode machine = report.putObject("machine");
         machine.put("processor", first(Path.of("/proc/cpuinfo"), "model name"));
         machine.put("processors", Runtime.getRuntime().availableProcessors());

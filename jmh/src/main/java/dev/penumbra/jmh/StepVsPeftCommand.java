@@ -1,5 +1,6 @@
 package dev.penumbra.jmh;
 
+import dev.penumbra.backend.Device;
 import dev.penumbra.tensor.DType;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -7,7 +8,9 @@ import java.util.List;
 import java.util.Locale;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
 
 /** A dense step beside PEFT's: the same weights, the same tokens, every token supervised. */
 @Command(name = "step-vs-peft", description = "Time a LoRA step beside transformers + PEFT, on the same random model and tokens.", mixinStandardHelpOptions = true, showDefaultValues = true)
@@ -24,12 +27,20 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private int seqLen;
     @Option(names = "--dtype", defaultValue = "BF16", description = "BF16 or F32")
     private DType dtype;
+    @Option(names = "--device", defaultValue = "CPU", description = "${COMPLETION-CANDIDATES}")
+    private Device.Kind device;
+    @Option(names = "--variants", defaultValue = "tuned", split = ",", description = "PEFT's; the fastest counts: f32-adapters, tuned, compiled.")
+    private List<String> variants;
+    @Option(names = "--warmup", defaultValue = "2", description = "Steps before them.")
+    private int warmup;
     @Option(names = "--threads", defaultValue = "2", description = "CPU threads.")
     private int threads;
     @Option(names = "--steps", defaultValue = "7", description = "Steps that are measured.")
     private int steps;
-    @Option(names = "--record", description = "Write jmh/results/cpu-step-vs-peft.json.")
+    @Option(names = "--record", description = "Write jmh/results/<device>-step-<model>-<rows>x<tokens>.json.")
     private boolean record;
+    @Spec
+    private CommandSpec spec;
 
     @Override
     public Integer call() throws Exception {
@@ -38,24 +49,25 @@ final class StepVsPeftCommand implements Callable<Integer> {
         List<String> options = List.of(
                 "--model", model.toString(), "--data", data.toString(), "--loss", "ALL",
                 "--batch-size", "" + batchSize, "--seq-len", "" + seqLen, "--dtype", dtype.name(),
-                "--threads", "" + threads, "--steps", "" + steps);
+                "--device", device.name(), "--threads", "" + threads, "--warmup", "" + warmup, "--steps", "" + steps);
         Side ours = Side.penumbra(options);
         List<String> unpadded = new ArrayList<>(options);
         unpadded.addAll(List.of("--pad", "none"));
-        Side peer = Side.peft(unpadded);
+        Side peer = Side.fastestPeft(unpadded, variants);
         if (Math.abs(ours.firstLoss() - peer.firstLoss()) > LOSS_TOLERANCE * peer.firstLoss()) {
             throw new IllegalStateException("expected both to compute the same first loss, found " + ours.firstLoss()
                     + " here and " + peer.firstLoss() + " with PEFT");
         }
-        String what = String.format(Locale.ROOT, "LoRA step, %s, %d x %d, %s, %d threads", shape.checkpoint, batchSize,
-                seqLen,
-                dtype.name().toLowerCase(Locale.ROOT), threads);
-        Comparison comparison = new Comparison("jmh/run step-vs-peft", ours, peer)
+        String name = String.format(Locale.ROOT, "%s-step-%s-%dx%d", device.name().toLowerCase(Locale.ROOT),
+                shape.checkpoint, batchSize, seqLen);
+        String what = String.format(Locale.ROOT, "LoRA step, %s, %d x %d, %s, %s", shape.checkpoint, batchSize, seqLen,
+                dtype.name().toLowerCase(Locale.ROOT), device == Device.Kind.CPU ? threads + " threads" : "GPU");
+        Comparison comparison = new Comparison(Results.command(spec), ours, peer)
                 .lessIsBetter(what, "ms", ours.ms(), peer.ms())
                 .lessIsBetter("peak memory of that run", "MiB", ours.peakMib(), peer.peakMib())
                 .print();
         if (record) {
-            comparison.record("cpu-step-vs-peft");
+            comparison.record(name);
         }
         return 0;
     }

@@ -1,21 +1,24 @@
 package dev.penumbra.jmh;
 
 import dev.penumbra.Penumbra;
+import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.Backends;
 import dev.penumbra.backend.Device;
 import dev.penumbra.data.JsonlOptions.LossOn;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.train.StepMetrics;
-import dev.penumbra.train.Trainer;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.List;
 import java.util.concurrent.Callable;
+import java.util.stream.DoubleStream;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
 import tools.jackson.databind.node.ObjectNode;
 
-/** Trains some steps in this process and prints what they took; {@code peers/hf_peft_cpu.py} does the same with PEFT. */
-@Command(name = "steps", description = "Train some steps and print a line of JSON: median time, real tokens/s, peak memory.", mixinStandardHelpOptions = true, showDefaultValues = true)
+/** Trains some steps in this process and prints what they took; {@code peers/hf_peft.py} does the same with PEFT. */
+@Command(name = "steps", description = "Train some steps and print a line of JSON: medians of time and of real tokens/s, peak memory.", mixinStandardHelpOptions = true, showDefaultValues = true)
 final class StepsCommand implements Callable<Integer> {
 
     @Option(names = "--model", required = true, paramLabel = "DIR", description = "Hugging Face model folder.")
@@ -44,26 +47,36 @@ final class StepsCommand implements Callable<Integer> {
     @Override
     public Integer call() throws Exception {
         List<StepMetrics> metrics = new ArrayList<>();
-        String backend;
-        try (Penumbra penumbra = Penumbra.load(model, new Device(device, 0), threads, dtype)) {
-            backend = penumbra.model().backend().describe();
-            Trainer trainer = TrainingRun.trainer(penumbra, data, loss, batchSize, seqLen, warmup + steps, shuffle);
-            trainer.listener(metrics::add).run();
+        String description;
+        double peakMib;
+        Device on = new Device(device, 0);
+        // Opened before the model is loaded, to see what the device has free without it.
+        try (Backend before = Backends.open(on, threads, true)) {
+            long free = before.freeBytes().orElse(0);
+            try (Penumbra penumbra = Penumbra.load(model, on, threads, dtype)) {
+                Backend backend = penumbra.model().backend();
+                description = backend.describe();
+                List<Long> used = new ArrayList<>();
+                TrainingRun.trainer(penumbra, data, loss, batchSize, seqLen, warmup + steps, shuffle)
+                        .listener(metrics::add)
+                        .listener(step -> used.add(free - backend.freeBytes().orElse(0)))
+                        .run();
+                peakMib = on.isHost() ? Results.peakMib() : Collections.max(used) / 1048576.0;
+            }
         }
         ObjectNode line = Results.object();
         List<StepMetrics> measured = metrics.subList(warmup, metrics.size());
-        double totalMs = measured.stream().mapToDouble(StepMetrics::stepMs).sum();
-        line.put("ms", Results.rounded(median(measured.stream().mapToDouble(StepMetrics::stepMs).sorted().toArray())));
-        line.put("real_tokens_per_s",
-                Results.rounded(measured.stream().mapToInt(StepMetrics::realTokens).sum() / (totalMs / 1e3)));
-        line.put("peak_mib", Results.rounded(Results.peakMib()));
+        line.put("ms", Results.rounded(median(measured.stream().mapToDouble(StepMetrics::stepMs))));
+        line.put("real_tokens_per_s", Results.rounded(median(measured.stream().mapToDouble(StepMetrics::tokensPerSecond))));
+        line.put("peak_mib", Results.rounded(peakMib));
         line.put("first_loss", metrics.getFirst().loss());
-        line.putObject("versions").put("backend", backend);
+        line.putObject("versions").put("backend", description);
         System.out.println(line.toString());
         return 0;
     }
 
-    private static double median(double[] sorted) {
+    private static double median(DoubleStream values) {
+        double[] sorted = values.sorted().toArray();
         int middle = sorted.length / 2;
         return sorted.length % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
     }

@@ -1,12 +1,22 @@
 package dev.penumbra.jmh;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.io.IOException;
 import java.nio.file.Files;
+import java.util.List;
 import org.junit.jupiter.api.Test;
+import tools.jackson.databind.JsonNode;
+import tools.jackson.databind.json.JsonMapper;
 
 class ReadmeTableTest {
+
+    private static final JsonMapper JSON = new JsonMapper();
+
+    private static final String CONDITIONS = """
+            "date": "2026-01-02", "command": "jmh/run something",
+            "machine": {"processor": "A processor", "processors": 2, "memory_gib": 24}, "versions": {"jvm": "25"}""";
 
     @Test
     void theReadmeShowsWhatTheResultsSay() throws IOException {
@@ -16,5 +26,33 @@ class ReadmeTableTest {
 
         assertThat(readme).as("README.md; jmh/run table --write brings it up to date")
                 .isEqualTo(ReadmeTable.replaceIn(readme, table));
+    }
+
+    @Test
+    void aComparisonIsARowWithBothFiguresAndTheCommand() {
+        JsonNode report = JSON.readTree("{" + CONDITIONS + """
+                , "comparisons": [{"what": "a step", "unit": "ms", "penumbra": 1500.4, "peer": 2500, "factor": 1.667}]}""");
+
+        assertThat(ReadmeTable.of(List.of(report)))
+                .contains("| a step | 1500 ms | 2500 ms | 1.67 | `jmh/run something` |\n")
+                .contains("2 x A processor; 24 GiB; jvm 25; 2026-01-02.");
+    }
+
+    @Test
+    void aBenchmarkIsARowUnlessItComputesInF32() {
+        String benchmark = """
+                {"benchmark": "gemm.forward", "ms": %s, "gflops": 301.23, "params":
+                {"shape": "OPT_1_3B", "batch": "2", "seqLen": "512", "layer": "FC1", "dtype": "%s"}}""";
+        JsonNode report = JSON.readTree("{" + CONDITIONS + ", \"benchmarks\": [" + benchmark.formatted("1.25", "BF16") + ","
+                + benchmark.formatted("9.75", "F32") + "]}");
+
+        assertThat(ReadmeTable.of(List.of(report)))
+                .contains("| gemm.forward | opt-1.3b, 2 x 512, fc1 | 1.25 | 301 |  |\n")
+                .doesNotContain("9.75");
+    }
+
+    @Test
+    void aReadmeWithoutTheMarkersIsRefused() {
+        assertThatThrownBy(() -> ReadmeTable.replaceIn("# Penumbra\n", "")).hasMessageContaining(ReadmeTable.BEGIN);
     }
 }
