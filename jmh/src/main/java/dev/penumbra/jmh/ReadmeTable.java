@@ -3,7 +3,9 @@ package dev.penumbra.jmh;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 import java.util.StringJoiner;
+import java.util.TreeMap;
 import tools.jackson.databind.JsonNode;
 
 /** The README's tables of figures, between two markers, written from the files of {@code jmh/results} and from nothing else. */
@@ -30,8 +32,9 @@ final class ReadmeTable {
             text.append(
                     "<details><summary>Operations</summary>\n\n| operation | parameters | ms | GFLOP/s | GB/s |\n|---|---|---|---|---|\n");
             benchmarks.forEach(report -> benchmarks(text, report));
-            text.append("\n`").append(benchmarks.getFirst().required("command").stringValue()).append("`; ")
-                    .append(conditions(benchmarks.getFirst())).append("\n\n</details>\n\n");
+            text.append("\n`jmh/run benchmarks`; ").append(conditions(benchmarks.getFirst())).append('\n');
+            benchmarks.forEach(report -> attentionFits(text, report));
+            text.append("\n</details>\n\n");
         }
         return text.toString();
     }
@@ -49,12 +52,41 @@ final class ReadmeTable {
     private static void benchmarks(StringBuilder text, JsonNode report) {
         for (JsonNode result : report.required("benchmarks")) {
             JsonNode params = result.required("params");
-            if (!params.path("dtype").asString("BF16").equals("F32")) {
+            if (isShown(params)) {
                 row(text, result.required("benchmark").stringValue(), parameters(params), plain(result.required("ms")),
                         result.has("gflops") ? plain(result.get("gflops")) : "",
                         result.has("gbps") ? plain(result.get("gbps")) : "");
             }
         }
+    }
+
+    /** How attention's time follows the sum of the squared lengths of a packed row's samples. */
+    private static void attentionFits(StringBuilder text, JsonNode report) {
+        Map<String, List<double[]>> pointsOf = new TreeMap<>();
+        for (JsonNode result : report.required("benchmarks")) {
+            JsonNode params = result.required("params");
+            if (params.has("sampleLength") && isShown(params)) {
+                double tokens = number(params, "batch") * number(params, "seqLen");
+                pointsOf.computeIfAbsent(result.required("benchmark").stringValue(), name -> new ArrayList<>())
+                        .add(new double[]{tokens * number(params, "sampleLength"), result.required("ms").doubleValue()});
+            }
+        }
+        pointsOf.forEach((name, points) -> {
+            if (points.stream().mapToDouble(point -> point[0]).distinct().count() > 2) {
+                LinearFit fit = LinearFit.through(points);
+                text.append(String.format(Locale.ROOT,
+                        "\n%s over those samples: %.3g ms + %.3g ns for each unit of the sum of squared lengths, R² = %.4f.\n",
+                        name, fit.intercept(), 1e6 * fit.slope(), fit.r2()));
+            }
+        });
+    }
+
+    private static boolean isShown(JsonNode params) {
+        return !params.path("dtype").asString("BF16").equals("F32");
+    }
+
+    private static double number(JsonNode params, String name) {
+        return Double.parseDouble(params.required(name).stringValue());
     }
 
     /** What tells a row from its neighbours; device, dtype and thread count stand below the table. */
