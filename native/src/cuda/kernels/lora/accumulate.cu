@@ -150,6 +150,8 @@ void launch(const Args& args, bool aligned, cudaStream_t stream) {
 }  // namespace
 
 void accumulate(const Accumulation (&accumulations)[2], cudaStream_t stream) {
+  if (accumulations[0].x.shape[0] == 0) return;
+  if (small_rank_accumulates(accumulations)) return accumulate_small_rank(accumulations, stream);
   Args args{};
   args.m = accumulations[0].x.shape[0];
   args.tokens = round_up(ceil_div(args.m, kCluster), kTokenWarps * kTokens);
@@ -169,7 +171,7 @@ void accumulate(const Accumulation (&accumulations)[2], cudaStream_t stream) {
     aligned = aligned && rows_aligned(a.x) && s.columns % kRun == 0;
   }
   int64_t ranks = accumulations[0].d.shape[0];
-  if (args.m == 0 || std::max(args.sums[0].columns, args.sums[1].columns) == 0) return;
+  if (std::max(args.sums[0].columns, args.sums[1].columns) == 0) return;
   for (int64_t rank = 0; rank < ranks; rank += 16 * kMaxRankTiles) {
     for (int k = 0; k < 2; ++k) {
       args.sums[k].left = static_cast<const float*>(accumulations[k].left.data) + rank * args.sums[k].left_rank;

@@ -137,6 +137,8 @@ void launch(const Args& args, bool aligned, cudaStream_t stream) {
 
 void project(const pnb_tensor& x, const pnb_tensor& factor, const pnb_dropout& dropout, float scale, const pnb_tensor& h,
              cudaStream_t stream) {
+  if (x.shape[0] == 0) return;
+  if (small_rank_projects(x, factor.shape[0])) return project_small_rank(x, factor, dropout, scale, h, stream);
   Args args{};
   args.x = x.data;
   args.dropout = DropoutParams(dropout);
@@ -148,7 +150,6 @@ void project(const pnb_tensor& x, const pnb_tensor& factor, const pnb_dropout& d
   args.factor_rank = factor.stride[0];
   args.factor_column = factor.stride[1];
   args.scale = scale;
-  if (args.m == 0) return;
   bool x_aligned = rows_aligned(x) && args.columns % kRun == 0;
   args.factor_aligned = rows_aligned(factor) && factor.stride[1] == 1 && args.columns % kRun == 0;
   for (int64_t rank = 0; rank < factor.shape[0]; rank += 8 * kMaxRankTiles) {
