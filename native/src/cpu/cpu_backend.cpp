@@ -71,6 +71,7 @@ class CpuBackend final : public Backend {
 }  // namespace
 
 std::unique_ptr<Backend> create(const pnb_context_params& params) {
+  choose_isa();
   return std::make_unique<CpuBackend>(params.threads > 0 ? params.threads : omp_get_num_procs());
 }
 

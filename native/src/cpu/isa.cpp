@@ -1,5 +1,6 @@
 #include "cpu/isa.h"
 
+#include <cstdlib>
 #include <oneapi/dnnl/dnnl.hpp>
 
 namespace pnb::cpu {
@@ -12,6 +13,12 @@ bool has(dnnl::cpu_isa wanted) {  // oneDNN's codes are bit sets
 }
 
 }  // namespace
+
+void choose_isa() {
+  if (std::getenv("ONEDNN_MAX_CPU_ISA") != nullptr) return;
+  // Has no effect once oneDNN has computed something, and then it was called before.
+  dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_fp16);
+}
 
 bool has_avx512() { return has(dnnl::cpu_isa::avx512_core); }
 
