@@ -7,6 +7,7 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Locale;
 import tools.jackson.core.JacksonException;
 import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.json.JsonMapper;
@@ -65,7 +66,7 @@ record Side(double ms, double tokensPerSecond, double peakMib, double firstLoss,
             throw new IOException("expected " + name + " to print a line of JSON, found exit status " + status + " of "
                     + String.join(" ", command));
         }
-        System.out.printf("%-20s %s%n", name, lines.getLast());
+        System.out.printf(Locale.ROOT, "%-20s %s, other processes took %.1f %%%n", name, lines.getLast(), 100 * othersShare);
         try {
             JsonNode result = new JsonMapper().readTree(lines.getLast());
             return new Side(result.required("ms").doubleValue(), result.required("real_tokens_per_s").doubleValue(),

@@ -5,13 +5,10 @@ import static org.assertj.core.api.Assertions.assertThat;
 import java.util.Collection;
 import java.util.Set;
 import java.util.TreeSet;
-import java.util.stream.Collectors;
 import org.junit.jupiter.api.Test;
 import org.openjdk.jmh.annotations.Mode;
 import org.openjdk.jmh.results.RunResult;
-import org.openjdk.jmh.runner.BenchmarkList;
 import org.openjdk.jmh.runner.RunnerException;
-import org.openjdk.jmh.runner.format.OutputFormatFactory;
 import org.openjdk.jmh.runner.options.OptionsBuilder;
 import org.openjdk.jmh.runner.options.VerboseMode;
 
@@ -27,14 +24,12 @@ class BenchmarksTest {
 
         Set<String> ran = new TreeSet<>();
         for (RunResult result : results) {
-            ran.add(result.getParams().getBenchmark());
+            String[] name = result.getParams().getBenchmark().split("\\.");
+            ran.add(name[name.length - 2]);
             var json = BenchmarksCommand.json(result);
             assertThat(json.required("ms").doubleValue()).as("%s", json).isPositive();
             assertThat(json.path("gflops").doubleValue(0) + json.path("gbps").doubleValue(0)).as("%s", json).isPositive();
         }
-        Set<String> all = BenchmarkList.defaultList()
-                .getAll(OutputFormatFactory.createFormatInstance(System.out, VerboseMode.SILENT), java.util.List.of())
-                .stream().map(entry -> entry.getUsername()).collect(Collectors.toCollection(TreeSet::new));
-        assertThat(ran).isEqualTo(all).isNotEmpty();
+        assertThat(ran).isEqualTo(BenchmarksCommand.classes()).isNotEmpty();
     }
 }
