@@ -7,6 +7,7 @@ import dev.penumbra.backend.op.Fill;
 import dev.penumbra.data.Batch;
 import dev.penumbra.data.Batches;
 import dev.penumbra.data.Dataset;
+import dev.penumbra.data.Sample;
 import dev.penumbra.io.PeftAdapter;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.model.LanguageModel;
@@ -17,6 +18,7 @@ import dev.penumbra.model.PassShape;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.lang.foreign.Arena;
+import java.nio.ByteBuffer;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -24,6 +26,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.zip.CRC32C;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -108,7 +111,22 @@ public final class Trainer {
                 + " clip=" + config.clip()
                 + " grad_accum=" + config.gradAccum() + " seed=" + config.seed() + " shuffle=" + config.shuffle() + " pack="
                 + config.pack()
-                + " samples=" + data.size() + " dtype=" + model.dtype();
+                + " samples=" + data.size() + " data=" + Long.toHexString(checksum()) + " dtype=" + model.dtype();
+    }
+
+    /** CRC32C over the samples: a resumed run goes on with the same ones. */
+    private long checksum() {
+        CRC32C crc = new CRC32C();
+        for (int i = 0; i < data.size(); i++) {
+            Sample sample = data.get(i);
+            ByteBuffer bytes = ByteBuffer.allocate(Integer.BYTES * (sample.length() + 1)).putInt(sample.length());
+            for (int t = 0; t < sample.length(); t++) {
+                // The sign bit tells what is supervised: no token has it.
+                bytes.putInt(sample.supervised()[t] ? ~sample.ids()[t] : sample.ids()[t]);
+            }
+            crc.update(bytes.flip());
+        }
+        return crc.getValue();
     }
 
     /**
@@ -116,7 +134,8 @@ public final class Trainer {
      *
      * @throws ModelException before anything is loaded when the plan does not fit into memory
      * @return metrics of the last step, or null when there was none left to do
-     * @throws TrainingException when a loss or gradient is not finite, naming the step; checkpoints before it stay
+     * @throws TrainingException when a loss or gradient is not finite, naming the step; checkpoints before it stay. When the
+     *         output has checkpoints that this run does not resume, or cannot
      */
     public @Nullable StepMetrics run() {
         plan().requireFits(backend);
@@ -193,12 +212,17 @@ public final class Trainer {
         }
 
         private void resume() throws IOException {
-            if (!config.resume() || config.output() == null) {
+            if (config.output() == null) {
                 return;
             }
             Optional<Path> latest = Checkpoints.latest(config.output());
             if (latest.isEmpty()) {
                 return;
+            }
+            if (!config.resume()) {
+                // They would be overwritten, or mistaken for this run's by whoever resumes it.
+                throw new TrainingException(config.output() + ": expected no checkpoints of another run, found "
+                        + latest.get().getFileName() + ": resume it, remove it or choose another folder");
             }
             Checkpoints.State saved = Checkpoints.load(latest.get(), adapter, state.m, state.v);
             if (!saved.settings().equals(settings())) {

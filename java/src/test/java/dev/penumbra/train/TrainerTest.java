@@ -138,6 +138,27 @@ class TrainerTest {
     }
 
     @Test
+    void aResumedRunOnOtherDataIsRefusedAndSoIsANewRunAmongCheckpoints(@TempDir Path dir) throws IOException {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            train(f, adapter(f, arena, 0), config().output(dir).saveEvery(3).build(), -1);
+            byte[] saved = Files.readAllBytes(dir.resolve("checkpoint-6/adapter_model.safetensors"));
+            List<Sample> samples = new ArrayList<>();
+            for (int i = 0; i < 12; i++) {
+                samples.add(data(12).get(i));
+            }
+            samples.get(7).ids()[3]++;
+            TrainConfig resumed = config().output(dir).resume(true).build();
+            assertThatThrownBy(() -> new Trainer(f.model, adapter(f, arena, 0), resumed, Dataset.of(samples), null).run())
+                    .isInstanceOf(TrainingException.class)
+                    .hasMessageContaining("checkpoint-6: expected a checkpoint of a run");
+            assertThatThrownBy(() -> train(f, adapter(f, arena, 0), config().output(dir).build(), -1))
+                    .isInstanceOf(TrainingException.class)
+                    .hasMessageContaining(dir + ": expected no checkpoints of another run, found checkpoint-6");
+            assertThat(Files.readAllBytes(dir.resolve("checkpoint-6/adapter_model.safetensors"))).isEqualTo(saved);
+        }
+    }
+
+    @Test
     void accumulatedMicroBatchesEqualOneBigBatch() throws IOException {
         try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             LoraAdapter big = adapter(f, arena, 0);
