@@ -63,8 +63,13 @@ final class OptWeights {
         long h = config.hiddenSize();
         long f = config.ffnDim();
         long e = config.wordEmbedProjDim();
-        tokens = table(prefix + "embed_tokens.weight", config.vocabSize(), e);
-        positions = table(prefix + "embed_positions.weight", config.maxPositionEmbeddings() + Opt.POSITION_OFFSET, h);
+        boolean tied = config.tieWordEmbeddings() || !folder.has("lm_head.weight");
+        String tokensName = prefix + "embed_tokens.weight";
+        head = pack("lm_head", List.of(tied ? tokensName : "lm_head.weight"), config.vocabSize(), e, config.vocabSize() * e);
+        Tensor shared = tied ? head.rows().orElse(null) : null;
+        tokens = shared != null ? shared : table(tokensName, config.vocabSize(), e, tied ? 0 : config.vocabSize() * e);
+        positions = table(prefix + "embed_positions.weight", config.maxPositionEmbeddings() + Opt.POSITION_OFFSET, h,
+                (config.maxPositionEmbeddings() + Opt.POSITION_OFFSET) * h);
         projectIn = config.hasProjection() ? linear(prefix + "project_in", h, e, false) : null;
         projectOut = config.hasProjection() ? linear(prefix + "project_out", e, h, false) : null;
         for (int i = 0; i < config.numHiddenLayers(); i++) {
@@ -78,9 +83,6 @@ final class OptWeights {
                     linear(at + "fc2", h, f, true)));
         }
         finalNorm = config.hasFinalLayerNorm() ? layerNorm(prefix + "final_layer_norm", h) : null;
-        boolean tied = config.tieWordEmbeddings() || !folder.has("lm_head.weight");
-        String headName = tied ? prefix + "embed_tokens.weight" : "lm_head.weight";
-        head = pack("lm_head", List.of(headName), config.vocabSize(), e, tied ? 0 : config.vocabSize() * e);
     }
 
     private Linear linear(String name, long out, long in, boolean bias) throws IOException {
@@ -125,7 +127,7 @@ final class OptWeights {
         for (String part : parts) {
             stored.add(checked(part, n));
         }
-        Tensor device = allocate(name, DType.F32, Shape.of(n * parts.size()));
+        Tensor device = allocate(name, DType.F32, Shape.of(n * parts.size()), n * parts.size());
         if (planning) {
             return device;
         }
@@ -141,11 +143,15 @@ final class OptWeights {
         return device;
     }
 
-    /** A table that rows are gathered from: as stored, but never wider than the compute dtype. */
-    private Tensor table(String name, long rows, long width) throws IOException {
+    /**
+     * A table that rows are gathered from: as stored, but never wider than the compute dtype.
+     *
+     * @param parameters of the model that are not told elsewhere
+     */
+    private Tensor table(String name, long rows, long width, long parameters) throws IOException {
         Tensor stored = checked(name, rows, width);
         DType dtype = stored.dtype() == DType.F32 ? compute : stored.dtype();
-        Tensor device = allocate(name, dtype, stored.shape());
+        Tensor device = allocate(name, dtype, stored.shape(), parameters);
         if (planning) {
             return device;
         }
@@ -163,9 +169,9 @@ final class OptWeights {
         return device;
     }
 
-    private Tensor allocate(String name, DType dtype, Shape shape) {
+    private Tensor allocate(String name, DType dtype, Shape shape, long parameters) {
         Tensor device = planning ? Tensor.planned(dtype, shape) : backend.allocate(owner, dtype, shape);
-        entries.add(new Entry(name, device.byteSize(), shape.size()));
+        entries.add(new Entry(name, device.byteSize(), parameters));
         return device;
     }
 
