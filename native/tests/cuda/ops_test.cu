@@ -177,6 +177,7 @@ void adamw(int64_t n, float max_norm) {
 }  // namespace
 
 int main() {
+  backend();  // without a GPU the test ends here
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
     norms(37, 768, dtype), norms(3, 2048, dtype), norms(5, 1001, dtype), norms(2, 16384, dtype);
     for (int64_t r : {1, 4, 5, 8, 9, 16, 65}) lora(203, 264, 328, r, dtype);

@@ -67,7 +67,8 @@ final class PeftParity {
             String key = named.getKey();
             double measure = Math.max(peft.path(key).asDouble(), isGradient(key) ? usual : 0);
             double allowed = key.equals("loss") ? BF16_LOSS : BF16_FACTOR * measure + BF16_FLOOR;
-            assertThat(named.getValue()).as(name + ": " + key).isLessThanOrEqualTo(allowed);
+            assertThat(named.getValue()).as(name + ": " + key + ", PEFT's own " + peft.path(key))
+                    .isLessThanOrEqualTo(allowed);
             ratio = key.equals("loss") ? ratio : Math.max(ratio, named.getValue() / allowed);
         }
         return worst(errors, ratio);

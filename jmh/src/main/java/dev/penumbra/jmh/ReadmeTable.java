@@ -1,6 +1,7 @@
 package dev.penumbra.jmh;
 
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -21,12 +22,15 @@ final class ReadmeTable {
     static String of(List<JsonNode> reports) {
         StringBuilder text = new StringBuilder();
         List<JsonNode> comparisons = reports.stream().filter(r -> r.has("comparisons")).toList();
-        if (!comparisons.isEmpty()) {
+        // A table for each machine, with what it is below.
+        Map<String, List<JsonNode>> byConditions = new LinkedHashMap<>();
+        comparisons.forEach(r -> byConditions.computeIfAbsent(conditions(r), conditions -> new ArrayList<>()).add(r));
+        byConditions.forEach((conditions, measured) -> {
             text.append(
                     "| measured in one run | Penumbra | transformers + PEFT | times better | command |\n|---|---|---|---|---|\n");
-            comparisons.forEach(report -> comparisons(text, report));
-            text.append('\n').append(conditions(comparisons.getFirst())).append("\n\n");
-        }
+            measured.forEach(report -> comparisons(text, report));
+            text.append('\n').append(conditions).append("\n\n");
+        });
         List<JsonNode> benchmarks = reports.stream().filter(r -> r.has("benchmarks")).toList();
         if (!benchmarks.isEmpty()) {
             text.append(
