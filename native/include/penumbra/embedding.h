@@ -9,7 +9,7 @@ extern "C" {
 #endif
 
 /* d[t] = table[tokens[t]] + position_table[positions[t] + position_offset] + residual[t]; each term may be absent.
-   An index outside its table is an error on the CPU, found before anything is written. */
+   An index outside its table is an error on the CPU, found before anything is written; on a GPU its row becomes NaN. */
 typedef struct pnb_embedding_params {
   uint32_t struct_size;
   int32_t position_offset;   /* OPT: 2 */

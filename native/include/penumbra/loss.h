@@ -10,6 +10,7 @@ extern "C" {
 
 /* For i < n: z = x[rows[i]] * W^T;  loss += logsumexp(z) - z[targets[i]];
    dx[rows[i]] = grad_scale * (softmax(z) - onehot(targets[i])) * W;  every other row of dx is written zero.
+   A target outside the vocabulary is an error on the CPU, and gives a loss of NaN on a GPU.
    The mean's gradient is grad_scale = 1 / (supervised tokens of the whole optimizer step). */
 typedef struct pnb_linear_cross_entropy_params {
   uint32_t struct_size;
@@ -17,7 +18,7 @@ typedef struct pnb_linear_cross_entropy_params {
   void* stream;
   pnb_tensor x;             /* [m, h], rows contiguous; dtype of the weight */
   const pnb_weight* weight; /* W [vocab, h]; packed for FORWARD, and for BACKWARD when dx is present */
-  pnb_tensor rows;          /* i32 [n]: the supervised rows, ascending, each once */
+  pnb_tensor rows;          /* i32 [n]: the supervised rows, ascending, each once; -1 after the last: skipped with its target */
   pnb_tensor targets;       /* i32 [n]: the token that each should predict */
   pnb_tensor grad_scale;    /* f32 [1] on the device; needed with dx */
   pnb_tensor loss;          /* f32 [1]: += the sum over rows, not the mean */

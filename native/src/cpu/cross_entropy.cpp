@@ -117,6 +117,7 @@ void linear_cross_entropy(Gemm& gemm, const pnb_linear_cross_entropy_params& p, 
   int64_t vocab = weight->out;
   int64_t hidden = weight->in;
   int64_t supervised = p.rows.shape[0];
+  while (supervised > 0 && rows[supervised - 1] < 0) --supervised;
   for (int64_t i = 0; i < supervised; ++i) {
     if (rows[i] < 0 || rows[i] >= p.x.shape[0] || (i > 0 && rows[i] <= rows[i - 1])) {
       fail(PNB_ERROR_INVALID_ARGUMENT, "linear_cross_entropy: expected rows ascending within [0, %lld), found %d at %lld",

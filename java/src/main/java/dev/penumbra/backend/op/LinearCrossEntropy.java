@@ -10,7 +10,7 @@ import org.jspecify.annotations.Nullable;
  *
  * @param x [m, h]
  * @param weight W [vocab, h]
- * @param rows i32 [n], ascending, each once; {@link #NO_ROW} is skipped with its target
+ * @param rows i32 [n], ascending, each once; {@link #NO_ROW} after the last is skipped with its target
  * @param targets i32 [n]
  * @param gradScale f32 [1]; needed with dx
  * @param loss f32 [1]: {@code +=}, the sum, not the mean
