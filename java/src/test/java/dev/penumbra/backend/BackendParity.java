@@ -320,7 +320,8 @@ abstract class BackendParity {
             FrozenWeight w = b.weight(dtype, 29, 13, b.onHost(DType.F32, 29, 13));
             Tensor loss = b.floats(0.5f);
             Tensor dx = b.normal(dtype, 7, 13);
-            b.run(space -> new LinearCrossEntropy(x, w, b.ints(1, 2, 6, LinearCrossEntropy.NO_ROW), b.ints(28, 0, 5, 0), b.floats(0.25f), loss, dx,
+            b.run(space -> new LinearCrossEntropy(x, w, b.ints(1, 2, 6, LinearCrossEntropy.NO_ROW), b.ints(28, 0, 5, 0),
+                    b.floats(0.25f), loss, dx,
                     space));
             return List.of(loss, dx);
         });
