@@ -2,6 +2,7 @@
 #ifndef PENUMBRA_GEMM_H
 #define PENUMBRA_GEMM_H
 
+#include "penumbra/blocks.h"
 #include "penumbra/context.h"
 
 #ifdef __cplusplus
@@ -66,7 +67,13 @@ enum {
 
 #define PNB_MAX_LOW_RANK 4
 
-/* d = epilogue(a * B + sum of low-rank terms + bias) + residual, accumulated in f32, rounded once when d is bf16. */
+/* d = epilogue(a * B + sum of low-rank terms + bias) + residual, accumulated in f32, rounded once when d is bf16.
+
+   With blocks, of a weight's rows (its neurons) only the listed ones are used:
+     FORWARD  (SDD) d = a * W[listed]^T is compact: [m, capacity * size], and its columns past the list are not written.
+              bias, relu_mask and the low-rank terms' columns stay where they are without a list: [neurons] and so on; of
+              relu_mask only the listed blocks' bits are read or written. There is no residual.
+     BACKWARD (DSD) a is compact: [m, capacity * size]; d = a * W[listed], as if the other neurons' columns were 0. */
 typedef struct pnb_gemm_params {
   uint32_t struct_size;
   int32_t epilogue; /* PNB_EPILOGUE_* */
@@ -81,6 +88,7 @@ typedef struct pnb_gemm_params {
   pnb_tensor residual;  /* [m, n], dtype of d, or absent; may be d itself: d += */
   pnb_tensor relu_mask; /* u8 [m, (n + 7) / 8]: bit (j mod 8) of byte j / 8 says that element j is above 0; or absent */
   pnb_tensor d;         /* [m, n], rows contiguous; f32, or the dtype of a */
+  pnb_block_list blocks; /* of weight's rows; without indices: all */
   pnb_workspace workspace;
 } pnb_gemm_params;
 

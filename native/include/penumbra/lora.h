@@ -17,7 +17,9 @@ typedef struct pnb_lora_project_params {
   pnb_tensor x; /* [m, in], rows contiguous; f32 or bf16 */
   pnb_tensor a; /* f32 [r, in], any strides */
   pnb_tensor h; /* f32 [m, r]: = */
-  pnb_dropout dropout; /* elements counted row-major over x */
+  pnb_dropout dropout; /* elements counted row-major over x, as it is without a list */
+  pnb_block_list x_blocks; /* x is compact, [m, capacity * size], and a [r, in] is not; without indices: neither is */
+  const struct pnb_lora_project_params* next; /* another adapter of the same x, computed in the same pass; NULL: none */
 } pnb_lora_project_params;
 
 PNB_API pnb_status pnb_lora_project(pnb_context* context, const pnb_lora_project_params* params);
@@ -38,6 +40,10 @@ typedef struct pnb_lora_gradients_params {
   pnb_tensor da; /* f32 [r, in]: += */
   pnb_tensor db; /* f32 [out, r]: += */
   pnb_dropout dropout; /* as in the forward pass */
+  pnb_block_list x_blocks;  /* x is compact, a and da are not; without indices: none is */
+  pnb_block_list dy_blocks; /* dy is compact, b and db are not; without indices: none is */
+  const struct pnb_lora_gradients_params* next; /* another adapter of the same x and scaling, computed in the same passes;
+                                                   its own workspace is not read; NULL: none */
   pnb_workspace workspace;
 } pnb_lora_gradients_params;
 

@@ -8,6 +8,7 @@
 #define PENUMBRA_PENUMBRA_H
 
 #include "penumbra/attention.h"
+#include "penumbra/blocks.h"
 #include "penumbra/context.h"
 #include "penumbra/embedding.h"
 #include "penumbra/gemm.h"
@@ -16,6 +17,7 @@
 #include "penumbra/memory.h"
 #include "penumbra/norm.h"
 #include "penumbra/optimizer.h"
+#include "penumbra/sparse.h"
 #include "penumbra/status.h"
 #include "penumbra/tensor.h"
 

@@ -24,6 +24,38 @@ void weight(const Checker& check, Place place, const pnb_weight* weight) {
   check.that(place == kShapeOnly || !weight->described, "expected a packed weight, found the description of one");
 }
 
+bool blocks(const Checker& check, const pnb_block_list& blocks, const char* name, int64_t m, int64_t neurons) {
+  if (!check.optional(blocks.indices, name, 2, {PNB_DTYPE_I32})) return false;
+  block_size(check, blocks.size, neurons);
+  rows_per_list(check, blocks.rows_per_list, m);
+  block_lists(check, blocks, name, list_count(m, blocks.rows_per_list));
+  check.that(blocks.indices.shape[1] <= neurons / blocks.size, "expected lists of at most %lld blocks, found room for %lld",
+             static_cast<long long>(neurons / blocks.size), static_cast<long long>(blocks.indices.shape[1]));
+  return true;
+}
+
+void block_lists(const Checker& check, const pnb_block_list& blocks, const char* name, int64_t lists) {
+  check.tensor(blocks.indices, name, 2, {PNB_DTYPE_I32});
+  check.rows_contiguous(blocks.indices, name);
+  check.dim(blocks.indices, name, 0, lists);
+  check.tensor(blocks.counts, "a block list's counts", 1, {PNB_DTYPE_I32});
+  check.shape(blocks.counts, "a block list's counts", {lists});
+  check.contiguous(blocks.counts, "a block list's counts");
+}
+
+void block_size(const Checker& check, int64_t size, int64_t neurons) {
+  check.that(size == 32 || size == 64 || size == 128, "expected blocks of 32, 64 or 128, found %lld", static_cast<long long>(size));
+  check.that(neurons % size == 0, "expected a multiple of %lld neurons, found %lld", static_cast<long long>(size),
+             static_cast<long long>(neurons));
+}
+
+void rows_per_list(const Checker& check, int64_t rows, int64_t m) {
+  check.that(rows > 0 && (rows >= m || rows % 128 == 0), "expected rows_per_list to be a multiple of 128 or at least %lld, found %lld",
+             static_cast<long long>(m), static_cast<long long>(rows));
+}
+
+int64_t list_count(int64_t m, int64_t rows_per_list) { return (m + rows_per_list - 1) / rows_per_list; }
+
 }  // namespace pnb::check
 
 namespace {
@@ -66,7 +98,8 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
   int64_t n = p.d.shape[1];
   int64_t k = p.a.shape[1];
   check.dim(p.a, "a", 0, m);
-  check.that(k > 0, "expected a with one column or more, found none");
+  int64_t neurons_of_d = n;  // what columns of bias, terms and mask are counted in: more than n where d is compact
+  check.that(k > 0 || present(p.blocks.indices), "expected a with one column or more, found none");
   check.that(m <= 1 || p.d.stride[0] >= n, "expected d with rows %lld apart or more, found %lld", static_cast<long long>(n),
              static_cast<long long>(p.d.stride[0]));
   if (p.weight != nullptr) {
@@ -77,8 +110,14 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
     check.that((p.weight->uses & p.weight_use) != 0, "expected a weight packed for use %d, found one packed for %d", p.weight_use,
                p.weight->uses);
     bool forward = p.weight_use == PNB_WEIGHT_FORWARD;
-    int64_t inner = forward ? p.weight->in : p.weight->out;
-    int64_t outer = forward ? p.weight->out : p.weight->in;
+    int64_t neurons = p.weight->out;
+    if (pnb::check::blocks(check, p.blocks, "blocks", m, p.weight->out)) {
+      neurons = p.blocks.indices.shape[1] * p.blocks.size;
+      check.that(!forward || (!present(p.residual) && p.residual.rank == 0), "expected no residual of a compact d, found one");
+    }
+    int64_t inner = forward ? p.weight->in : neurons;
+    int64_t outer = forward ? neurons : p.weight->in;
+    if (forward) neurons_of_d = p.weight->out;
     check.that(k == inner, "expected a with %lld columns for this weight, found %lld", static_cast<long long>(inner),
                static_cast<long long>(k));
     check.that(n == outer, "expected d with %lld columns for this weight, found %lld", static_cast<long long>(outer),
@@ -87,7 +126,9 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
   } else {
     check.tensor(p.b, "b", 2, {p.a.dtype});
     check.shape(p.b, "b", {k, n});
+    check.that(!present(p.blocks.indices) && p.blocks.indices.rank == 0, "expected blocks with a weight only, found them with b");
   }
+  n = neurons_of_d;
   check.that(p.low_rank_count >= 0 && p.low_rank_count <= PNB_MAX_LOW_RANK, "expected 0 to %d low-rank terms, found %d",
              PNB_MAX_LOW_RANK, p.low_rank_count);
   check.that(p.low_rank_count == 0 || p.low_rank != nullptr, "expected low-rank terms, found NULL");
@@ -108,7 +149,7 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
     check.contiguous(p.bias, "bias");
   }
   if (check.optional(p.residual, "residual", 2, {p.d.dtype})) {
-    check.shape(p.residual, "residual", {m, n});
+    check.shape(p.residual, "residual", {m, p.d.shape[1]});
     check.rows_contiguous(p.residual, "residual");
   }
   check.that(p.epilogue >= PNB_EPILOGUE_NONE && p.epilogue <= PNB_EPILOGUE_DRELU, "expected an epilogue of 0 to 2, found %d",

@@ -8,16 +8,36 @@ using pnb::check::Place;
 
 namespace {
 
-void check_gradients(const pnb_lora_gradients_params& p, Place place) {
-  Checker check("lora_gradients", place);
+// The width that a matrix of so many columns stands for: `full` where it is compact.
+int64_t width(const Checker& check, const pnb_tensor& compact, const pnb_block_list& blocks, const char* name, int64_t full) {
+  int64_t columns = compact.shape[1];
+  if (!pnb::check::blocks(check, blocks, name, compact.shape[0], full)) return columns;
+  int64_t room = blocks.indices.shape[1] * blocks.size;
+  check.that(columns == room, "expected %lld compact columns for %s, found %lld", static_cast<long long>(room), name,
+             static_cast<long long>(columns));
+  return full;
+}
+
+void check_projection(const Checker& check, const pnb_lora_project_params& p) {
+  check.tensor(p.x, "x", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
+  check.rows_contiguous(p.x, "x");
+  check.tensor(p.a, "a", 2, {PNB_DTYPE_F32});
+  check.dim(p.a, "a", 1, width(check, p.x, p.x_blocks, "x_blocks", p.a.shape[1]));
+  check.tensor(p.h, "h", 2, {PNB_DTYPE_F32});
+  check.shape(p.h, "h", {p.x.shape[0], p.a.shape[0]});
+  pnb::check::dropout(check, p.dropout);
+}
+
+void check_gradients(const Checker& check, const pnb_lora_gradients_params& p) {
   check.tensor(p.x, "x", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
   check.tensor(p.dy, "dy", 2, {p.x.dtype});
   check.tensor(p.a, "a", 2, {PNB_DTYPE_F32});
+  check.tensor(p.b, "b", 2, {PNB_DTYPE_F32});
   int64_t m = p.x.shape[0];
-  int64_t in = p.x.shape[1];
-  int64_t out = p.dy.shape[1];
-  int64_t r = p.a.shape[0];
   check.dim(p.dy, "dy", 0, m);
+  int64_t in = width(check, p.x, p.x_blocks, "x_blocks", p.a.shape[1]);
+  int64_t out = width(check, p.dy, p.dy_blocks, "dy_blocks", p.b.shape[0]);
+  int64_t r = p.a.shape[0];
   check.dim(p.a, "a", 1, in);
   check.rows_contiguous(p.x, "x");
   check.rows_contiguous(p.dy, "dy");
@@ -33,27 +53,40 @@ void check_gradients(const pnb_lora_gradients_params& p, Place place) {
   pnb::check::dropout(check, p.dropout);
 }
 
+// Every adapter of a chain, each over the first one's x.
+template <typename Params, typename Check>
+void check_chain(const Checker& check, const Params& first, Check&& one) {
+  for (const Params* p = &first; p != nullptr; p = p->next) {
+    pnb::check_params(check.op(), p);
+    one(check, *p);
+    check.that(p->x.data == first.x.data && p->x.stride[0] == first.x.stride[0] && p->x.dtype == first.x.dtype,
+               "expected the next adapter to read the same x, found another");
+    check.shape(p->x, "the next adapter's x", {first.x.shape[0], first.x.shape[1]});
+    check.that(p->x_blocks.indices.data == first.x_blocks.indices.data, "expected the next adapter to read x by the same lists, found others");
+  }
+}
+
+void check_all_gradients(const Checker& check, const pnb_lora_gradients_params& first) {
+  check_chain(check, first, check_gradients);
+  for (const auto* p = first.next; p != nullptr; p = p->next) {
+    check.that(p->scaling == first.scaling, "expected the next adapter to have the same scaling, found another");
+  }
+}
+
 }  // namespace
 
 extern "C" {
 
 pnb_status pnb_lora_project(pnb_context* context, const pnb_lora_project_params* params) {
   return pnb::entry("lora_project", context, params, [&](Backend& backend) {
-    Checker check("lora_project");
-    check.tensor(params->x, "x", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
-    check.rows_contiguous(params->x, "x");
-    check.tensor(params->a, "a", 2, {PNB_DTYPE_F32});
-    check.dim(params->a, "a", 1, params->x.shape[1]);
-    check.tensor(params->h, "h", 2, {PNB_DTYPE_F32});
-    check.shape(params->h, "h", {params->x.shape[0], params->a.shape[0]});
-    pnb::check::dropout(check, params->dropout);
+    check_chain(Checker("lora_project"), *params, check_projection);
     backend.lora_project(*params);
   });
 }
 
 pnb_status pnb_lora_gradients(pnb_context* context, const pnb_lora_gradients_params* params) {
   return pnb::entry("lora_gradients", context, params, [&](Backend& backend) {
-    check_gradients(*params, pnb::check::kNeeded);
+    check_all_gradients(Checker("lora_gradients"), *params);
     Checker("lora_gradients").workspace(params->workspace, backend.lora_gradients_workspace(*params));
     backend.lora_gradients(*params);
   });
@@ -61,7 +94,7 @@ pnb_status pnb_lora_gradients(pnb_context* context, const pnb_lora_gradients_par
 
 pnb_status pnb_lora_gradients_workspace(pnb_context* context, const pnb_lora_gradients_params* params, uint64_t* bytes) {
   return pnb::query("lora_gradients", context, params, bytes, [&](Backend& backend) {
-    check_gradients(*params, pnb::check::kShapeOnly);
+    check_all_gradients(Checker("lora_gradients", pnb::check::kShapeOnly), *params);
     return backend.lora_gradients_workspace(*params);
   });
 }

@@ -3,11 +3,19 @@
 
 #include "capi/check.h"
 #include "penumbra/gemm.h"
+#include "penumbra/sparse.h"
 
 namespace pnb::check {
 
 void dropout(const Checker& check, const pnb_dropout& d);
 // A weight that is there, packed where the operation computes with it.
 void weight(const Checker& check, Place place, const pnb_weight* weight);
+// Whether there are lists; where there are, that they fit a batch of m rows and so many neurons.
+bool blocks(const Checker& check, const pnb_block_list& blocks, const char* name, int64_t m, int64_t neurons);
+// Indices and counts alone: `lists` of them.
+void block_lists(const Checker& check, const pnb_block_list& blocks, const char* name, int64_t lists);
+void block_size(const Checker& check, int64_t size, int64_t neurons);
+void rows_per_list(const Checker& check, int64_t rows, int64_t m);
+int64_t list_count(int64_t m, int64_t rows_per_list);
 
 }  // namespace pnb::check

@@ -47,6 +47,12 @@ class Backend {
   virtual void embedding(const pnb_embedding_params& p) = 0;
   virtual void linear_cross_entropy(const pnb_linear_cross_entropy_params& p) = 0;
   virtual uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) = 0;
+  virtual void activation_mass(const pnb_activation_mass_params& p) = 0;
+  virtual uint64_t activation_mass_workspace(const pnb_activation_mass_params& p) = 0;
+  virtual void predict_mass(const pnb_predict_mass_params& p) = 0;
+  virtual uint64_t predict_mass_workspace(const pnb_predict_mass_params& p) = 0;
+  virtual void relative_mass(const pnb_relative_mass_params& p) = 0;
+  virtual void select_blocks(const pnb_select_blocks_params& p) = 0;
   virtual void adamw(const pnb_adamw_params& p) = 0;
   virtual uint64_t adamw_workspace(const pnb_adamw_params& p) = 0;
 };

@@ -26,6 +26,10 @@ struct LibraryError {
   X(layer_norm_backward)          \
   X(embedding)                    \
   X(linear_cross_entropy)         \
+  X(activation_mass)              \
+  X(predict_mass)                 \
+  X(relative_mass)                \
+  X(select_blocks)                \
   X(adamw)
 
 // Questions about bytes: the method, and the operation whose params it reads.
@@ -35,6 +39,8 @@ struct LibraryError {
   X(lora_gradients_workspace, lora_gradients)             \
   X(attention_backward_workspace, attention_backward)     \
   X(linear_cross_entropy_workspace, linear_cross_entropy) \
+  X(activation_mass_workspace, activation_mass)           \
+  X(predict_mass_workspace, predict_mass)                 \
   X(adamw_workspace, adamw)
 
 struct BackendLibrary {

@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include "core/error.h"
+
 #include "cpu/adamw.h"
 #include "cpu/attention.h"
 #include "cpu/convert.h"
@@ -57,6 +59,12 @@ class CpuBackend final : public Backend {
   uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) override {
     return cpu::linear_cross_entropy_workspace(p);
   }
+  void activation_mass(const pnb_activation_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "activation_mass"); }
+  uint64_t activation_mass_workspace(const pnb_activation_mass_params&) override { return 0; }
+  void predict_mass(const pnb_predict_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "predict_mass"); }
+  uint64_t predict_mass_workspace(const pnb_predict_mass_params&) override { return 0; }
+  void relative_mass(const pnb_relative_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "relative_mass"); }
+  void select_blocks(const pnb_select_blocks_params&) override { fail(PNB_ERROR_UNSUPPORTED, "select_blocks"); }
   void adamw(const pnb_adamw_params& p) override { cpu::adamw(p, threads_); }
   uint64_t adamw_workspace(const pnb_adamw_params& p) override { return cpu::adamw_workspace(p, threads_); }
 

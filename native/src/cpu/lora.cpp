@@ -121,6 +121,7 @@ struct GradientLayout {
 }  // namespace
 
 void lora_project(const pnb_lora_project_params& p, int threads, Scratch& scratch) {
+  if (p.next != nullptr) lora_project(*p.next, threads, scratch);
   int64_t m = p.x.shape[0];
   int64_t columns = padded_columns(p.x.shape[1]), ranks = padded_rank(p.a.shape[0]);
   int64_t thread_floats = kRows * (columns + ranks);
@@ -143,7 +144,8 @@ void lora_project(const pnb_lora_project_params& p, int threads, Scratch& scratc
 }
 
 uint64_t lora_gradients_workspace(const pnb_lora_gradients_params& p, int threads) {
-  return GradientLayout(p, threads).total * sizeof(float);
+  uint64_t bytes = GradientLayout(p, threads).total * sizeof(float);
+  return p.next == nullptr ? bytes : std::max(bytes, lora_gradients_workspace(*p.next, threads));
 }
 
 void lora_gradients(const pnb_lora_gradients_params& p, int threads) {
@@ -180,6 +182,11 @@ void lora_gradients(const pnb_lora_gradients_params& p, int threads) {
       add_scaled(da + j * layout.in, 1.0f, static_cast<float*>(p.da.data) + j * p.da.stride[0], p.da.stride[1], p.x.shape[1]);
       add_scaled(db + j * layout.out, p.scaling, static_cast<float*>(p.db.data) + j * p.db.stride[1], p.db.stride[0], p.dy.shape[1]);
     }
+  }
+  if (p.next != nullptr) {
+    pnb_lora_gradients_params next = *p.next;
+    next.workspace = p.workspace;
+    lora_gradients(next, threads);
   }
 }
 

@@ -17,13 +17,17 @@ pnb_tensor transposed(pnb_tensor t) {
 }  // namespace
 
 void lora_project(const Device&, const pnb_lora_project_params& p) {
-  lora::project(p.x, p.a, p.dropout, 1.0f, p.h, stream_of(p.stream));
+  for (const auto* one = &p; one != nullptr; one = one->next) {
+    lora::project(one->x, one->a, one->dropout, 1.0f, one->h, stream_of(p.stream));
+  }
 }
 
 void lora_gradients(const Device&, const pnb_lora_gradients_params& p) {
   cudaStream_t stream = stream_of(p.stream);
-  lora::project(p.dy, transposed(p.b), pnb_dropout{}, p.scaling, p.dh, stream);
-  lora::accumulate({{p.dy, p.h, transposed(p.db), pnb_dropout{}, p.scaling}, {p.x, p.dh, p.da, p.dropout, 1.0f}}, stream);
+  for (const auto* one = &p; one != nullptr; one = one->next) {
+    lora::project(one->dy, transposed(one->b), pnb_dropout{}, one->scaling, one->dh, stream);
+    lora::accumulate({{one->dy, one->h, transposed(one->db), pnb_dropout{}, one->scaling}, {one->x, one->dh, one->da, one->dropout, 1.0f}}, stream);
+  }
 }
 
 uint64_t lora_gradients_workspace(const Device&, const pnb_lora_gradients_params&) { return 0; }

@@ -1,5 +1,6 @@
 package dev.penumbra.backend;
 
+import dev.penumbra.backend.op.ActivationMass;
 import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.AttentionForward;
@@ -13,6 +14,9 @@ import dev.penumbra.backend.op.LinearCrossEntropy;
 import dev.penumbra.backend.op.LoraGradients;
 import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.Operation;
+import dev.penumbra.backend.op.PredictMass;
+import dev.penumbra.backend.op.RelativeMass;
+import dev.penumbra.backend.op.SelectBlocks;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
@@ -224,6 +228,10 @@ public final class FakeBackend implements Backend {
                 requireWorkspace(op, op.workspace());
                 ReferenceOps.adamw(op);
             }
+            case ActivationMass op -> throw new UnsupportedOperationException(op.toString());
+            case PredictMass op -> throw new UnsupportedOperationException(op.toString());
+            case RelativeMass op -> throw new UnsupportedOperationException(op.toString());
+            case SelectBlocks op -> throw new UnsupportedOperationException(op.toString());
         }
     }
 

@@ -8,6 +8,9 @@ import org.jspecify.annotations.Nullable;
 /**
  * d = epilogue(a · B + low-rank terms + bias) + residual, accumulated in f32.
  *
+ * <p>With {@code blocks} only the listed rows (neurons) of {@code weight} are used: FORWARD gives a compact d [m, width] (SDD),
+ * where bias, terms and mask stay as wide as they are without; BACKWARD takes a compact a [m, width] (DSD).
+ *
  * @param a [m, k], any strides
  * @param b B = b [k, n], any strides; null when {@code weight} is given
  * @param weight B = Wᵀ (FORWARD) or W (BACKWARD); null when {@code b} is given
@@ -18,6 +21,7 @@ import org.jspecify.annotations.Nullable;
  * @param reluMask u8 [m, ceil(n/8)]: written by RELU when present, read by DRELU
  * @param residual [m, n]; may be {@code d} itself, which makes it {@code +=}
  * @param d [m, n], rows contiguous
+ * @param blocks of {@code weight}'s rows; null: all
  */
 public record Gemm(
         Tensor a,
@@ -30,6 +34,7 @@ public record Gemm(
         @Nullable Tensor reluMask,
         @Nullable Tensor residual,
         Tensor d,
+        @Nullable BlockList blocks,
         @Nullable Tensor workspace)
         implements
             Operation {
@@ -44,6 +49,9 @@ public record Gemm(
         }
         if (epilogue == Epilogue.DRELU && reluMask == null) {
             throw new IllegalArgumentException("expected a mask: DRELU reads one");
+        }
+        if (blocks != null && weight == null) {
+            throw new IllegalArgumentException("expected blocks of a packed weight, found them with a second matrix");
         }
         lowRank = List.copyOf(lowRank);
     }
@@ -80,6 +88,7 @@ public record Gemm(
         private Epilogue epilogue = Epilogue.NONE;
         private @Nullable Tensor reluMask;
         private @Nullable Tensor residual;
+        private @Nullable BlockList blocks;
         private @Nullable Tensor workspace;
 
         private Builder(Tensor a, @Nullable Tensor b, @Nullable FrozenWeight weight, FrozenWeight.Use use, Tensor d) {
@@ -119,13 +128,19 @@ public record Gemm(
             return this;
         }
 
+        /** Only these of the weight's rows; null: all. */
+        public Builder blocks(@Nullable BlockList list) {
+            blocks = list;
+            return this;
+        }
+
         public Builder workspace(@Nullable Tensor bytes) {
             workspace = bytes;
             return this;
         }
 
         public Gemm build() {
-            return new Gemm(a, b, weight, use, lowRank, bias, epilogue, reluMask, residual, d, workspace);
+            return new Gemm(a, b, weight, use, lowRank, bias, epilogue, reluMask, residual, d, blocks, workspace);
         }
     }
 }

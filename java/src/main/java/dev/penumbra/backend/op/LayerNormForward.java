@@ -12,6 +12,7 @@ import org.jspecify.annotations.Nullable;
  * @param y [m, h]: {@code =}; may be {@code x}
  * @param mean f32 [m]: {@code =}; null together with rstd when no backward follows
  * @param rstd f32 [m]: {@code =}
+ * @param pooling what else is computed of y on the way; null: nothing
  */
 public record LayerNormForward(
         Tensor x,
@@ -20,7 +21,23 @@ public record LayerNormForward(
         float epsilon,
         Tensor y,
         @Nullable Tensor mean,
-        @Nullable Tensor rstd)
+        @Nullable Tensor rstd,
+        @Nullable Pooling pooling)
         implements
             Operation {
+
+    /**
+     * Means of y over groups of rows.
+     *
+     * @param pooled f32 [ceil(m / rows), h]: {@code =}
+     * @param rows rows of a group
+     * @param validRows i32 [1] on the device: rows from it on are no part of a mean; null: all are
+     */
+    public record Pooling(Tensor pooled, int rows, @Nullable Tensor validRows) {
+    }
+
+    public LayerNormForward(Tensor x, Tensor gamma, Tensor beta, float epsilon, Tensor y, @Nullable Tensor mean,
+            @Nullable Tensor rstd) {
+        this(x, gamma, beta, epsilon, y, mean, rstd, null);
+    }
 }

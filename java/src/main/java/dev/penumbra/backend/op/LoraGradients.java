@@ -15,6 +15,9 @@ import org.jspecify.annotations.Nullable;
  * @param dh f32 [m, r]: {@code =}
  * @param da f32 [r, in]: {@code +=}
  * @param db f32 [out, r]: {@code +=}
+ * @param xBlocks x is compact, a and da are not; null: none is
+ * @param dyBlocks dy is compact, b and db are not; null: none is
+ * @param next another adapter of the same x and scaling, computed in the same passes; its workspace is not read
  */
 public record LoraGradients(
         float scaling,
@@ -27,14 +30,23 @@ public record LoraGradients(
         Tensor dh,
         Tensor da,
         Tensor db,
+        @Nullable BlockList xBlocks,
+        @Nullable BlockList dyBlocks,
+        @Nullable LoraGradients next,
         @Nullable Tensor workspace)
         implements
             Operation {
+
+    public LoraGradients(float scaling, Tensor dy, Tensor x, Tensor h, Tensor a, Tensor b, @Nullable Dropout dropout,
+            Tensor dh, Tensor da, Tensor db, @Nullable Tensor workspace) {
+        this(scaling, dy, x, h, a, b, dropout, dh, da, db, null, null, null, workspace);
+    }
 
     @Override
     public long flops() {
         long m = x.shape().dim(0);
         long r = a.shape().dim(0);
-        return 4 * m * r * dy.shape().dim(1) + 2 * m * r * x.shape().dim(1);
+        long own = 4 * m * r * dy.shape().dim(1) + 2 * m * r * x.shape().dim(1);
+        return next == null ? own : own + next.flops();
     }
 }

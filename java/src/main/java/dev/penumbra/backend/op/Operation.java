@@ -5,7 +5,8 @@ package dev.penumbra.backend.op;
  * Shapes, formulas and {@code =} or {@code +=} are those of the C header with the same name. Optional operands are null.
  */
 public sealed interface Operation
-        permits AdamW,
+        permits ActivationMass,
+        AdamW,
         AttentionBackward,
         AttentionForward,
         Convert,
@@ -16,7 +17,10 @@ public sealed interface Operation
         LayerNormForward,
         LinearCrossEntropy,
         LoraGradients,
-        LoraProject {
+        LoraProject,
+        PredictMass,
+        RelativeMass,
+        SelectBlocks {
 
     /** Floating-point operations of this call, a multiply-add counted as two; 0 where memory decides the time. */
     default long flops() {

@@ -1,9 +1,11 @@
 package dev.penumbra.internal.ffi;
 
 import dev.penumbra.backend.FrozenWeight;
+import dev.penumbra.backend.op.ActivationMass;
 import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Dropout;
 import dev.penumbra.backend.op.Embedding;
@@ -16,10 +18,15 @@ import dev.penumbra.backend.op.LoraGradients;
 import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.backend.op.Operation;
+import dev.penumbra.backend.op.PredictMass;
+import dev.penumbra.backend.op.RelativeMass;
+import dev.penumbra.backend.op.SelectBlocks;
 import dev.penumbra.internal.ffi.penumbra.Penumbra;
+import dev.penumbra.internal.ffi.penumbra.pnb_activation_mass_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_adamw_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_attention_backward_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_attention_forward_params;
+import dev.penumbra.internal.ffi.penumbra.pnb_block_list;
 import dev.penumbra.internal.ffi.penumbra.pnb_convert_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_dropout;
 import dev.penumbra.internal.ffi.penumbra.pnb_embedding_params;
@@ -31,6 +38,9 @@ import dev.penumbra.internal.ffi.penumbra.pnb_linear_cross_entropy_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_lora_gradients_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_lora_project_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_low_rank;
+import dev.penumbra.internal.ffi.penumbra.pnb_predict_mass_params;
+import dev.penumbra.internal.ffi.penumbra.pnb_relative_mass_params;
+import dev.penumbra.internal.ffi.penumbra.pnb_select_blocks_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_workspace;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.MemoryLayout;
@@ -70,6 +80,10 @@ final class ParamsEncoder {
             case LayerNormBackward op -> layerNormBackward(op);
             case Embedding op -> embedding(op);
             case LinearCrossEntropy op -> linearCrossEntropy(op);
+            case ActivationMass op -> activationMass(op);
+            case PredictMass op -> predictMass(op);
+            case RelativeMass op -> relativeMass(op);
+            case SelectBlocks op -> selectBlocks(op);
             case AdamW op -> adamw(op);
         };
     }
@@ -114,6 +128,7 @@ final class ParamsEncoder {
         put(pnb_gemm_params.residual(p), op.residual());
         put(pnb_gemm_params.relu_mask(p), op.reluMask());
         put(pnb_gemm_params.d(p), op.d());
+        blocks(pnb_gemm_params.blocks(p), op.blocks());
         workspace(pnb_gemm_params.workspace(p), op.workspace());
         return new NativeCall(p, Penumbra::pnb_gemm, Penumbra::pnb_gemm_workspace);
     }
@@ -136,15 +151,25 @@ final class ParamsEncoder {
     }
 
     private NativeCall loraProject(LoraProject op) {
+        return new NativeCall(projection(op), Penumbra::pnb_lora_project, null);
+    }
+
+    private MemorySegment projection(LoraProject op) {
         MemorySegment p = struct(pnb_lora_project_params.layout(), pnb_lora_project_params::stream);
         put(pnb_lora_project_params.x(p), op.x());
         put(pnb_lora_project_params.a(p), op.a());
         put(pnb_lora_project_params.h(p), op.h());
         dropout(pnb_lora_project_params.dropout(p), op.dropout());
-        return new NativeCall(p, Penumbra::pnb_lora_project, null);
+        blocks(pnb_lora_project_params.x_blocks(p), op.xBlocks());
+        pnb_lora_project_params.next(p, op.next() == null ? MemorySegment.NULL : projection(op.next()));
+        return p;
     }
 
     private NativeCall loraGradients(LoraGradients op) {
+        return new NativeCall(gradients(op), Penumbra::pnb_lora_gradients, Penumbra::pnb_lora_gradients_workspace);
+    }
+
+    private MemorySegment gradients(LoraGradients op) {
         MemorySegment p = struct(pnb_lora_gradients_params.layout(), pnb_lora_gradients_params::stream);
         pnb_lora_gradients_params.scaling(p, op.scaling());
         put(pnb_lora_gradients_params.dy(p), op.dy());
@@ -156,8 +181,11 @@ final class ParamsEncoder {
         put(pnb_lora_gradients_params.da(p), op.da());
         put(pnb_lora_gradients_params.db(p), op.db());
         dropout(pnb_lora_gradients_params.dropout(p), op.dropout());
+        blocks(pnb_lora_gradients_params.x_blocks(p), op.xBlocks());
+        blocks(pnb_lora_gradients_params.dy_blocks(p), op.dyBlocks());
+        pnb_lora_gradients_params.next(p, op.next() == null ? MemorySegment.NULL : gradients(op.next()));
         workspace(pnb_lora_gradients_params.workspace(p), op.workspace());
-        return new NativeCall(p, Penumbra::pnb_lora_gradients, Penumbra::pnb_lora_gradients_workspace);
+        return p;
     }
 
     private NativeCall attentionForward(AttentionForward op) {
@@ -201,6 +229,11 @@ final class ParamsEncoder {
         put(pnb_layer_norm_forward_params.y(p), op.y());
         put(pnb_layer_norm_forward_params.mean(p), op.mean());
         put(pnb_layer_norm_forward_params.rstd(p), op.rstd());
+        if (op.pooling() != null) {
+            put(pnb_layer_norm_forward_params.pooled(p), op.pooling().pooled());
+            put(pnb_layer_norm_forward_params.valid_rows(p), op.pooling().validRows());
+            pnb_layer_norm_forward_params.pool_rows(p, op.pooling().rows());
+        }
         return new NativeCall(p, Penumbra::pnb_layer_norm_forward, null);
     }
 
@@ -239,6 +272,54 @@ final class ParamsEncoder {
         put(pnb_linear_cross_entropy_params.dx(p), op.dx());
         workspace(pnb_linear_cross_entropy_params.workspace(p), op.workspace());
         return new NativeCall(p, Penumbra::pnb_linear_cross_entropy, Penumbra::pnb_linear_cross_entropy_workspace);
+    }
+
+    private NativeCall activationMass(ActivationMass op) {
+        MemorySegment p = struct(pnb_activation_mass_params.layout(), pnb_activation_mass_params::stream);
+        pnb_activation_mass_params.block_size(p, op.blockSize());
+        put(pnb_activation_mass_params.x(p), op.x());
+        put(pnb_activation_mass_params.relu_mask(p), op.reluMask());
+        put(pnb_activation_mass_params.norms(p), op.norms());
+        put(pnb_activation_mass_params.valid_rows(p), op.validRows());
+        pnb_activation_mass_params.rows_per_list(p, op.rowsPerList());
+        put(pnb_activation_mass_params.block_mass(p), op.blockMass());
+        put(pnb_activation_mass_params.neuron_mass(p), op.neuronMass());
+        put(pnb_activation_mass_params.neuron_fired(p), op.neuronFired());
+        workspace(pnb_activation_mass_params.workspace(p), op.workspace());
+        return new NativeCall(p, Penumbra::pnb_activation_mass, Penumbra::pnb_activation_mass_workspace);
+    }
+
+    private NativeCall predictMass(PredictMass op) {
+        MemorySegment p = struct(pnb_predict_mass_params.layout(), pnb_predict_mass_params::stream);
+        pnb_predict_mass_params.units_per_score(p, op.unitsPerScore());
+        put(pnb_predict_mass_params.pooled(p), op.pooled());
+        put(pnb_predict_mass_params.a(p), op.a());
+        put(pnb_predict_mass_params.b(p), op.b());
+        put(pnb_predict_mass_params.bias(p), op.bias());
+        put(pnb_predict_mass_params.norms(p), op.norms());
+        pnb_predict_mass_params.pooled_per_list(p, op.pooledPerList());
+        put(pnb_predict_mass_params.scores(p), op.scores());
+        workspace(pnb_predict_mass_params.workspace(p), op.workspace());
+        return new NativeCall(p, Penumbra::pnb_predict_mass, Penumbra::pnb_predict_mass_workspace);
+    }
+
+    private NativeCall relativeMass(RelativeMass op) {
+        MemorySegment p = struct(pnb_relative_mass_params.layout(), pnb_relative_mass_params::stream);
+        pnb_relative_mass_params.block_size(p, op.blockSize());
+        pnb_relative_mass_params.threshold(p, op.threshold());
+        pnb_relative_mass_params.share(p, op.share());
+        put(pnb_relative_mass_params.neuron_mass(p), op.neuronMass());
+        put(pnb_relative_mass_params.scores(p), op.scores());
+        return new NativeCall(p, Penumbra::pnb_relative_mass, null);
+    }
+
+    private NativeCall selectBlocks(SelectBlocks op) {
+        MemorySegment p = struct(pnb_select_blocks_params.layout(), pnb_select_blocks_params::stream);
+        pnb_select_blocks_params.coverage(p, op.coverage());
+        put(pnb_select_blocks_params.scores(p), op.scores());
+        blocks(pnb_select_blocks_params.blocks(p), op.blocks());
+        put(pnb_select_blocks_params.summary(p), op.summary());
+        return new NativeCall(p, Penumbra::pnb_select_blocks, null);
     }
 
     private NativeCall adamw(AdamW op) {
@@ -280,6 +361,15 @@ final class ParamsEncoder {
                             + ": upload or download it first");
         }
         TensorStruct.write(struct, tensor);
+    }
+
+    private void blocks(MemorySegment struct, @Nullable BlockList blocks) {
+        if (blocks != null) {
+            put(pnb_block_list.indices(struct), blocks.indices());
+            put(pnb_block_list.counts(struct), blocks.counts());
+            pnb_block_list.size(struct, blocks.size());
+            pnb_block_list.rows_per_list(struct, blocks.rowsPerList());
+        }
     }
 
     private void dropout(MemorySegment struct, @Nullable Dropout dropout) {

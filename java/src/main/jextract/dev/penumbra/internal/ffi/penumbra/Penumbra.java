@@ -1873,5 +1873,409 @@ public class Penumbra extends Penumbra$shared {
            throw new AssertionError("should not reach here", ex$);
         }
     }
+
+    private static class pnb_activation_mass {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_activation_mass").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_activation_mass(pnb_context *context, const pnb_activation_mass_params *params)
+     * }
+     */
+    public static FunctionDescriptor pnb_activation_mass$descriptor() {
+        return pnb_activation_mass.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_activation_mass(pnb_context *context, const pnb_activation_mass_params *params)
+     * }
+     */
+    public static MethodHandle pnb_activation_mass$handle() {
+        return pnb_activation_mass.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_activation_mass(pnb_context *context, const pnb_activation_mass_params *params)
+     * }
+     */
+    public static MemorySegment pnb_activation_mass$address() {
+        return pnb_activation_mass.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_activation_mass(pnb_context *context, const pnb_activation_mass_params *params)
+     * }
+     */
+    public static int pnb_activation_mass(MemorySegment context, MemorySegment params) {
+        var mh$ = pnb_activation_mass.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_activation_mass", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_activation_mass_workspace {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_activation_mass_workspace").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_activation_mass_workspace(pnb_context *context, const pnb_activation_mass_params *params, uint64_t *bytes)
+     * }
+     */
+    public static FunctionDescriptor pnb_activation_mass_workspace$descriptor() {
+        return pnb_activation_mass_workspace.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_activation_mass_workspace(pnb_context *context, const pnb_activation_mass_params *params, uint64_t *bytes)
+     * }
+     */
+    public static MethodHandle pnb_activation_mass_workspace$handle() {
+        return pnb_activation_mass_workspace.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_activation_mass_workspace(pnb_context *context, const pnb_activation_mass_params *params, uint64_t *bytes)
+     * }
+     */
+    public static MemorySegment pnb_activation_mass_workspace$address() {
+        return pnb_activation_mass_workspace.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_activation_mass_workspace(pnb_context *context, const pnb_activation_mass_params *params, uint64_t *bytes)
+     * }
+     */
+    public static int pnb_activation_mass_workspace(MemorySegment context, MemorySegment params, MemorySegment bytes) {
+        var mh$ = pnb_activation_mass_workspace.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_activation_mass_workspace", context, params, bytes);
+            }
+            return (int)mh$.invokeExact(context, params, bytes);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_predict_mass {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_predict_mass").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_mass(pnb_context *context, const pnb_predict_mass_params *params)
+     * }
+     */
+    public static FunctionDescriptor pnb_predict_mass$descriptor() {
+        return pnb_predict_mass.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_mass(pnb_context *context, const pnb_predict_mass_params *params)
+     * }
+     */
+    public static MethodHandle pnb_predict_mass$handle() {
+        return pnb_predict_mass.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_mass(pnb_context *context, const pnb_predict_mass_params *params)
+     * }
+     */
+    public static MemorySegment pnb_predict_mass$address() {
+        return pnb_predict_mass.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_mass(pnb_context *context, const pnb_predict_mass_params *params)
+     * }
+     */
+    public static int pnb_predict_mass(MemorySegment context, MemorySegment params) {
+        var mh$ = pnb_predict_mass.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_predict_mass", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_predict_mass_workspace {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_predict_mass_workspace").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_mass_workspace(pnb_context *context, const pnb_predict_mass_params *params, uint64_t *bytes)
+     * }
+     */
+    public static FunctionDescriptor pnb_predict_mass_workspace$descriptor() {
+        return pnb_predict_mass_workspace.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_mass_workspace(pnb_context *context, const pnb_predict_mass_params *params, uint64_t *bytes)
+     * }
+     */
+    public static MethodHandle pnb_predict_mass_workspace$handle() {
+        return pnb_predict_mass_workspace.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_mass_workspace(pnb_context *context, const pnb_predict_mass_params *params, uint64_t *bytes)
+     * }
+     */
+    public static MemorySegment pnb_predict_mass_workspace$address() {
+        return pnb_predict_mass_workspace.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_mass_workspace(pnb_context *context, const pnb_predict_mass_params *params, uint64_t *bytes)
+     * }
+     */
+    public static int pnb_predict_mass_workspace(MemorySegment context, MemorySegment params, MemorySegment bytes) {
+        var mh$ = pnb_predict_mass_workspace.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_predict_mass_workspace", context, params, bytes);
+            }
+            return (int)mh$.invokeExact(context, params, bytes);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_relative_mass {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_relative_mass").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_relative_mass(pnb_context *context, const pnb_relative_mass_params *params)
+     * }
+     */
+    public static FunctionDescriptor pnb_relative_mass$descriptor() {
+        return pnb_relative_mass.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_relative_mass(pnb_context *context, const pnb_relative_mass_params *params)
+     * }
+     */
+    public static MethodHandle pnb_relative_mass$handle() {
+        return pnb_relative_mass.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_relative_mass(pnb_context *context, const pnb_relative_mass_params *params)
+     * }
+     */
+    public static MemorySegment pnb_relative_mass$address() {
+        return pnb_relative_mass.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_relative_mass(pnb_context *context, const pnb_relative_mass_params *params)
+     * }
+     */
+    public static int pnb_relative_mass(MemorySegment context, MemorySegment params) {
+        var mh$ = pnb_relative_mass.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_relative_mass", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+    private static final int PNB_SUMMARY_KEPT = (int)0L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_SUMMARY_KEPT = 0
+     * }
+     */
+    public static int PNB_SUMMARY_KEPT() {
+        return PNB_SUMMARY_KEPT;
+    }
+    private static final int PNB_SUMMARY_COVERED = (int)1L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_SUMMARY_COVERED = 1
+     * }
+     */
+    public static int PNB_SUMMARY_COVERED() {
+        return PNB_SUMMARY_COVERED;
+    }
+    private static final int PNB_SUMMARY_CUT = (int)2L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_SUMMARY_CUT = 2
+     * }
+     */
+    public static int PNB_SUMMARY_CUT() {
+        return PNB_SUMMARY_CUT;
+    }
+    private static final int PNB_SUMMARY_SIZE = (int)3L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_SUMMARY_SIZE = 3
+     * }
+     */
+    public static int PNB_SUMMARY_SIZE() {
+        return PNB_SUMMARY_SIZE;
+    }
+
+    private static class pnb_select_blocks {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_select_blocks").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_select_blocks(pnb_context *context, const pnb_select_blocks_params *params)
+     * }
+     */
+    public static FunctionDescriptor pnb_select_blocks$descriptor() {
+        return pnb_select_blocks.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_select_blocks(pnb_context *context, const pnb_select_blocks_params *params)
+     * }
+     */
+    public static MethodHandle pnb_select_blocks$handle() {
+        return pnb_select_blocks.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_select_blocks(pnb_context *context, const pnb_select_blocks_params *params)
+     * }
+     */
+    public static MemorySegment pnb_select_blocks$address() {
+        return pnb_select_blocks.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_select_blocks(pnb_context *context, const pnb_select_blocks_params *params)
+     * }
+     */
+    public static int pnb_select_blocks(MemorySegment context, MemorySegment params) {
+        var mh$ = pnb_select_blocks.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_select_blocks", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
 }
 

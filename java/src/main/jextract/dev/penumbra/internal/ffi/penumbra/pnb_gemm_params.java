@@ -29,6 +29,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     pnb_tensor residual;
  *     pnb_tensor relu_mask;
  *     pnb_tensor d;
+ *     pnb_block_list blocks;
  *     pnb_workspace workspace;
  * }
  * }
@@ -53,6 +54,7 @@ public class pnb_gemm_params {
         pnb_tensor.layout().withName("residual"),
         pnb_tensor.layout().withName("relu_mask"),
         pnb_tensor.layout().withName("d"),
+        pnb_block_list.layout().withName("blocks"),
         pnb_workspace.layout().withName("workspace")
     ).withName("pnb_gemm_params");
 
@@ -633,6 +635,50 @@ public class pnb_gemm_params {
      */
     public static void d(MemorySegment struct, MemorySegment fieldValue) {
         MemorySegment.copy(fieldValue, 0L, struct, d$OFFSET, d$LAYOUT.byteSize());
+    }
+
+    private static final GroupLayout blocks$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("blocks"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * pnb_block_list blocks
+     * }
+     */
+    public static final GroupLayout blocks$layout() {
+        return blocks$LAYOUT;
+    }
+
+    private static final long blocks$OFFSET = $LAYOUT.byteOffset(groupElement("blocks"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * pnb_block_list blocks
+     * }
+     */
+    public static final long blocks$offset() {
+        return blocks$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * pnb_block_list blocks
+     * }
+     */
+    public static MemorySegment blocks(MemorySegment struct) {
+        return struct.asSlice(blocks$OFFSET, blocks$LAYOUT.byteSize());
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * pnb_block_list blocks
+     * }
+     */
+    public static void blocks(MemorySegment struct, MemorySegment fieldValue) {
+        MemorySegment.copy(fieldValue, 0L, struct, blocks$OFFSET, blocks$LAYOUT.byteSize());
     }
 
     private static final GroupLayout workspace$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("workspace"));

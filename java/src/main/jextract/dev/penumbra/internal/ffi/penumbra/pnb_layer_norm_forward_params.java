@@ -25,6 +25,9 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     pnb_tensor y;
  *     pnb_tensor mean;
  *     pnb_tensor rstd;
+ *     pnb_tensor pooled;
+ *     pnb_tensor valid_rows;
+ *     int64_t pool_rows;
  * }
  * }
  */
@@ -43,7 +46,10 @@ public class pnb_layer_norm_forward_params {
         pnb_tensor.layout().withName("beta"),
         pnb_tensor.layout().withName("y"),
         pnb_tensor.layout().withName("mean"),
-        pnb_tensor.layout().withName("rstd")
+        pnb_tensor.layout().withName("rstd"),
+        pnb_tensor.layout().withName("pooled"),
+        pnb_tensor.layout().withName("valid_rows"),
+        Penumbra.C_LONG.withName("pool_rows")
     ).withName("pnb_layer_norm_forward_params");
 
     /**
@@ -447,6 +453,138 @@ public class pnb_layer_norm_forward_params {
      */
     public static void rstd(MemorySegment struct, MemorySegment fieldValue) {
         MemorySegment.copy(fieldValue, 0L, struct, rstd$OFFSET, rstd$LAYOUT.byteSize());
+    }
+
+    private static final GroupLayout pooled$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("pooled"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * pnb_tensor pooled
+     * }
+     */
+    public static final GroupLayout pooled$layout() {
+        return pooled$LAYOUT;
+    }
+
+    private static final long pooled$OFFSET = $LAYOUT.byteOffset(groupElement("pooled"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * pnb_tensor pooled
+     * }
+     */
+    public static final long pooled$offset() {
+        return pooled$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * pnb_tensor pooled
+     * }
+     */
+    public static MemorySegment pooled(MemorySegment struct) {
+        return struct.asSlice(pooled$OFFSET, pooled$LAYOUT.byteSize());
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * pnb_tensor pooled
+     * }
+     */
+    public static void pooled(MemorySegment struct, MemorySegment fieldValue) {
+        MemorySegment.copy(fieldValue, 0L, struct, pooled$OFFSET, pooled$LAYOUT.byteSize());
+    }
+
+    private static final GroupLayout valid_rows$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("valid_rows"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * pnb_tensor valid_rows
+     * }
+     */
+    public static final GroupLayout valid_rows$layout() {
+        return valid_rows$LAYOUT;
+    }
+
+    private static final long valid_rows$OFFSET = $LAYOUT.byteOffset(groupElement("valid_rows"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * pnb_tensor valid_rows
+     * }
+     */
+    public static final long valid_rows$offset() {
+        return valid_rows$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * pnb_tensor valid_rows
+     * }
+     */
+    public static MemorySegment valid_rows(MemorySegment struct) {
+        return struct.asSlice(valid_rows$OFFSET, valid_rows$LAYOUT.byteSize());
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * pnb_tensor valid_rows
+     * }
+     */
+    public static void valid_rows(MemorySegment struct, MemorySegment fieldValue) {
+        MemorySegment.copy(fieldValue, 0L, struct, valid_rows$OFFSET, valid_rows$LAYOUT.byteSize());
+    }
+
+    private static final OfLong pool_rows$LAYOUT = (OfLong)$LAYOUT.select(groupElement("pool_rows"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int64_t pool_rows
+     * }
+     */
+    public static final OfLong pool_rows$layout() {
+        return pool_rows$LAYOUT;
+    }
+
+    private static final long pool_rows$OFFSET = $LAYOUT.byteOffset(groupElement("pool_rows"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int64_t pool_rows
+     * }
+     */
+    public static final long pool_rows$offset() {
+        return pool_rows$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int64_t pool_rows
+     * }
+     */
+    public static long pool_rows(MemorySegment struct) {
+        return struct.get(pool_rows$LAYOUT, pool_rows$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int64_t pool_rows
+     * }
+     */
+    public static void pool_rows(MemorySegment struct, long fieldValue) {
+        struct.set(pool_rows$LAYOUT, pool_rows$OFFSET, fieldValue);
     }
 
     /**

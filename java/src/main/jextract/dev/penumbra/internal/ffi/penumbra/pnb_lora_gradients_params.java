@@ -28,6 +28,9 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     pnb_tensor da;
  *     pnb_tensor db;
  *     pnb_dropout dropout;
+ *     pnb_block_list x_blocks;
+ *     pnb_block_list dy_blocks;
+ *     const struct pnb_lora_gradients_params *next;
  *     pnb_workspace workspace;
  * }
  * }
@@ -51,6 +54,9 @@ public class pnb_lora_gradients_params {
         pnb_tensor.layout().withName("da"),
         pnb_tensor.layout().withName("db"),
         pnb_dropout.layout().withName("dropout"),
+        pnb_block_list.layout().withName("x_blocks"),
+        pnb_block_list.layout().withName("dy_blocks"),
+        Penumbra.C_POINTER.withName("next"),
         pnb_workspace.layout().withName("workspace")
     ).withName("pnb_lora_gradients_params");
 
@@ -587,6 +593,138 @@ public class pnb_lora_gradients_params {
      */
     public static void dropout(MemorySegment struct, MemorySegment fieldValue) {
         MemorySegment.copy(fieldValue, 0L, struct, dropout$OFFSET, dropout$LAYOUT.byteSize());
+    }
+
+    private static final GroupLayout x_blocks$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("x_blocks"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * pnb_block_list x_blocks
+     * }
+     */
+    public static final GroupLayout x_blocks$layout() {
+        return x_blocks$LAYOUT;
+    }
+
+    private static final long x_blocks$OFFSET = $LAYOUT.byteOffset(groupElement("x_blocks"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * pnb_block_list x_blocks
+     * }
+     */
+    public static final long x_blocks$offset() {
+        return x_blocks$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * pnb_block_list x_blocks
+     * }
+     */
+    public static MemorySegment x_blocks(MemorySegment struct) {
+        return struct.asSlice(x_blocks$OFFSET, x_blocks$LAYOUT.byteSize());
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * pnb_block_list x_blocks
+     * }
+     */
+    public static void x_blocks(MemorySegment struct, MemorySegment fieldValue) {
+        MemorySegment.copy(fieldValue, 0L, struct, x_blocks$OFFSET, x_blocks$LAYOUT.byteSize());
+    }
+
+    private static final GroupLayout dy_blocks$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("dy_blocks"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * pnb_block_list dy_blocks
+     * }
+     */
+    public static final GroupLayout dy_blocks$layout() {
+        return dy_blocks$LAYOUT;
+    }
+
+    private static final long dy_blocks$OFFSET = $LAYOUT.byteOffset(groupElement("dy_blocks"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * pnb_block_list dy_blocks
+     * }
+     */
+    public static final long dy_blocks$offset() {
+        return dy_blocks$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * pnb_block_list dy_blocks
+     * }
+     */
+    public static MemorySegment dy_blocks(MemorySegment struct) {
+        return struct.asSlice(dy_blocks$OFFSET, dy_blocks$LAYOUT.byteSize());
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * pnb_block_list dy_blocks
+     * }
+     */
+    public static void dy_blocks(MemorySegment struct, MemorySegment fieldValue) {
+        MemorySegment.copy(fieldValue, 0L, struct, dy_blocks$OFFSET, dy_blocks$LAYOUT.byteSize());
+    }
+
+    private static final AddressLayout next$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("next"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_gradients_params *next
+     * }
+     */
+    public static final AddressLayout next$layout() {
+        return next$LAYOUT;
+    }
+
+    private static final long next$OFFSET = $LAYOUT.byteOffset(groupElement("next"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_gradients_params *next
+     * }
+     */
+    public static final long next$offset() {
+        return next$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_gradients_params *next
+     * }
+     */
+    public static MemorySegment next(MemorySegment struct) {
+        return struct.get(next$LAYOUT, next$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_gradients_params *next
+     * }
+     */
+    public static void next(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(next$LAYOUT, next$OFFSET, fieldValue);
     }
 
     private static final GroupLayout workspace$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("workspace"));

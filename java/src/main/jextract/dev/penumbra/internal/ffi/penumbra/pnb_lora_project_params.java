@@ -23,6 +23,8 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     pnb_tensor a;
  *     pnb_tensor h;
  *     pnb_dropout dropout;
+ *     pnb_block_list x_blocks;
+ *     const struct pnb_lora_project_params *next;
  * }
  * }
  */
@@ -39,7 +41,9 @@ public class pnb_lora_project_params {
         pnb_tensor.layout().withName("x"),
         pnb_tensor.layout().withName("a"),
         pnb_tensor.layout().withName("h"),
-        pnb_dropout.layout().withName("dropout")
+        pnb_dropout.layout().withName("dropout"),
+        pnb_block_list.layout().withName("x_blocks"),
+        Penumbra.C_POINTER.withName("next")
     ).withName("pnb_lora_project_params");
 
     /**
@@ -355,6 +359,94 @@ public class pnb_lora_project_params {
      */
     public static void dropout(MemorySegment struct, MemorySegment fieldValue) {
         MemorySegment.copy(fieldValue, 0L, struct, dropout$OFFSET, dropout$LAYOUT.byteSize());
+    }
+
+    private static final GroupLayout x_blocks$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("x_blocks"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * pnb_block_list x_blocks
+     * }
+     */
+    public static final GroupLayout x_blocks$layout() {
+        return x_blocks$LAYOUT;
+    }
+
+    private static final long x_blocks$OFFSET = $LAYOUT.byteOffset(groupElement("x_blocks"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * pnb_block_list x_blocks
+     * }
+     */
+    public static final long x_blocks$offset() {
+        return x_blocks$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * pnb_block_list x_blocks
+     * }
+     */
+    public static MemorySegment x_blocks(MemorySegment struct) {
+        return struct.asSlice(x_blocks$OFFSET, x_blocks$LAYOUT.byteSize());
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * pnb_block_list x_blocks
+     * }
+     */
+    public static void x_blocks(MemorySegment struct, MemorySegment fieldValue) {
+        MemorySegment.copy(fieldValue, 0L, struct, x_blocks$OFFSET, x_blocks$LAYOUT.byteSize());
+    }
+
+    private static final AddressLayout next$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("next"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_project_params *next
+     * }
+     */
+    public static final AddressLayout next$layout() {
+        return next$LAYOUT;
+    }
+
+    private static final long next$OFFSET = $LAYOUT.byteOffset(groupElement("next"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_project_params *next
+     * }
+     */
+    public static final long next$offset() {
+        return next$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_project_params *next
+     * }
+     */
+    public static MemorySegment next(MemorySegment struct) {
+        return struct.get(next$LAYOUT, next$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_project_params *next
+     * }
+     */
+    public static void next(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(next$LAYOUT, next$OFFSET, fieldValue);
     }
 
     /**
