@@ -307,9 +307,11 @@ int main() {
         int64_t capacity = std::max<int64_t>(first, all - (first % 2));
         Blocks blocks(size, neurons, capacity, g.rows_per_list, counts_for(g.m, g.rows_per_list, capacity, {first}));
         for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
-          for (Options o : options) {
+          // Two of the eight each time, so that every one meets every size, dtype and grouping, and the test stays short.
+          for (int turn = 0; turn < 2; ++turn) {
+            Options o = options[++variant * 3 % 8];
             o.dtype = dtype;
-            o.d_dtype = ++variant % 4 == 0 ? static_cast<int32_t>(PNB_DTYPE_F32) : dtype;
+            o.d_dtype = variant % 4 == 0 ? static_cast<int32_t>(PNB_DTYPE_F32) : dtype;
             int64_t h = variant % 3 == 0 ? 40 : variant % 3 == 1 ? 64 : 99;
             Options without_residual = o;
             without_residual.residual = 0;
