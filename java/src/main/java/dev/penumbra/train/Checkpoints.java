@@ -34,7 +34,7 @@ final class Checkpoints {
     private static final JsonMapper JSON = new JsonMapper();
 
     /** Where a run stands: all that the next step depends on beside the tensors. */
-    record State(int step, int epoch, int index, long seed, long microBatch, String settings) {
+    record State(int step, int epoch, int index, long seed, long microBatch, int tightness, String settings) {
     }
 
     private Checkpoints() {
@@ -49,6 +49,7 @@ final class Checkpoints {
         json.put("index", state.index());
         json.put("seed", state.seed());
         json.put("micro_batch", state.microBatch());
+        json.put("tightness", state.tightness());
         json.put("settings", state.settings());
         String text = JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n";
         AtomicFiles.writeFolder(folder, whole -> {
@@ -128,7 +129,7 @@ final class Checkpoints {
             JsonNode json = JSON.readTree(Files.readAllBytes(file));
             return new State(json.required("step").intValue(), json.required("epoch").intValue(),
                     json.required("index").intValue(), json.required("seed").longValue(),
-                    json.required("micro_batch").longValue(), json.required("settings").stringValue());
+                    json.required("micro_batch").longValue(), json.path("tightness").asInt(0), json.required("settings").stringValue());
         } catch (JacksonException broken) {
             throw new TrainingException(file + ": expected a checkpoint's state: " + broken.getOriginalMessage(), broken);
         }
