@@ -1,5 +1,7 @@
 package dev.penumbra.train;
 
+import org.jspecify.annotations.Nullable;
+
 /**
  * One optimizer step.
  *
@@ -8,7 +10,15 @@ package dev.penumbra.train;
  * @param gradNorm global norm before clipping
  * @param realTokens tokens that are no padding
  * @param stepMs wall time
+ * @param sparsity what a sparse step kept; null in a dense one
  */
 public record StepMetrics(
-        int step, double loss, double lr, double gradNorm, int realTokens, double tokensPerSecond, double stepMs) {
+        int step, double loss, double lr, double gradNorm, int realTokens, double tokensPerSecond, double stepMs,
+        @Nullable StepSparsity sparsity) {
+
+    /** Of a dense step. */
+    public StepMetrics(int step, double loss, double lr, double gradNorm, int realTokens, double tokensPerSecond,
+            double stepMs) {
+        this(step, loss, lr, gradNorm, realTokens, tokensPerSecond, stepMs, null);
+    }
 }

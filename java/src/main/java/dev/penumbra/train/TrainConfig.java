@@ -1,5 +1,6 @@
 package dev.penumbra.train;
 
+import dev.penumbra.predict.SparsityConfig;
 import java.nio.file.Path;
 import org.jspecify.annotations.Nullable;
 
@@ -15,6 +16,7 @@ import org.jspecify.annotations.Nullable;
  * @param saveEvery steps between checkpoints; 0: none
  * @param output where the adapter and checkpoints go; null: nothing is written
  * @param baseModel the base model's name or path, written into the adapter's configuration
+ * @param sparsity which blocks of MLP neurons steps compute; evaluations are dense
  */
 public record TrainConfig(
         int steps,
@@ -34,7 +36,8 @@ public record TrainConfig(
         int saveEvery,
         @Nullable Path output,
         String baseModel,
-        boolean resume) {
+        boolean resume,
+        SparsityConfig sparsity) {
 
     public TrainConfig {
         require(steps >= 0, "steps of 0 or more", steps);
@@ -80,6 +83,7 @@ public record TrainConfig(
         private @Nullable Path output;
         private String baseModel = "";
         private boolean resume;
+        private SparsityConfig sparsity = SparsityConfig.OFF;
 
         public Builder steps(int value) {
             steps = value;
@@ -171,11 +175,16 @@ public record TrainConfig(
             return this;
         }
 
+        public Builder sparsity(SparsityConfig value) {
+            sparsity = value;
+            return this;
+        }
+
         public TrainConfig build() {
             return new TrainConfig(
                     steps, epochs, batchSize, seqLen, lr, schedule, warmupSteps, weightDecay, clip, gradAccum, seed, shuffle,
                     pack,
-                    evalEvery, saveEvery, output, baseModel, resume);
+                    evalEvery, saveEvery, output, baseModel, resume, sparsity);
         }
     }
 }

@@ -14,7 +14,10 @@ import dev.penumbra.model.LanguageModel;
 import dev.penumbra.model.MemoryPlan;
 import dev.penumbra.model.ModelPass;
 import dev.penumbra.model.ModelPass.DropoutSeed;
+import dev.penumbra.model.ModelPass.Mode;
+import dev.penumbra.model.PassOptions;
 import dev.penumbra.model.PassShape;
+import dev.penumbra.predict.MlpExposure;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.lang.foreign.Arena;
@@ -22,10 +25,12 @@ import java.nio.ByteBuffer;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.EnumSet;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Set;
 import java.util.zip.CRC32C;
 import org.jspecify.annotations.Nullable;
 
@@ -45,6 +50,8 @@ public final class Trainer {
     private final Batches batches;
     private final int totalSteps;
     private final List<StepListener> listeners = new ArrayList<>();
+    private @Nullable MlpExposure exposure;
+    private @Nullable PassOptions options;
     private volatile boolean cancelled;
 
     /** @param evaluation data whose loss is told to listeners, or null */
@@ -71,6 +78,13 @@ public final class Trainer {
         return this;
     }
 
+    /** What calibration has found out about the model, for the policies that use it; the model is loaded in its order. */
+    public Trainer exposure(@Nullable MlpExposure found) {
+        exposure = found;
+        options = null;
+        return this;
+    }
+
     /** Optimizer steps of the whole run. */
     public int totalSteps() {
         return totalSteps;
@@ -79,6 +93,20 @@ public final class Trainer {
     /** Ends the run after the steps under way, with a checkpoint; from any thread. */
     public void cancel() {
         cancelled = true;
+    }
+
+    /** What the run's pass is opened with, once its plan is made: that reads weights. */
+    private PassOptions options() {
+        if (options == null) {
+            try {
+                options = config.sparsity().isOff()
+                        ? PassOptions.DENSE
+                        : PassOptions.sparse(SparsityPlanner.plan(model, config.sparsity(), exposure));
+            } catch (IOException failure) {
+                throw new UncheckedIOException(failure.getMessage(), failure);
+            }
+        }
+        return options;
     }
 
     private PassShape shape() {
@@ -94,7 +122,7 @@ public final class Trainer {
         model.describeWeights(plan);
         plan.addResident(MemoryPlan.Kind.ADAPTER, "adapter", adapter.byteSize());
         OptimizerState.plan(plan, adapter, config);
-        model.planPass(plan, adapter, shape());
+        model.planPass(plan, adapter, shape(), options());
         plan.addResident(MemoryPlan.Kind.WORKSPACE, "the backend's own", backend.internalBytes());
         plan.add(MemoryPlan.Kind.HOST, "adapter before training", adapter.byteSize());
         if (config.output() != null) {
@@ -111,7 +139,9 @@ public final class Trainer {
                 + " clip=" + config.clip()
                 + " grad_accum=" + config.gradAccum() + " seed=" + config.seed() + " shuffle=" + config.shuffle() + " pack="
                 + config.pack()
-                + " samples=" + data.size() + " data=" + Long.toHexString(checksum()) + " dtype=" + model.dtype();
+                + " samples=" + data.size() + " data=" + Long.toHexString(checksum()) + " dtype=" + model.dtype()
+                + " sparsity=" + config.sparsity().describe()
+                + (config.sparsity().isOff() || exposure == null ? "" : " calibration=" + exposure.identity());
     }
 
     /** CRC32C over the samples: a resumed run goes on with the same ones. */
@@ -159,17 +189,19 @@ public final class Trainer {
     private final class Run {
         private final OptimizerState state;
         private final ModelPass pass;
+        private final @Nullable SparseSteps sparsity;
         private final Arena arena;
         private final Map<Recording, Graph> recordings = new HashMap<>();
         private long microBatch;
         private int step;
-        private boolean warm;
+        private final Set<Mode> warm = EnumSet.noneOf(Mode.class);
         private long delivered;
 
         Run(Arena arena) {
             this.arena = arena;
             state = OptimizerState.allocate(arena, adapter, config);
-            pass = model.openPass(arena, adapter, shape());
+            pass = model.openPass(arena, adapter, shape(), options());
+            sparsity = pass.blockChoice() == null ? null : new SparseSteps(config.sparsity(), pass, totalSteps);
         }
 
         @Nullable
@@ -232,11 +264,15 @@ public final class Trainer {
             step = saved.step();
             microBatch = saved.microBatch();
             batches.seek(saved.epoch(), saved.index());
+            if (sparsity != null) {
+                sparsity.setTightness(saved.tightness());
+            }
         }
 
         /** A step that the device may still be computing. */
         private record Enqueued(
-                int step, double lr, int supervised, int realTokens, long start, Readback loss, Readback gradNorm) {
+                int step, double lr, int supervised, int realTokens, long start, Readback loss, Readback gradNorm,
+                @Nullable Readback lists, List<Double> trueCoverage) {
 
             boolean isDone() {
                 return gradNorm.isDone();
@@ -271,15 +307,24 @@ public final class Trainer {
             }
             Scalars.write(backend, state.gradScale, 1f / supervised);
             state.schedule(step, lr);
+            boolean sparse = sparsity != null && sparsity.isSparse(step);
+            boolean senses = sparse && sparsity.senses(step);
             for (int i = 0; i < micro.size(); i++) {
-                pass.load(micro.get(i), new DropoutSeed(config.seed(), microBatch++));
-                runMicroBatch(i == 0, i == micro.size() - 1);
+                pass.load(micro.get(i), new DropoutSeed(config.seed(), microBatch++), sparse ? Mode.SPARSE : Mode.DENSE);
+                boolean last = i == micro.size() - 1;
+                if (senses && last) {
+                    pass.blockChoice().sense();
+                }
+                runMicroBatch(i == 0, last, sparse ? Mode.SPARSE : Mode.DENSE);
             }
-            return new Enqueued(step, lr, supervised, realTokens, start, backend.read(state.loss),
-                    backend.read(state.gradNorm));
+            Readback lists = sparse ? backend.read(pass.blockChoice().summaries()) : null;
+            Readback loss = backend.read(state.loss);
+            Readback gradNorm = backend.read(state.gradNorm);
+            return new Enqueued(step, lr, supervised, realTokens, start, loss, gradNorm, lists,
+                    senses ? sparsity.measure() : List.of());
         }
 
-        private void runMicroBatch(boolean first, boolean last) {
+        private void runMicroBatch(boolean first, boolean last, Mode mode) {
             Runnable operations = () -> {
                 if (first) {
                     backend.run(new Fill(0, state.grad));
@@ -293,9 +338,11 @@ public final class Trainer {
                 }
             };
             // What a device does on an operation's first run, such as loading its kernels, is not recorded.
-            if (!backend.isAsynchronous() || !warm) {
+            if (!backend.isAsynchronous() || !warm.contains(mode)) {
                 operations.run();
-                warm = warm || last;
+                if (last) {
+                    warm.add(mode);
+                }
             } else {
                 recordings.computeIfAbsent(
                         new Recording(pass.signature(), first, last), key -> backend.capture(arena, operations)).launch();
@@ -318,7 +365,8 @@ public final class Trainer {
             double ms = (now - Math.max(enqueued.start(), delivered)) / 1e6;
             delivered = now;
             StepMetrics metrics = new StepMetrics(enqueued.step(), mean, enqueued.lr(), norm, enqueued.realTokens(),
-                    enqueued.realTokens() / (ms / 1e3), ms);
+                    enqueued.realTokens() / (ms / 1e3), ms,
+                    enqueued.lists() == null ? null : sparsity.told(enqueued.lists().floats(), enqueued.trueCoverage()));
             listeners.forEach(listener -> listener.onStep(metrics));
             return metrics;
         }
@@ -335,7 +383,7 @@ public final class Trainer {
                 return;
             }
             Checkpoints.State reached = new Checkpoints.State(step, batches.epoch(), batches.index(), config.seed(),
-                    microBatch, settings());
+                    microBatch, sparsity == null ? 0 : sparsity.tightness(), settings());
             Path folder = Checkpoints.save(config.output(), adapter, config.baseModel(), state.m, state.v, reached);
             listeners.forEach(l -> l.onSave(step, folder));
         }

@@ -10,6 +10,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.function.IntPredicate;
 import java.util.random.RandomGenerator;
 
 /** OPT checkpoints with random weights, for tests. Logits and activations are of the size that a trained model's are. */
@@ -29,6 +30,11 @@ public record RandomOpt(
 
     /** Writes {@code config.json} and {@code model.safetensors}, in f32. */
     public void write(Path folder, RandomGenerator random) throws IOException {
+        write(folder, random, neuron -> false);
+    }
+
+    /** @param dead neurons of every MLP that never fire */
+    public void write(Path folder, RandomGenerator random, IntPredicate dead) throws IOException {
         Files.createDirectories(folder);
         Files.writeString(folder.resolve("config.json"), """
                 {"model_type": "opt", "hidden_size": %d, "num_attention_heads": %d, "ffn_dim": %d, "num_hidden_layers": %d,
@@ -52,12 +58,21 @@ public record RandomOpt(
                     linear(tensors, arena, random, at + "self_attn." + name, hidden, hidden);
                 }
                 linear(tensors, arena, random, at + "fc1", ffn, hidden);
+                kill(tensors.get("model.decoder." + at + "fc1.bias"), dead);
                 linear(tensors, arena, random, at + "fc2", hidden, ffn);
                 norm(tensors, arena, random, at + "self_attn_layer_norm");
                 norm(tensors, arena, random, at + "final_layer_norm");
             }
             SafetensorsWriter.write(folder.resolve("model.safetensors"), tensors, Map.of("format", "pt"));
         }
+    }
+
+    private static void kill(Tensor bias, IntPredicate dead) {
+        float[] values = bias.toFloats();
+        for (int j = 0; j < values.length; j++) {
+            values[j] = dead.test(j) ? -100 : values[j];
+        }
+        bias.copyFrom(values);
     }
 
     private static void linear(Map<String, Tensor> tensors, Arena arena, RandomGenerator random, String name, int out,
