@@ -9,10 +9,12 @@ import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
 import dev.penumbra.model.LanguageModel;
 import dev.penumbra.model.Opt;
+import dev.penumbra.sparse.NeuronOrder;
 import dev.penumbra.tensor.DType;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.nio.file.Path;
+import java.util.List;
 
 /**
  * A model on a device with all that belongs to it: the way in for programs.
@@ -63,12 +65,23 @@ public final class Penumbra implements AutoCloseable {
 
     /** As {@link #load(Path, Device, int, DType)}, without the weights: what they and a run will need can be planned before. */
     public static Penumbra open(Path directory, Device device, int threads, DType compute) throws IOException {
+        return open(directory, device, threads, compute, List.of());
+    }
+
+    /**
+     * As {@link #open(Path, Device, int, DType)}, with the MLPs' neurons in another order in memory, which changes no result:
+     * adapters are read and written in the checkpoint's.
+     *
+     * @param orders one a layer; empty: the checkpoint's
+     */
+    public static Penumbra open(Path directory, Device device, int threads, DType compute, List<NeuronOrder> orders)
+            throws IOException {
         ModelFolder folder = ModelFolder.open(directory);
         Arena arena = Arena.ofShared();
         Backend backend = null;
         try {
             backend = Backends.open(device, threads, true);
-            return new Penumbra(backend, arena, folder, Opt.open(backend, arena, folder, compute));
+            return new Penumbra(backend, arena, folder, Opt.open(backend, arena, folder, compute, orders));
         } catch (IOException | RuntimeException failure) {
             arena.close();
             if (backend != null) {
@@ -85,6 +98,11 @@ public final class Penumbra implements AutoCloseable {
 
     public Path directory() {
         return folder.directory();
+    }
+
+    /** The model's folder, which stays open as long as this. */
+    public ModelFolder folder() {
+        return folder;
     }
 
     /** An adapter that changes nothing yet. */

@@ -1,6 +1,7 @@
 package dev.penumbra.lora;
 
 import dev.penumbra.backend.Backend;
+import dev.penumbra.sparse.NeuronOrder;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
@@ -141,10 +142,44 @@ public final class LoraAdapter {
         }
     }
 
-    /** The matrices of a flat buffer (parameters or gradients) on the host, by PEFT's keys; they live as long as {@code owner}. */
-    public Map<String, Tensor> toHost(Arena owner, Tensor flat) {
+    /**
+     * A flat buffer (parameters, gradients or moments) on the host, with A's columns and B's rows in the checkpoint's order,
+     * however the model's neurons lie in memory.
+     */
+    public Tensor toHostFlat(Arena owner, Tensor flat) {
         Tensor host = Tensor.allocate(owner, DType.F32, flat.shape());
         backend.download(flat, host);
+        reorder(host, true);
+        return host;
+    }
+
+    /** Takes a flat buffer as {@link #toHostFlat} gives it; {@code host} is changed. */
+    public void upload(Tensor host, Tensor flat) {
+        reorder(host, false);
+        backend.upload(host, flat);
+    }
+
+    private void reorder(Tensor host, boolean undo) {
+        for (Site site : sites.values()) {
+            NeuronOrder in = site.layer().inOrder();
+            NeuronOrder out = site.layer().outOrder();
+            if (in != null) {
+                Tensor a = site.a(host);
+                a.copyFrom((undo ? in.inverse() : in).applyToColumns(a.toFloats(), site.r()));
+            }
+            if (out != null) {
+                Tensor b = site.b(host);
+                b.copyFrom((undo ? out.inverse() : out).applyToRows(b.toFloats(), site.r()));
+            }
+        }
+    }
+
+    /**
+     * The matrices of a flat buffer (parameters or gradients) on the host, by PEFT's keys, in the checkpoint's order; they live
+     * as long as {@code owner}.
+     */
+    public Map<String, Tensor> toHost(Arena owner, Tensor flat) {
+        Tensor host = toHostFlat(owner, flat);
         Map<String, Tensor> named = new LinkedHashMap<>();
         for (Site site : sites.values()) {
             named.put(key(site, "A"), site.a(host));
@@ -158,7 +193,7 @@ public final class LoraAdapter {
     }
 
     /**
-     * Takes the matrices from host tensors, by PEFT's keys.
+     * Takes the matrices from host tensors, by PEFT's keys, in the checkpoint's order.
      *
      * @throws IllegalArgumentException naming a key that matches nothing, is missing, or has another shape
      */
@@ -174,7 +209,9 @@ public final class LoraAdapter {
         if (!unmatched.isEmpty()) {
             throw new IllegalArgumentException("expected only keys of adapted layers, found " + new TreeSet<>(unmatched));
         }
-        setParameters(values);
+        try (Arena arena = Arena.ofConfined()) {
+            upload(Tensor.of(arena, values), parameters);
+        }
     }
 
     private static void take(Map<String, Tensor> tensors, String key, Shape shape, float[] values, long offset) {

@@ -39,6 +39,11 @@ public final class Buffers {
         return buffers;
     }
 
+    /** Whether operations are planned, not run. */
+    public boolean isPlanning() {
+        return plan != null;
+    }
+
     public Tensor allocate(MemoryPlan.Kind kind, String name, DType dtype, long... dims) {
         Shape shape = Shape.of(dims);
         if (plan != null) {

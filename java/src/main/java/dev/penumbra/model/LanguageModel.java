@@ -3,7 +3,9 @@ package dev.penumbra.model;
 import dev.penumbra.backend.Backend;
 import dev.penumbra.lora.AdaptableLayer;
 import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.sparse.NeuronOrder;
 import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.util.List;
@@ -37,11 +39,35 @@ public interface LanguageModel extends AutoCloseable {
     /** Adds the weights to a plan, each with its packed bytes; resident once they are loaded. */
     void describeWeights(MemoryPlan plan);
 
+    /** Layers that have an MLP. */
+    int mlpLayers();
+
+    /** Neurons of a layer's MLP: rows of fc1. */
+    int mlpNeurons();
+
+    /** How a layer's neurons lie in memory; null: as in the checkpoint. */
+    @Nullable
+    NeuronOrder neuronOrder(int layer);
+
+    /** How large each neuron's weights are, by the neurons' places. Reads the checkpoint: its folder must be open. */
+    NeuronNorms neuronNorms(int layer) throws IOException;
+
+    /** fc1 [neurons, hidden] as stored, in the checkpoint's order; a view of its file, which must be open. */
+    Tensor fc1(int layer) throws IOException;
+
     /** Adds what {@link #openPass} would allocate; allocates nothing. */
-    void planPass(MemoryPlan plan, @Nullable LoraAdapter adapter, PassShape shape);
+    void planPass(MemoryPlan plan, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options);
+
+    default void planPass(MemoryPlan plan, @Nullable LoraAdapter adapter, PassShape shape) {
+        planPass(plan, adapter, shape, PassOptions.DENSE);
+    }
 
     /** Allocates the buffers of forward (and backward) passes up to the given size; they live as long as {@code owner}. */
-    ModelPass openPass(Arena owner, @Nullable LoraAdapter adapter, PassShape shape);
+    ModelPass openPass(Arena owner, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options);
+
+    default ModelPass openPass(Arena owner, @Nullable LoraAdapter adapter, PassShape shape) {
+        return openPass(owner, adapter, shape, PassOptions.DENSE);
+    }
 
     /** A generator's state over one sample: keys and values of all its tokens so far. */
     KeyValueCache openCache(Arena owner, @Nullable LoraAdapter adapter, int capacity);

@@ -4,7 +4,9 @@ import dev.penumbra.backend.Backend;
 import dev.penumbra.io.ModelFolder;
 import dev.penumbra.lora.AdaptableLayer;
 import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.sparse.NeuronOrder;
 import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.util.ArrayList;
@@ -24,25 +26,34 @@ public final class Opt implements LanguageModel {
     private final DType dtype;
     private final Arena owner;
     private final ModelFolder folder;
+    private final List<NeuronOrder> orders;
     private final OptWeights planned;
     private @Nullable OptWeights loaded;
     private final List<AdaptableLayer> adaptable = new ArrayList<>();
 
-    private Opt(Backend backend, Arena owner, ModelFolder folder, OptConfig config, DType dtype) throws IOException {
+    private Opt(Backend backend, Arena owner, ModelFolder folder, OptConfig config, DType dtype, List<NeuronOrder> orders)
+            throws IOException {
         this.backend = backend;
         this.owner = owner;
         this.folder = folder;
         this.config = config;
         this.dtype = dtype;
-        planned = new OptWeights(backend, owner, folder, config, dtype, true);
+        this.orders = List.copyOf(orders);
+        if (!orders.isEmpty() && (orders.size() != config.numHiddenLayers()
+                || orders.stream().anyMatch(order -> order.neurons() != config.ffnDim()))) {
+            throw new ModelException(folder.directory() + ": expected an order of " + config.ffnDim()
+                    + " neurons for each of " + config.numHiddenLayers() + " layers, found " + orders);
+        }
+        planned = new OptWeights(backend, owner, folder, config, dtype, orders, true);
         int h = config.hiddenSize();
         for (int i = 0; i < config.numHiddenLayers(); i++) {
             String at = "layers." + i + ".";
             for (String kind : List.of("q_proj", "k_proj", "v_proj", "out_proj")) {
                 adaptable.add(new AdaptableLayer(i, kind, at + "self_attn." + kind, h, h));
             }
-            adaptable.add(new AdaptableLayer(i, "fc1", at + "fc1", h, config.ffnDim()));
-            adaptable.add(new AdaptableLayer(i, "fc2", at + "fc2", config.ffnDim(), h));
+            NeuronOrder order = neuronOrder(i);
+            adaptable.add(new AdaptableLayer(i, "fc1", at + "fc1", h, config.ffnDim(), null, order));
+            adaptable.add(new AdaptableLayer(i, "fc2", at + "fc2", config.ffnDim(), h, order, null));
         }
     }
 
@@ -54,11 +65,21 @@ public final class Opt implements LanguageModel {
      * @throws ModelException naming the file and the key or tensor that is not as expected
      */
     public static Opt open(Backend backend, Arena owner, ModelFolder folder, DType compute) throws IOException {
+        return open(backend, owner, folder, compute, List.of());
+    }
+
+    /**
+     * As {@link #open(Backend, Arena, ModelFolder, DType)}, with the MLPs' neurons in another order, which changes no result.
+     *
+     * @param orders one a layer; empty: the checkpoint's own
+     */
+    public static Opt open(Backend backend, Arena owner, ModelFolder folder, DType compute, List<NeuronOrder> orders)
+            throws IOException {
         if (compute != DType.F32 && compute != DType.BF16) {
             throw new IllegalArgumentException("expected F32 or BF16 to compute in, found " + compute);
         }
         OptConfig config = OptConfig.parse(folder.config(), folder.directory().resolve("config.json"));
-        return new Opt(backend, owner, folder, config, compute);
+        return new Opt(backend, owner, folder, config, compute, orders);
     }
 
     /** Opens a model and loads its weights; the folder may be closed after. */
@@ -74,7 +95,7 @@ public final class Opt implements LanguageModel {
             MemoryPlan plan = new MemoryPlan();
             describeWeights(plan);
             plan.requireFits(backend);
-            loaded = new OptWeights(backend, owner, folder, config, dtype, false);
+            loaded = new OptWeights(backend, owner, folder, config, dtype, orders, false);
         }
     }
 
@@ -131,15 +152,47 @@ public final class Opt implements LanguageModel {
     }
 
     @Override
-    public void planPass(MemoryPlan plan, @Nullable LoraAdapter adapter, PassShape shape) {
-        plan.add(MemoryPlan.Kind.WORKSPACE, "workspace", OptPass.plan(this, adapter, shape, plan));
+    public int mlpLayers() {
+        return config.numHiddenLayers();
     }
 
     @Override
-    public ModelPass openPass(Arena owner, @Nullable LoraAdapter adapter, PassShape shape) {
+    public int mlpNeurons() {
+        return config.ffnDim();
+    }
+
+    @Override
+    public @Nullable NeuronOrder neuronOrder(int layer) {
+        return orders.isEmpty() ? null : orders.get(layer);
+    }
+
+    @Override
+    public NeuronNorms neuronNorms(int layer) throws IOException {
+        String at = folder.decoderPrefix() + "layers." + layer + ".";
+        float[] fc1 = NeuronRows.rowNorms(folder.tensor(at + "fc1.weight", config.ffnDim(), config.hiddenSize()));
+        folder.release(at + "fc1.weight");
+        float[] fc2 = NeuronRows.columnNorms(folder.tensor(at + "fc2.weight", config.hiddenSize(), config.ffnDim()));
+        folder.release(at + "fc2.weight");
+        NeuronOrder order = neuronOrder(layer);
+        return order == null ? new NeuronNorms(fc1, fc2) : new NeuronNorms(order.apply(fc1), order.apply(fc2));
+    }
+
+    @Override
+    public Tensor fc1(int layer) throws IOException {
+        return folder.tensor(folder.decoderPrefix() + "layers." + layer + ".fc1.weight", config.ffnDim(),
+                config.hiddenSize());
+    }
+
+    @Override
+    public void planPass(MemoryPlan plan, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options) {
+        plan.add(MemoryPlan.Kind.WORKSPACE, "workspace", OptPass.plan(this, adapter, shape, options, plan));
+    }
+
+    @Override
+    public ModelPass openPass(Arena owner, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options) {
         requireLoaded();
-        long workspace = OptPass.plan(this, adapter, shape, new MemoryPlan());
-        return new OptPass(this, adapter, shape, Buffers.allocating(backend, owner, workspace));
+        long workspace = OptPass.plan(this, adapter, shape, options, new MemoryPlan());
+        return new OptPass(this, adapter, shape, options, Buffers.allocating(backend, owner, workspace));
     }
 
     @Override

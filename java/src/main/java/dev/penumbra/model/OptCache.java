@@ -164,7 +164,11 @@ final class OptCache implements KeyValueCache {
                             (float) adapter.config().scaling(), null));
                 }
             }
-            Gemm.Builder gemm = Gemm.forward(in, w.weight(), d).lowRank(terms).bias(w.bias()).residual(residual);
+            // fc2 is packed transposed.
+            Gemm.Builder product = kinds.contains("fc2")
+                    ? Gemm.backward(in, w.weight(), d)
+                    : Gemm.forward(in, w.weight(), d);
+            Gemm.Builder gemm = product.lowRank(terms).bias(w.bias()).residual(residual);
             gemm(relu ? gemm.relu(null) : gemm);
         }
 

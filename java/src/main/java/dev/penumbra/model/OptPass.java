@@ -7,6 +7,7 @@ import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.backend.op.Gemm;
 import dev.penumbra.backend.op.LayerNormBackward;
 import dev.penumbra.backend.op.LayerNormForward;
+import dev.penumbra.backend.op.LayerNormForward.Pooling;
 import dev.penumbra.backend.op.LinearCrossEntropy;
 import dev.penumbra.backend.op.LoraGradients;
 import dev.penumbra.backend.op.LoraProject;
@@ -46,6 +47,7 @@ final class OptPass implements ModelPass {
     private final @Nullable LoraAdapter adapter;
     private final Buffers buffers;
     private final PassShape shape;
+    private final @Nullable MlpObserver observer;
     private final int capacity;
     private final float attentionScale;
 
@@ -61,6 +63,7 @@ final class OptPass implements ModelPass {
     private final Tensor[] reluMasks;
     private final Tensor meanFinal;
     private final Tensor rstdFinal;
+    private final @Nullable Tensor pooled;
     private final Tensor hidden;
     private final @Nullable Tensor projected;
     private final int lowest;
@@ -86,13 +89,14 @@ final class OptPass implements ModelPass {
     private int maxSeqlen;
     private boolean dropping;
 
-    OptPass(Opt model, @Nullable LoraAdapter adapter, PassShape shape, Buffers buffers) {
+    OptPass(Opt model, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options, Buffers buffers) {
         this.model = model;
         this.config = model.config();
         this.weights = model.weights();
         this.adapter = adapter;
         this.buffers = buffers;
         this.shape = shape;
+        observer = options.observer();
         capacity = shape.capacity();
         attentionScale = (float) (1 / Math.sqrt(config.headDim()));
         boolean training = shape.training();
@@ -146,6 +150,10 @@ final class OptPass implements ModelPass {
         }
         meanFinal = buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "final mean", DType.F32, capacity);
         rstdFinal = buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "final rstd", DType.F32, capacity);
+        pooled = observer == null || observer.poolRows() == 0
+                ? null
+                : buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "pooled", DType.F32,
+                        Math.ceilDiv(capacity, observer.poolRows()), h);
         hidden = weights.finalNorm == null ? x[layers.length] : activations("final norm", h);
         projected = config.hasProjection() ? activations("projected", config.wordEmbedProjDim()) : null;
         dHead = training && config.hasProjection() ? activations("d projected", config.wordEmbedProjDim()) : null;
@@ -163,9 +171,9 @@ final class OptPass implements ModelPass {
     }
 
     /** Plans a pass; returns the bytes of workspace it needs. */
-    static long plan(Opt model, @Nullable LoraAdapter adapter, PassShape shape, MemoryPlan plan) {
+    static long plan(Opt model, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options, MemoryPlan plan) {
         Buffers planning = Buffers.planning(model.backend(), plan);
-        OptPass pass = new OptPass(model, adapter, shape, planning);
+        OptPass pass = new OptPass(model, adapter, shape, options, planning);
         pass.m = pass.capacity;
         pass.supervised = pass.capacity;
         pass.samples = Math.ceilDiv(pass.capacity, shape.maxSeqlen());
@@ -329,13 +337,17 @@ final class OptPass implements ModelPass {
         if (pre) {
             mlpInput = top(b.norm2);
             mlpResidual = middle;
-            norm(middle, w.mlpNorm(), mlpInput, b.mean2, b.rstd2);
+            norm(middle, w.mlpNorm(), mlpInput, b.mean2, b.rstd2, pooling());
         } else {
             mlpInput = top(b.norm1);
             mlpResidual = mlpInput;
-            norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1);
+            norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1, pooling());
         }
         linear(i, FC1, mlpInput, w.fc1(), top(b.activation), null, top(reluMasks[i]));
+        if (observer != null && !buffers.isPlanning()) {
+            observer.afterFc1(i, mlpInput, pooled == null ? null : pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())),
+                    top(b.activation), top(reluMasks[i]), validRows());
+        }
         if (pre) {
             linear(i, FC2, top(b.activation), w.fc2(), output, mlpResidual, null);
         } else {
@@ -345,7 +357,22 @@ final class OptPass implements ModelPass {
     }
 
     private void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd) {
-        buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, top(mean), top(rstd)));
+        norm(in, norm, out, mean, rstd, null);
+    }
+
+    private void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd, @Nullable Pooling pooling) {
+        buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, top(mean), top(rstd), pooling));
+    }
+
+    private @Nullable Pooling pooling() {
+        return pooled == null
+                ? null
+                : new Pooling(pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())), observer.poolRows(), validRows());
+    }
+
+    /** i32 [1] on the device: where the last sample ends. */
+    private Tensor validRows() {
+        return cuSeqlens.slice(0, samples, samples + 1L);
     }
 
     /** d = x Wᵀ + bias + adapters' terms, ReLU where a mask is given, + residual. Kinds lie side by side in d's columns. */
@@ -361,8 +388,9 @@ final class OptPass implements ModelPass {
                         (float) adapter.config().scaling(), null));
             }
         }
-        Gemm.Builder gemm = Gemm.forward(in, w.weight(), d).lowRank(terms).bias(w.bias()).residual(residual)
-                .workspace(buffers.workspace());
+        // fc2 is packed transposed.
+        Gemm.Builder product = kinds == FC2 ? Gemm.backward(in, w.weight(), d) : Gemm.forward(in, w.weight(), d);
+        Gemm.Builder gemm = product.lowRank(terms).bias(w.bias()).residual(residual).workspace(buffers.workspace());
         buffers.run((mask == null ? gemm : gemm.relu(mask)).build());
     }
 
@@ -443,7 +471,7 @@ final class OptPass implements ModelPass {
         if (!needsFc1) {
             return;
         }
-        buffers.run(Gemm.backward(dx, w.fc2().weight(), dActivations).lowRank(terms).drelu(top(reluMasks[i]))
+        buffers.run(Gemm.forward(dx, w.fc2().weight(), dActivations).lowRank(terms).drelu(top(reluMasks[i]))
                 .workspace(buffers.workspace()).build());
         if (pre && hasAny(i, FC1)) {
             norm(top(b.middle), w.mlpNorm(), top(b.norm2), b.mean2, b.rstd2);

@@ -4,6 +4,7 @@ import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.FrozenWeight;
 import dev.penumbra.backend.op.Convert;
 import dev.penumbra.io.ModelFolder;
+import dev.penumbra.sparse.NeuronOrder;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
@@ -11,6 +12,7 @@ import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.function.BiFunction;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -25,7 +27,12 @@ final class OptWeights {
     record Linear(FrozenWeight weight, @Nullable Tensor bias) {
     }
 
-    /** One decoder layer; qkv is q_proj, k_proj and v_proj stacked: [3 h, h]. */
+    /**
+     * One decoder layer; qkv is q_proj, k_proj and v_proj stacked: [3 h, h].
+     *
+     * @param fc2 transposed, [ffn, h]: like fc1 it has a row for each neuron, so that a block of neurons lies together; its
+     *     forward product is the weight's {@code BACKWARD} use and the other way round
+     */
     record Layer(LayerNorm attentionNorm, Linear qkv, Linear out, LayerNorm mlpNorm, Linear fc1, Linear fc2) {
     }
 
@@ -46,18 +53,21 @@ final class OptWeights {
     private final Arena owner;
     private final ModelFolder folder;
     private final DType compute;
+    private final List<NeuronOrder> orders;
     private final boolean planning;
 
     /**
+     * @param orders how each layer's neurons lie; empty: as in the checkpoint
      * @param planning only checks that the weights are there, by the headers of the folder's files, and describes what loading
      *     them would allocate
      */
-    OptWeights(Backend backend, Arena owner, ModelFolder folder, OptConfig config, DType compute, boolean planning)
-            throws IOException {
+    OptWeights(Backend backend, Arena owner, ModelFolder folder, OptConfig config, DType compute, List<NeuronOrder> orders,
+            boolean planning) throws IOException {
         this.backend = backend;
         this.owner = owner;
         this.folder = folder;
         this.compute = compute;
+        this.orders = orders;
         this.planning = planning;
         String prefix = folder.decoderPrefix();
         long h = config.hiddenSize();
@@ -79,10 +89,51 @@ final class OptWeights {
                     stacked(at + "self_attn.", List.of("q_proj", "k_proj", "v_proj"), h, h),
                     linear(at + "self_attn.out_proj", h, h, true),
                     layerNorm(at + "final_layer_norm", h),
-                    linear(at + "fc1", f, h, true),
-                    linear(at + "fc2", h, f, true)));
+                    fc1(at + "fc1", i, f, h),
+                    fc2(at + "fc2", i, f, h)));
         }
         finalNorm = config.hasFinalLayerNorm() ? layerNorm(prefix + "final_layer_norm", h) : null;
+    }
+
+    private @Nullable NeuronOrder order(int layer) {
+        return orders.isEmpty() || orders.get(layer).isIdentity() ? null : orders.get(layer);
+    }
+
+    private Linear fc1(String name, int layer, long neurons, long h) throws IOException {
+        NeuronOrder order = order(layer);
+        FrozenWeight weight = order == null
+                ? pack(name, List.of(name + ".weight"), neurons, h, neurons * h)
+                : packRows(name, checked(name + ".weight", neurons, h), neurons, h,
+                        (arena, stored) -> NeuronRows.ofFc1(arena, stored, order));
+        return new Linear(weight, vector(name + ".bias", List.of(name + ".bias"), neurons, order));
+    }
+
+    private Linear fc2(String name, int layer, long neurons, long h) throws IOException {
+        FrozenWeight weight = packRows(name, checked(name + ".weight", h, neurons), neurons, h,
+                (arena, stored) -> NeuronRows.ofFc2(arena, stored, order(layer)));
+        return new Linear(weight, vector(name + ".bias", List.of(name + ".bias"), h));
+    }
+
+    /** Packs what {@code rows} makes of a stored matrix: [neurons, h]. */
+    private FrozenWeight packRows(String name, Tensor stored, long neurons, long h, BiFunction<Arena, Tensor, Tensor> rows)
+            throws IOException {
+        FrozenWeight.Form form = form(name, neurons, h, neurons * h);
+        if (planning) {
+            return backend.planned(owner, form);
+        }
+        // Several threads write it.
+        try (Arena arena = Arena.ofShared()) {
+            FrozenWeight packed = backend.pack(owner, form, List.of(rows.apply(arena, stored)));
+            folder.release(name + ".weight");
+            return packed;
+        }
+    }
+
+    /** Of a weight that is packed for both products, with an entry that describes it. */
+    private FrozenWeight.Form form(String name, long out, long in, long parameters) {
+        FrozenWeight.Form form = new FrozenWeight.Form(out, in, compute, true);
+        entries.add(new Entry(name + " " + compute + " [" + out + ", " + in + "]", backend.packedBytes(form), parameters));
+        return form;
     }
 
     private Linear linear(String name, long out, long in, boolean bias) throws IOException {
@@ -121,8 +172,12 @@ final class OptWeights {
         return packed;
     }
 
-    /** f32 vectors of n elements each, one after another. */
     private Tensor vector(String name, List<String> parts, long n) throws IOException {
+        return vector(name, parts, n, null);
+    }
+
+    /** f32 vectors of n elements each, one after another; of neurons, in their order. */
+    private Tensor vector(String name, List<String> parts, long n, @Nullable NeuronOrder order) throws IOException {
         List<Tensor> stored = new ArrayList<>();
         for (String part : parts) {
             stored.add(checked(part, n));
@@ -133,7 +188,7 @@ final class OptWeights {
         }
         float[] values = new float[Math.toIntExact(n * parts.size())];
         for (int i = 0; i < parts.size(); i++) {
-            float[] part = stored.get(i).toFloats();
+            float[] part = order == null ? stored.get(i).toFloats() : order.apply(stored.get(i).toFloats());
             System.arraycopy(part, 0, values, Math.toIntExact(i * n), part.length);
             folder.release(parts.get(i));
         }

@@ -5,7 +5,6 @@ import dev.penumbra.io.PeftAdapter;
 import dev.penumbra.io.SafetensorsFile;
 import dev.penumbra.io.SafetensorsWriter;
 import dev.penumbra.lora.LoraAdapter;
-import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
@@ -56,19 +55,13 @@ final class Checkpoints {
             try (Arena arena = Arena.ofConfined()) {
                 PeftAdapter.write(whole, adapter.config(), baseModel, adapter.toHost(arena));
                 Map<String, Tensor> moments = new LinkedHashMap<>();
-                moments.put("m", host(adapter, arena, m));
-                moments.put("v", host(adapter, arena, v));
+                moments.put("m", adapter.toHostFlat(arena, m));
+                moments.put("v", adapter.toHostFlat(arena, v));
                 SafetensorsWriter.write(whole.resolve(OPTIMIZER), moments, Map.of());
             }
             AtomicFiles.writeString(whole.resolve(STATE), text);
         });
         return folder;
-    }
-
-    private static Tensor host(LoraAdapter adapter, Arena arena, Tensor device) {
-        Tensor host = Tensor.allocate(arena, DType.F32, device.shape());
-        adapter.backend().download(device, host);
-        return host;
     }
 
     /** The complete checkpoint of the highest step; of two of one step, the one that replaces the other. */
@@ -103,13 +96,22 @@ final class Checkpoints {
                         folder + ": expected an adapter of " + adapter.config() + ", found " + saved.config());
             }
             adapter.load(saved.tensors());
-            adapter.backend().upload(moment(moments, "m", m), m);
-            adapter.backend().upload(moment(moments, "v", v), v);
+            restore(adapter, moments, "m", m);
+            restore(adapter, moments, "v", v);
             adapter.backend().synchronize();
         } catch (IllegalArgumentException mismatch) {
             throw new TrainingException(folder + ": " + mismatch.getMessage(), mismatch);
         }
         return state;
+    }
+
+    private static void restore(LoraAdapter adapter, SafetensorsFile moments, String name, Tensor target) {
+        try (Arena arena = Arena.ofConfined()) {
+            Tensor saved = moment(moments, name, target);
+            Tensor host = Tensor.allocate(arena, saved.dtype(), saved.shape());
+            host.segment().copyFrom(saved.segment());
+            adapter.upload(host, target);
+        }
     }
 
     private static Tensor moment(SafetensorsFile moments, String name, Tensor expected) {

@@ -1,0 +1,65 @@
+package dev.penumbra.predict;
+
+/**
+ * Which blocks of MLP neurons a run computes, as it is asked for; what layers make of it is {@link MlpSparsity}'s.
+ *
+ * @param coverage part of the scores' sum that a list is to cover, above 0, at most 1: blocks are taken by falling score until
+ *     then
+ * @param budget largest part of the blocks that a list may hold, above 0, at most 1
+ * @param blockSize neighbouring neurons that are kept or dropped together: 32, 64 or 128
+ * @param rowsPerList tokens that share a list: a multiple of 128, or 0 for the whole batch
+ * @param denseWarmup part of the run's steps that come first and are dense, from 0 to 1
+ * @param senseEvery steps between those whose true coverage is measured; 0: none is
+ * @param adjust whether the coverage that is asked for follows the one that is measured
+ */
+public record SparsityConfig(
+        SelectionPolicy policy,
+        Pass pass,
+        double coverage,
+        double budget,
+        int blockSize,
+        int rowsPerList,
+        double denseWarmup,
+        int senseEvery,
+        boolean adjust) {
+
+    /** Which of a step's products skip blocks. */
+    public enum Pass {
+        /** Forward and backward, by one list from before the layer runs. */
+        BOTH,
+        /** Backward alone: the forward pass is exact, and its activations say which blocks the gradient needs. */
+        BACKWARD
+    }
+
+    /** Dense. */
+    public static final SparsityConfig OFF = new SparsityConfig(SelectionPolicy.OFF, Pass.BACKWARD, 1, 1, 128, 0, 0, 0, false);
+
+    public SparsityConfig {
+        require(coverage > 0 && coverage <= 1, "a coverage above 0, at most 1", coverage);
+        require(budget > 0 && budget <= 1, "a budget above 0, at most 1", budget);
+        require(blockSize == 32 || blockSize == 64 || blockSize == 128, "blocks of 32, 64 or 128 neurons", blockSize);
+        require(rowsPerList >= 0 && rowsPerList % 128 == 0, "rows of a list that are a multiple of 128, or 0", rowsPerList);
+        require(denseWarmup >= 0 && denseWarmup <= 1, "a dense warm-up from 0 to 1", denseWarmup);
+        require(senseEvery >= 0, "steps between measurements of 0 or more", senseEvery);
+        require(!adjust || senseEvery > 0, "measurements to adjust by", senseEvery);
+    }
+
+    private static void require(boolean holds, String expected, Object found) {
+        if (!holds) {
+            throw new IllegalArgumentException("expected " + expected + ", found " + found);
+        }
+    }
+
+    public boolean isOff() {
+        return policy == SelectionPolicy.OFF;
+    }
+
+    /** What a checkpoint says of it. */
+    public String describe() {
+        return isOff()
+                ? "off"
+                : policy.word() + " pass=" + pass.name().toLowerCase(java.util.Locale.ROOT) + " coverage=" + coverage
+                        + " budget=" + budget + " block=" + blockSize + " rows_per_list=" + rowsPerList + " dense_warmup="
+                        + denseWarmup + " sense_every=" + senseEvery + " adjust=" + adjust;
+    }
+}
