@@ -2,10 +2,9 @@
 
 #include <omp.h>
 
-#include "core/error.h"
-
 #include "cpu/adamw.h"
 #include "cpu/attention.h"
+#include "cpu/block_mass.h"
 #include "cpu/convert.h"
 #include "cpu/cross_entropy.h"
 #include "cpu/embedding.h"
@@ -14,6 +13,7 @@
 #include "cpu/layer_norm.h"
 #include "cpu/lora.h"
 #include "cpu/matmul.h"
+#include "cpu/select_blocks.h"
 #include "cpu/weight.h"
 
 namespace pnb::cpu {
@@ -59,12 +59,12 @@ class CpuBackend final : public Backend {
   uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) override {
     return cpu::linear_cross_entropy_workspace(p);
   }
-  void activation_mass(const pnb_activation_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "activation_mass"); }
+  void activation_mass(const pnb_activation_mass_params& p) override { cpu::activation_mass(p, threads_); }
   uint64_t activation_mass_workspace(const pnb_activation_mass_params&) override { return 0; }
-  void predict_mass(const pnb_predict_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "predict_mass"); }
-  uint64_t predict_mass_workspace(const pnb_predict_mass_params&) override { return 0; }
-  void relative_mass(const pnb_relative_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "relative_mass"); }
-  void select_blocks(const pnb_select_blocks_params&) override { fail(PNB_ERROR_UNSUPPORTED, "select_blocks"); }
+  void predict_mass(const pnb_predict_mass_params& p) override { cpu::predict_mass(matmul_, p, threads_); }
+  uint64_t predict_mass_workspace(const pnb_predict_mass_params& p) override { return cpu::predict_mass_workspace(p); }
+  void relative_mass(const pnb_relative_mass_params& p) override { cpu::relative_mass(p); }
+  void select_blocks(const pnb_select_blocks_params& p) override { cpu::select_blocks(p); }
   void adamw(const pnb_adamw_params& p) override { cpu::adamw(p, threads_); }
   uint64_t adamw_workspace(const pnb_adamw_params& p) override { return cpu::adamw_workspace(p, threads_); }
 

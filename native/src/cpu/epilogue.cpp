@@ -56,19 +56,19 @@ inline __attribute__((always_inline)) void keep_body(T* row, const uint8_t* mask
 
 }  // namespace
 
-PNB_MULTIVERSION void add_low_rank(float* row, const float* h, const float* b, int64_t rank, int64_t columns) {
+PNB_MULTIVERSION void add_low_rank(float* row, const float* h, const float* b, int64_t rank, int64_t b_row, int64_t columns) {
   int64_t r = 0;
   for (; r + 4 <= rank; r += 4) {  // four terms for each time that the row is read and written
-    const float* b0 = b + r * columns;
-    const float* b1 = b0 + columns;
-    const float* b2 = b1 + columns;
-    const float* b3 = b2 + columns;
+    const float* b0 = b + r * b_row;
+    const float* b1 = b0 + b_row;
+    const float* b2 = b1 + b_row;
+    const float* b3 = b2 + b_row;
     float h0 = h[r], h1 = h[r + 1], h2 = h[r + 2], h3 = h[r + 3];
     for (int64_t j = 0; j < columns; ++j) row[j] += h0 * b0[j] + h1 * b1[j] + (h2 * b2[j] + h3 * b3[j]);
   }
   for (; r < rank; ++r) {
-    const float* b_row = b + r * columns;
-    for (int64_t j = 0; j < columns; ++j) row[j] += h[r] * b_row[j];
+    const float* b0 = b + r * b_row;
+    for (int64_t j = 0; j < columns; ++j) row[j] += h[r] * b0[j];
   }
 }
 

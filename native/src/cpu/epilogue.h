@@ -5,8 +5,8 @@
 
 namespace pnb::cpu {
 
-// row[j] += sum over r of h[r] * b[r][j], b [rank, columns]
-void add_low_rank(float* row, const float* h, const float* b, int64_t rank, int64_t columns);
+// row[j] += sum over r of h[r] * b[r][j], rows of b [rank, columns] b_row apart
+void add_low_rank(float* row, const float* h, const float* b, int64_t rank, int64_t b_row, int64_t columns);
 
 void add_row(float* row, const float* other, int64_t columns);
 void add_bf16_row(float* row, const uint16_t* other, int64_t columns);

@@ -23,9 +23,9 @@ Matrix matrix_of(const pnb_tensor& t) {
   return plain_matrix(t.data, t.dtype, t.shape[0], t.shape[1], t.stride[0], t.stride[1]);
 }
 
-Matrix rows_of(const pnb_tensor& t, int64_t from, int64_t count) {
+Matrix rows_of(const pnb_tensor& t, int64_t from, int64_t count, int64_t columns) {
   char* start = static_cast<char*>(t.data) + from * t.stride[0] * dtype_size(t.dtype);
-  return plain_matrix(start, t.dtype, count, t.shape[1], t.stride[0], t.stride[1]);
+  return plain_matrix(start, t.dtype, count, columns, t.stride[0], t.stride[1]);
 }
 
 template <typename T>
@@ -101,61 +101,90 @@ pnb_tensor Gemm::readable(const pnb_tensor& t, Scratch& scratch) {
 }
 
 void Gemm::run(const pnb_gemm_params& given) {
-  if (given.d.shape[0] == 0 || given.d.shape[1] == 0) return;
+  int64_t m = given.d.shape[0];
+  int64_t n = given.d.shape[1];
+  if (m == 0 || n == 0) return;
   pnb_gemm_params p = given;
   p.a = readable(given.a, copied_a_);
   if (!p.weight) p.b = readable(given.b, copied_b_);
-  Matrix b = p.weight ? static_cast<const PackedWeight*>(p.weight)->matrix(p.weight_use) : matrix_of(p.b);
+  const auto* weight = static_cast<const PackedWeight*>(p.weight);
+  bool listed = present(p.blocks.indices);
+  bool compact_d = listed && p.weight_use == PNB_WEIGHT_FORWARD;
+  // Columns of a compact a, or of d: what is listed is named as it is wherever an operand is as wide as without lists.
+  BlockLists lists("gemm", p.blocks, m, listed ? weight->out : n);
+  const Run all_of_d{0, 0, n};
+  Factors terms = factors(p);
   bool nonlinear = p.epilogue != PNB_EPILOGUE_NONE;
-  // oneDNN takes a single column for contiguous, whatever its stride says.
-  bool column_with_gaps = p.d.shape[1] == 1 && p.d.stride[0] != 1;
-  if (p.low_rank_count == 0 && !(nonlinear && present(p.residual)) && !column_with_gaps) {
-    run_fused(p, b);
-  } else {
-    run_in_pieces(p, b);
-  }
-}
-
-void Gemm::run_fused(const pnb_gemm_params& p, const Matrix& b) {
-  Matrix residual;
-  Fusion fusion;
-  fusion.bias = static_cast<const float*>(p.bias.data);
-  if (present(p.residual)) {
-    residual = matrix_of(p.residual);
-    fusion.residual = &residual;
-  }
-  product(matrix_of(p.a), b, matrix_of(p.d), fusion);
-  if (p.epilogue == PNB_EPILOGUE_NONE) return;
-
-  int64_t columns = p.d.shape[1];
-  bool wide = p.d.dtype == PNB_DTYPE_F32;
-#pragma omp parallel for num_threads(threads_) schedule(static)
-  for (int64_t i = 0; i < p.d.shape[0]; ++i) {
-    uint8_t* mask = present(p.relu_mask) ? row_of<uint8_t>(p.relu_mask, i) : nullptr;
-    if (p.epilogue == PNB_EPILOGUE_RELU) {
-      wide ? relu_row(row_of<float>(p.d, i), columns) : relu_bf16_row(row_of<uint16_t>(p.d, i), columns);
-      if (mask != nullptr) wide ? mask_row(row_of<float>(p.d, i), mask, columns) : mask_bf16_row(row_of<uint16_t>(p.d, i), mask, columns);
+  for (int64_t first = 0; first < m;) {
+    int64_t end = lists.end_of_list(first, m);
+    int64_t neurons = lists.columns(first);
+    Part part{first, end - first, listed && !compact_d ? neurons : p.a.shape[1], compact_d ? neurons : n,
+              compact_d ? lists.runs(first) : std::span(&all_of_d, 1), {}};
+    first = end;
+    if (part.columns == 0) continue;
+    if (part.inner > 0) {
+      part.b = !weight  ? matrix_of(p.b)
+               : listed ? weight->listed(p.weight_use, lists.runs(part.first), neurons, listed_, threads_)
+                        : weight->matrix(p.weight_use);
+    }
+    // oneDNN takes a single column for contiguous, whatever its stride says.
+    bool column_with_gaps = part.columns == 1 && p.d.stride[0] != 1;
+    if (p.low_rank_count == 0 && !(nonlinear && present(p.residual)) && !column_with_gaps && part.inner > 0) {
+      run_fused(p, part);
     } else {
-      wide ? keep_row(row_of<float>(p.d, i), mask, columns) : keep_bf16_row(row_of<uint16_t>(p.d, i), mask, columns);
+      run_in_pieces(p, part, terms);
     }
   }
 }
 
-void Gemm::run_in_pieces(const pnb_gemm_params& p, const Matrix& b) {
-  int64_t m = p.d.shape[0];
-  int64_t n = p.d.shape[1];
-  // Every term's right factor once as [r, n_t], so that the sums run along contiguous columns.
-  const float* factors[PNB_MAX_LOW_RANK] = {};
+const float* Gemm::listed_bias(const pnb_gemm_params& p, const Part& part) {
+  const float* bias = static_cast<const float*>(p.bias.data);
+  if (bias == nullptr || part.columns == p.bias.shape[0]) return bias;
+  float* listed = bias_.floats(part.columns);
+  for (const Run& run : part.runs) std::copy_n(bias + run.neuron, run.count, listed + run.column);
+  return listed;
+}
+
+void Gemm::run_fused(const pnb_gemm_params& p, const Part& part) {
+  Matrix residual;
+  Fusion fusion;
+  fusion.bias = listed_bias(p, part);
+  if (present(p.residual)) {
+    residual = rows_of(p.residual, part.first, part.rows, part.columns);
+    fusion.residual = &residual;
+  }
+  product(rows_of(p.a, part.first, part.rows, part.inner), part.b, rows_of(p.d, part.first, part.rows, part.columns), fusion);
+  if (p.epilogue == PNB_EPILOGUE_NONE) return;
+
+  bool wide = p.d.dtype == PNB_DTYPE_F32;
+#pragma omp parallel for num_threads(threads_) schedule(static)
+  for (int64_t i = part.first; i < part.first + part.rows; ++i) {
+    uint8_t* mask = present(p.relu_mask) ? row_of<uint8_t>(p.relu_mask, i) : nullptr;
+    for (const Run& run : part.runs) {
+      uint8_t* bits = mask == nullptr ? nullptr : mask + run.neuron / 8;
+      float* row = row_of<float>(p.d, i) + run.column;
+      uint16_t* half_row = row_of<uint16_t>(p.d, i) + run.column;
+      if (p.epilogue == PNB_EPILOGUE_RELU) {
+        wide ? relu_row(row, run.count) : relu_bf16_row(half_row, run.count);
+        if (bits != nullptr) wide ? mask_row(row, bits, run.count) : mask_bf16_row(half_row, bits, run.count);
+      } else {
+        wide ? keep_row(row, bits, run.count) : keep_bf16_row(half_row, bits, run.count);
+      }
+    }
+  }
+}
+
+Gemm::Factors Gemm::factors(const pnb_gemm_params& p) {
+  Factors factors;
   int64_t total = 0;
-  int64_t widest = 0;
   for (int t = 0; t < p.low_rank_count; ++t) {
     total += element_count(p.low_rank[t].b);
-    widest = std::max(widest, p.low_rank[t].b.shape[0]);
+    factors.widest = std::max(factors.widest, p.low_rank[t].b.shape[0]);
   }
   float* next = terms_.floats(std::max<int64_t>(total, 1));
   for (int t = 0; t < p.low_rank_count; ++t) {
     const pnb_tensor& source = p.low_rank[t].b;
-    factors[t] = next;
+    factors.of[t] = next;
     const float* values = static_cast<const float*>(source.data);
     for (int64_t r = 0; r < source.shape[1]; ++r) {
       for (int64_t j = 0; j < source.shape[0]; ++j) {
@@ -163,54 +192,74 @@ void Gemm::run_in_pieces(const pnb_gemm_params& p, const Matrix& b) {
       }
     }
   }
-  int64_t piece_rows = std::min(kPieceRows, m);
-  float* piece = product_.floats(piece_rows * n + threads_ * widest);
+  return factors;
+}
+
+void Gemm::run_in_pieces(const pnb_gemm_params& p, const Part& part, const Factors& factors) {
+  int64_t n = part.columns;
+  int64_t piece_rows = std::min(kPieceRows, part.rows);
+  float* piece = product_.floats(piece_rows * n + threads_ * factors.widest);
   float* dropped = piece + piece_rows * n;  // one row of a term for each thread
 
-  for (int64_t from = 0; from < m; from += piece_rows) {
-    int64_t count = std::min(piece_rows, m - from);
-    product(rows_of(p.a, from, count), b, plain_matrix(piece, PNB_DTYPE_F32, count, n, n, 1));
+  for (int64_t from = part.first; from < part.first + part.rows; from += piece_rows) {
+    int64_t count = std::min(piece_rows, part.first + part.rows - from);
+    if (part.inner > 0) {
+      product(rows_of(p.a, from, count, part.inner), part.b, plain_matrix(piece, PNB_DTYPE_F32, count, n, n, 1));
+    } else {
+      std::fill_n(piece, count * n, 0.0f);
+    }
 #pragma omp parallel for num_threads(threads_) schedule(static, 1)
-    for (int64_t part = 0; part < threads_; ++part) {
-      float* term_row = dropped + part * widest;
-      int64_t begin = from + count * part / threads_;
-      int64_t end = from + count * (part + 1) / threads_;
-      for (int64_t i = begin; i < end; ++i) {
-        float* row = piece + (i - from) * n;
-        for (int t = 0; t < p.low_rank_count; ++t) {
-          const pnb_low_rank& term = p.low_rank[t];
-          int64_t rank = term.b.shape[1];
-          int64_t columns = term.b.shape[0];
-          const float* h = static_cast<const float*>(term.h.data) + i * term.h.stride[0];
-          DropoutMask mask(term.dropout);
-          if (!mask.active()) {
-            add_low_rank(row + term.column, h, factors[t], rank, columns);
-          } else {
-            std::fill_n(term_row, columns, 0.0f);
-            add_low_rank(term_row, h, factors[t], rank, columns);
-            mask.apply(term_row, i * columns, columns);
-            add_row(row + term.column, term_row, columns);
-          }
-        }
-        if (present(p.bias)) add_row(row, static_cast<const float*>(p.bias.data), n);
-        if (p.epilogue == PNB_EPILOGUE_RELU) {
-          relu_row(row, n);
-          if (present(p.relu_mask)) mask_row(row, row_of<uint8_t>(p.relu_mask, i), n);
-        } else if (p.epilogue == PNB_EPILOGUE_DRELU) {
-          keep_row(row, row_of<uint8_t>(p.relu_mask, i), n);
-        }
-        if (present(p.residual)) {
-          if (p.residual.dtype == PNB_DTYPE_F32) {
-            add_row(row, row_of<float>(p.residual, i), n);
-          } else {
-            add_bf16_row(row, row_of<uint16_t>(p.residual, i), n);
-          }
-        }
-        char* target = static_cast<char*>(p.d.data) + i * p.d.stride[0] * dtype_size(p.d.dtype);
-        row_from_float(row, target, p.d.dtype, n);
+    for (int64_t share = 0; share < threads_; ++share) {
+      for (int64_t i = from + count * share / threads_; i < from + count * (share + 1) / threads_; ++i) {
+        finish_row(p, part, factors, i, piece + (i - from) * n, dropped + share * factors.widest);
       }
     }
   }
+}
+
+void Gemm::finish_row(const pnb_gemm_params& p, const Part& part, const Factors& factors, int64_t i, float* row,
+                      float* term_row) const {
+  for (int t = 0; t < p.low_rank_count; ++t) {
+    const pnb_low_rank& term = p.low_rank[t];
+    int64_t rank = term.b.shape[1];
+    int64_t width = term.b.shape[0];
+    const float* h = row_of<float>(term.h, i);
+    DropoutMask mask(term.dropout);
+    for (const Run& run : part.runs) {  // columns [begin, end) of the term
+      int64_t begin = std::max<int64_t>(run.neuron - term.column, 0);
+      int64_t end = std::min(run.neuron + run.count - term.column, width);
+      if (begin >= end) continue;
+      float* target = row + run.column + (term.column + begin - run.neuron);
+      const float* factor = factors.of[t] + begin;
+      if (!mask.active()) {
+        add_low_rank(target, h, factor, rank, width, end - begin);
+      } else {
+        std::fill_n(term_row, end - begin, 0.0f);
+        add_low_rank(term_row, h, factor, rank, width, end - begin);
+        mask.apply(term_row, i * width + begin, end - begin);
+        add_row(target, term_row, end - begin);
+      }
+    }
+  }
+  for (const Run& run : part.runs) {
+    float* values = row + run.column;
+    if (present(p.bias)) add_row(values, static_cast<const float*>(p.bias.data) + run.neuron, run.count);
+    if (p.epilogue == PNB_EPILOGUE_RELU) {
+      relu_row(values, run.count);
+      if (present(p.relu_mask)) mask_row(values, row_of<uint8_t>(p.relu_mask, i) + run.neuron / 8, run.count);
+    } else if (p.epilogue == PNB_EPILOGUE_DRELU) {
+      keep_row(values, row_of<uint8_t>(p.relu_mask, i) + run.neuron / 8, run.count);
+    }
+  }
+  if (present(p.residual)) {
+    if (p.residual.dtype == PNB_DTYPE_F32) {
+      add_row(row, row_of<float>(p.residual, i), part.columns);
+    } else {
+      add_bf16_row(row, row_of<uint16_t>(p.residual, i), part.columns);
+    }
+  }
+  char* target = static_cast<char*>(p.d.data) + i * p.d.stride[0] * dtype_size(p.d.dtype);
+  row_from_float(row, target, p.d.dtype, part.columns);
 }
 
 }  // namespace pnb::cpu

@@ -1,5 +1,6 @@
 #include "cpu/layer_norm.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/tensor.h"
@@ -18,6 +19,7 @@ struct ForwardRow {
   void* y;
   int64_t h;
   float epsilon, mean, rstd;  // mean and rstd are written
+  float* sum;                 // [h]: += y before it is rounded; may be null
 };
 
 template <typename T>
@@ -48,9 +50,15 @@ inline __attribute__((always_inline)) void forward_body(ForwardRow& r) {
     load_lanes(x + i, value);
     load_lanes(r.gamma + i, gamma);
     load_lanes(r.beta + i, beta);
-    store_lanes((value - mean) * rstd * gamma + beta, y + i);
+    value = (value - mean) * rstd * gamma + beta;
+    store_lanes(value, y + i);
+    if (r.sum != nullptr) *reinterpret_cast<Vector*>(r.sum + i) += value;
   }
-  for (int64_t i = whole; i < r.h; ++i) from_float((to_float(x[i]) - mean) * rstd * r.gamma[i] + r.beta[i], y + i);
+  for (int64_t i = whole; i < r.h; ++i) {
+    float result = (to_float(x[i]) - mean) * rstd * r.gamma[i] + r.beta[i];
+    from_float(result, y + i);
+    if (r.sum != nullptr) r.sum[i] += result;
+  }
   r.mean = mean;
   r.rstd = rstd;
 }
@@ -119,15 +127,31 @@ char* row_at(const pnb_tensor& t, int64_t row) {
 
 void layer_norm_forward(const pnb_layer_norm_forward_params& p, int threads) {
   auto forward = p.x.dtype == PNB_DTYPE_F32 ? forward_f32 : forward_bf16;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < p.x.shape[0]; ++i) {
+  auto row = [&](int64_t i, float* sum) {
     ForwardRow row{row_at(p.x, i), static_cast<const float*>(p.gamma.data), static_cast<const float*>(p.beta.data), row_at(p.y, i),
-                   p.x.shape[1], p.epsilon, 0.0f, 0.0f};
+                   p.x.shape[1], p.epsilon, 0.0f, 0.0f, sum};
     forward(row);
     if (present(p.mean)) {
       static_cast<float*>(p.mean.data)[i] = row.mean;
       static_cast<float*>(p.rstd.data)[i] = row.rstd;
     }
+  };
+  int64_t m = p.x.shape[0], h = p.x.shape[1];
+  if (!present(p.pooled)) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < m; ++i) row(i, nullptr);
+    return;
+  }
+  // A thread takes whole groups: a mean's sum has the order of its rows.
+  int64_t valid = present(p.valid_rows) ? std::min<int64_t>(*static_cast<const int32_t*>(p.valid_rows.data), m) : m;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t group = 0; group < p.pooled.shape[0]; ++group) {
+    float* mean = static_cast<float*>(p.pooled.data) + group * h;
+    std::fill_n(mean, h, 0.0f);
+    int64_t first = group * p.pool_rows, last = std::min(first + p.pool_rows, m);
+    for (int64_t i = first; i < last; ++i) row(i, i < valid ? mean : nullptr);
+    int64_t counted = std::min(last, valid) - first;
+    for (int64_t j = 0; counted > 1 && j < h; ++j) mean[j] /= static_cast<float>(counted);
   }
 }
 

@@ -1,5 +1,7 @@
 #include "cpu/weight.h"
 
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "core/tensor.h"
@@ -9,6 +11,8 @@
 namespace pnb::cpu {
 
 namespace {
+
+using Desc = dnnl::memory::desc;
 
 constexpr uint64_t kAlignment = 256;
 
@@ -21,7 +25,75 @@ struct Layout {
   uint64_t backward_bytes = 0;
 };
 
+// oneDNN's packing of B [k, n] on AVX-512: tiles of 64 columns, each with its rows one after another (in pairs for bf16).
+Desc tiled(int64_t k, int64_t n, dnnl::memory::data_type type) {
+  auto tag = type == dnnl::memory::data_type::bf16 ? dnnl::memory::format_tag::BA16a64b2a : dnnl::memory::format_tag::BA16a64b;
+  return Desc({k, n}, type, tag);
+}
+
+// Where a packed operand's neurons lie, in slabs of 32, the smallest block: `runs` pieces of `bytes`, `stride` apart. Slab s
+// begins at offset(s).
+struct Slabs {
+  int64_t runs, bytes, stride;
+  int64_t group;         // slabs that lie side by side, piece by piece
+  int64_t group_stride;  // from a group to the next
+
+  static constexpr int64_t kNeurons = 32;
+
+  Slabs(const Desc& desc, bool columns) {  // neurons are columns of a FORWARD operand, rows of a BACKWARD one
+    int64_t k = desc.get_dims()[0], n = desc.get_dims()[1];
+    int64_t size = static_cast<int64_t>(dnnl::memory::data_type_size(desc.get_data_type()));
+    group = 1;
+    if (desc.get_inner_nblks() > 0) {
+      int64_t tile = desc.get_padded_dims()[0] * kTileColumns * size;
+      bytes = kNeurons * (columns ? kTileRowBytes / kTileColumns : kTileColumns * size);
+      runs = columns ? tile / kTileRowBytes : desc.get_padded_dims()[1] / kTileColumns;
+      stride = columns ? kTileRowBytes : tile;
+      group = columns ? kTileColumns / kNeurons : 1;
+      group_stride = columns ? tile : bytes;
+    } else if (columns && desc.get_strides()[1] == 1) {
+      runs = k, bytes = kNeurons * size, stride = n * size, group_stride = bytes;
+    } else {
+      runs = 1, bytes = kNeurons * (columns ? k : n) * size, stride = 0, group_stride = bytes;
+    }
+  }
+
+  int64_t offset(int64_t slab) const { return slab / group * group_stride + slab % group * bytes; }
+
+ private:
+  static constexpr int64_t kTileColumns = 64;
+  static constexpr int64_t kTileRowBytes = 256;  // of 64 f32 values, or 64 pairs of bf16
+};
+
+// `runs` pieces of `bytes`, copied or cleared.
+struct Piece {
+  const char* s;  // NULL: zeros
+  char* d;
+  int64_t bytes, runs, s_stride, d_stride;
+};
+
+void move(const Piece& piece, int64_t part, int64_t parts) {
+  if (piece.runs == 1) {  // cut at cache lines
+    constexpr int64_t kLine = 64;
+    int64_t lines = (piece.bytes + kLine - 1) / kLine;
+    int64_t from = lines * part / parts * kLine, to = std::min(lines * (part + 1) / parts * kLine, piece.bytes);
+    piece.s ? std::memcpy(piece.d + from, piece.s + from, to - from) : std::memset(piece.d + from, 0, to - from);
+    return;
+  }
+  for (int64_t run = piece.runs * part / parts; run < piece.runs * (part + 1) / parts; ++run) {
+    char* d = piece.d + run * piece.d_stride;
+    piece.s ? std::memcpy(d, piece.s + run * piece.s_stride, piece.bytes) : std::memset(d, 0, piece.bytes);
+  }
+}
+
 uint64_t aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// What oneDNN reads fastest, of the layouts that blocks can be gathered from.
+Desc packed(Matmul& matmul, int64_t k, int64_t n, dnnl::memory::data_type type) {
+  Desc fastest = matmul.packed_desc(k, n, type);
+  Desc plain({k, n}, type, dnnl::memory::format_tag::ab);
+  return fastest == tiled(k, n, type) ? fastest : plain;
+}
 
 Layout layout_of(Matmul& matmul, const pnb_weight_params& p) {
   Layout layout;
@@ -30,15 +102,14 @@ Layout layout_of(Matmul& matmul, const pnb_weight_params& p) {
   auto type = dnnl_type(p.dtype);
   // Without a bf16 matmul the weight stays plain: every product widens it first.
   bool plain = p.dtype == PNB_DTYPE_BF16 && !matmul.bf16();
-  using Desc = dnnl::memory::desc;
   if (p.uses & PNB_WEIGHT_FORWARD) {
     layout.forward = plain ? Desc({layout.in, layout.out}, type, dnnl::memory::dims{1, layout.in})
-                           : matmul.packed_desc(layout.in, layout.out, type);
+                           : packed(matmul, layout.in, layout.out, type);
     layout.forward_bytes = aligned(layout.forward.get_size());
   }
   if (p.uses & PNB_WEIGHT_BACKWARD) {
     layout.backward = plain ? Desc({layout.out, layout.in}, type, dnnl::memory::format_tag::ab)
-                            : matmul.packed_desc(layout.out, layout.in, type);
+                            : packed(matmul, layout.out, layout.in, type);
     layout.backward_bytes = aligned(layout.backward.get_size());
   }
   return layout;
@@ -64,6 +135,41 @@ std::vector<char> stacked(const pnb_weight_params& p, int64_t out, int64_t in) {
 }
 
 }  // namespace
+
+Matrix PackedWeight::listed(int32_t use, std::span<const Run> runs, int64_t neurons, Scratch& scratch, int threads) const {
+  const Matrix& whole = matrix(use);
+  if (neurons == out) return whole;
+  bool columns = use == PNB_WEIGHT_FORWARD;
+  int64_t k = columns ? in : neurons, n = columns ? neurons : in;
+  Desc desc = whole.desc.get_inner_nblks() > 0        ? tiled(k, n, whole.desc.get_data_type())
+              : columns && whole.desc.get_strides()[0] == 1 ? Desc({k, n}, whole.desc.get_data_type(), dnnl::memory::dims{1, k})
+                                                       : Desc({k, n}, whole.desc.get_data_type(), dnnl::memory::format_tag::ab);
+  Slabs from(whole.desc, columns), to(desc, columns);
+  const char* s = static_cast<const char*>(whole.data);
+  char* d = static_cast<char*>(scratch.bytes(desc.get_size()));
+  std::vector<Piece> pieces;
+  for (const Run& run : runs) {
+    int64_t source = run.neuron / Slabs::kNeurons, target = run.column / Slabs::kNeurons;
+    int64_t left = run.count / Slabs::kNeurons;
+    while (left > 0) {
+      bool whole_groups = source % from.group == 0 && target % from.group == 0 && left >= from.group;
+      int64_t slabs = whole_groups ? left / from.group * from.group : 1;
+      if (whole_groups && from.group > 1) {  // neighbours in both, with all their pieces between them
+        pieces.push_back({s + from.offset(source), d + to.offset(target), slabs / from.group * from.group_stride, 1, 0, 0});
+      } else {
+        pieces.push_back({s + from.offset(source), d + to.offset(target), slabs * from.bytes, from.runs, from.stride, to.stride});
+      }
+      source += slabs, target += slabs, left -= slabs;
+    }
+  }
+  int64_t filled = neurons / Slabs::kNeurons;
+  if (filled % to.group != 0) pieces.push_back({nullptr, d + to.offset(filled), to.bytes, to.runs, 0, to.stride});
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t part = 0; part < threads; ++part) {
+    for (const Piece& piece : pieces) move(piece, part, threads);
+  }
+  return {d, desc};
+}
 
 uint64_t weight_storage(Matmul& matmul, const pnb_weight_params& p) {
   Layout layout = layout_of(matmul, p);

@@ -204,6 +204,7 @@ public final class FakeBackend implements Backend {
             case Gemm op -> {
                 requireOpen(op.weight());
                 requireWorkspace(op, op.workspace());
+                requireBlocks(op);
                 ReferenceOps.gemm(op);
             }
             case LoraProject op -> ReferenceOps.loraProject(op);
@@ -228,10 +229,16 @@ public final class FakeBackend implements Backend {
                 requireWorkspace(op, op.workspace());
                 ReferenceOps.adamw(op);
             }
-            case ActivationMass op -> throw new UnsupportedOperationException(op.toString());
-            case PredictMass op -> throw new UnsupportedOperationException(op.toString());
-            case RelativeMass op -> throw new UnsupportedOperationException(op.toString());
-            case SelectBlocks op -> throw new UnsupportedOperationException(op.toString());
+            case ActivationMass op -> {
+                requireWorkspace(op, op.workspace());
+                ReferenceBlocks.activationMass(op);
+            }
+            case PredictMass op -> {
+                requireWorkspace(op, op.workspace());
+                ReferenceBlocks.predictMass(op);
+            }
+            case RelativeMass op -> ReferenceBlocks.relativeMass(op);
+            case SelectBlocks op -> ReferenceBlocks.selectBlocks(op);
         }
     }
 
@@ -243,6 +250,8 @@ public final class FakeBackend implements Backend {
             case AttentionBackward op -> WORKSPACE_BYTES;
             case LinearCrossEntropy op -> WORKSPACE_BYTES;
             case AdamW op -> WORKSPACE_BYTES;
+            case ActivationMass op -> WORKSPACE_BYTES;
+            case PredictMass op -> WORKSPACE_BYTES;
             default -> 0;
         };
     }
@@ -282,6 +291,21 @@ public final class FakeBackend implements Backend {
     private void requireOpen(@Nullable FrozenWeight weight) {
         if (weight instanceof Weight packed && (packed.backend() != this || !packed.owner().scope().isAlive())) {
             throw new IllegalStateException("expected an open weight of this backend, found a closed or another one's");
+        }
+    }
+
+    private static void requireBlocks(Gemm op) {
+        if (op.blocks() == null || op.weight() == null) {
+            return;
+        }
+        boolean forward = op.use() == FrozenWeight.Use.FORWARD;
+        Tensor compact = forward ? op.d() : op.a();
+        if (compact.shape().dim(1) != op.blocks().width() || op.weight().form().out() % op.blocks().size() != 0) {
+            throw new IllegalArgumentException("expected a compact matrix of " + op.blocks().width()
+                    + " columns over a weight of whole blocks, found " + compact + " over " + op.weight().form());
+        }
+        if (forward && op.residual() != null) {
+            throw new IllegalArgumentException("expected no residual of a compact product, found " + op.residual());
         }
     }
 

@@ -8,6 +8,7 @@ import static dev.penumbra.backend.Elements.set;
 import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Dropout;
 import dev.penumbra.backend.op.Embedding;
@@ -38,55 +39,58 @@ final class ReferenceOps {
     }
 
     static void gemm(Gemm op) {
-        int m = size(op.a(), 0);
-        int k = size(op.a(), 1);
-        int n = size(op.d(), 1);
         FakeBackend.Weight weight = (FakeBackend.Weight) op.weight();
         boolean forward = op.use() == FrozenWeight.Use.FORWARD;
-        double[][] result = new double[m][n];
-        for (int i = 0; i < m; i++) {
-            for (int j = 0; j < n; j++) {
-                double sum = op.bias() == null ? 0 : get(op.bias(), j);
-                for (int l = 0; l < k; l++) {
-                    double b = weight == null ? get(op.b(), l, j) : forward ? weight.values()[j][l] : weight.values()[l][j];
-                    sum += get(op.a(), i, l) * b;
+        BlockList sdd = forward ? op.blocks() : null;
+        BlockList dsd = forward ? null : op.blocks();
+        for (int i = 0; i < size(op.a(), 0); i++) {
+            // What a column of d, and of a, stands for: itself, or a listed neuron where it is compact.
+            int[] columns = ReferenceBlocks.neurons(sdd, i, size(op.d(), 1));
+            int[] inner = ReferenceBlocks.neurons(dsd, i, size(op.a(), 1));
+            double[] row = new double[columns.length];
+            for (int c = 0; c < columns.length; c++) {
+                int j = columns[c];
+                row[c] = op.bias() == null ? 0 : get(op.bias(), j);
+                for (int l = 0; l < inner.length; l++) {
+                    int k = inner[l];
+                    double b = weight == null ? get(op.b(), k, j) : forward ? weight.values()[j][k] : weight.values()[k][j];
+                    row[c] += get(op.a(), i, l) * b;
                 }
-                result[i][j] = sum;
             }
-        }
-        for (LowRank term : op.lowRank()) {
-            addLowRank(term, result);
-        }
-        for (int i = 0; i < m; i++) {
-            epilogue(op, result[i], i);
-            for (int j = 0; j < n; j++) {
-                set(op.d(), result[i][j] + (op.residual() == null ? 0 : get(op.residual(), i, j)), i, j);
+            for (LowRank term : op.lowRank()) {
+                addLowRank(term, row, columns, i);
+            }
+            epilogue(op, row, columns, i);
+            for (int c = 0; c < columns.length; c++) {
+                set(op.d(), row[c] + (op.residual() == null ? 0 : get(op.residual(), i, c)), i, c);
             }
         }
     }
 
-    private static void addLowRank(LowRank term, double[][] result) {
-        int columns = size(term.b(), 0);
-        for (int i = 0; i < result.length; i++) {
-            for (int j = 0; j < columns; j++) {
-                double sum = 0;
-                for (int r = 0; r < size(term.h(), 1); r++) {
-                    sum += get(term.h(), i, r) * get(term.b(), j, r);
-                }
-                double factor = ReferencePhilox.factor(term.dropout(), (long) i * columns + j);
-                result[i][(int) term.column() + j] += term.scale() * factor * sum;
+    private static void addLowRank(LowRank term, double[] row, int[] columns, int i) {
+        int width = size(term.b(), 0);
+        for (int c = 0; c < columns.length; c++) {
+            long j = columns[c] - term.column();
+            if (j < 0 || j >= width) {
+                continue;
             }
+            double sum = 0;
+            for (int r = 0; r < size(term.h(), 1); r++) {
+                sum += get(term.h(), i, r) * get(term.b(), j, r);
+            }
+            row[c] += term.scale() * ReferencePhilox.factor(term.dropout(), (long) i * width + j) * sum;
         }
     }
 
-    private static void epilogue(Gemm op, double[] row, int i) {
-        for (int j = 0; j < row.length; j++) {
+    private static void epilogue(Gemm op, double[] row, int[] columns, int i) {
+        for (int c = 0; c < columns.length; c++) {
+            int j = columns[c];
             switch (op.epilogue()) {
                 case NONE -> {
                 }
                 case RELU -> {
-                    boolean on = row[j] > 0;
-                    row[j] = on ? row[j] : 0;
+                    boolean on = row[c] > 0;
+                    row[c] = on ? row[c] : 0;
                     if (op.reluMask() != null) {
                         int bits = getInt(op.reluMask(), i, j / 8) & ~(1 << (j % 8));
                         set(op.reluMask(), bits | (on ? 1 << (j % 8) : 0), i, j / 8);
@@ -94,40 +98,43 @@ final class ReferenceOps {
                 }
                 case DRELU -> {
                     boolean on = (getInt(op.reluMask(), i, j / 8) >> (j % 8) & 1) != 0;
-                    row[j] = on ? row[j] : 0;
+                    row[c] = on ? row[c] : 0;
                 }
             }
         }
     }
 
     static void loraProject(LoraProject op) {
+        int in = size(op.a(), 1);
         for (int i = 0; i < size(op.x(), 0); i++) {
-            double[] x = droppedRow(op.x(), op.dropout(), i);
+            double[] x = row(op.x(), op.xBlocks(), in, op.dropout(), i);
             for (int r = 0; r < size(op.a(), 0); r++) {
                 double sum = 0;
-                for (int j = 0; j < x.length; j++) {
+                for (int j = 0; j < in; j++) {
                     sum += x[j] * get(op.a(), r, j);
                 }
                 set(op.h(), sum, i, r);
             }
         }
+        if (op.next() != null) {
+            loraProject(op.next());
+        }
     }
 
     static void loraGradients(LoraGradients op) {
-        int m = size(op.x(), 0);
         int rank = size(op.a(), 0);
-        int out = size(op.dy(), 1);
-        int in = size(op.x(), 1);
+        int in = size(op.a(), 1);
+        int out = size(op.b(), 0);
         double[][] da = new double[rank][in];
         double[][] db = new double[out][rank];
-        for (int i = 0; i < m; i++) {
-            double[] x = droppedRow(op.x(), op.dropout(), i);
+        for (int i = 0; i < size(op.x(), 0); i++) {
+            double[] x = row(op.x(), op.xBlocks(), in, op.dropout(), i);
+            double[] dy = row(op.dy(), op.dyBlocks(), out, null, i);
             for (int r = 0; r < rank; r++) {
                 double sum = 0;
                 for (int o = 0; o < out; o++) {
-                    double dy = op.scaling() * get(op.dy(), i, o);
-                    sum += dy * get(op.b(), o, r);
-                    db[o][r] += dy * get(op.h(), i, r);
+                    sum += op.scaling() * dy[o] * get(op.b(), o, r);
+                    db[o][r] += op.scaling() * dy[o] * get(op.h(), i, r);
                 }
                 set(op.dh(), sum, i, r);
                 for (int j = 0; j < in; j++) {
@@ -143,12 +150,17 @@ final class ReferenceOps {
                 add(op.db(), db[o][r], o, r);
             }
         }
+        if (op.next() != null) {
+            loraGradients(op.next());
+        }
     }
 
-    private static double[] droppedRow(Tensor x, @Nullable Dropout dropout, int row) {
-        double[] values = new double[size(x, 1)];
-        for (int j = 0; j < values.length; j++) {
-            values[j] = get(x, row, j) * ReferencePhilox.factor(dropout, (long) row * values.length + j);
+    /** Row i of t as wide as it is without lists, with dropout; neurons that are not listed are 0. */
+    private static double[] row(Tensor t, @Nullable BlockList blocks, int width, @Nullable Dropout dropout, int i) {
+        double[] values = new double[width];
+        int[] columns = ReferenceBlocks.neurons(blocks, i, width);
+        for (int c = 0; c < columns.length; c++) {
+            values[columns[c]] = get(t, i, c) * ReferencePhilox.factor(dropout, (long) i * width + columns[c]);
         }
         return values;
     }
@@ -242,7 +254,9 @@ final class ReferenceOps {
 
     static void layerNormForward(LayerNormForward op) {
         int h = size(op.x(), 1);
-        for (int i = 0; i < size(op.x(), 0); i++) {
+        int m = size(op.x(), 0);
+        double[][] y = new double[m][h];
+        for (int i = 0; i < m; i++) {
             double mean = 0;
             for (int j = 0; j < h; j++) {
                 mean += get(op.x(), i, j) / h;
@@ -253,11 +267,30 @@ final class ReferenceOps {
             }
             double rstd = 1 / Math.sqrt(variance + op.epsilon());
             for (int j = 0; j < h; j++) {
-                set(op.y(), (get(op.x(), i, j) - mean) * rstd * get(op.gamma(), j) + get(op.beta(), j), i, j);
+                y[i][j] = (get(op.x(), i, j) - mean) * rstd * get(op.gamma(), j) + get(op.beta(), j);
+                set(op.y(), y[i][j], i, j);
             }
             if (op.mean() != null && op.rstd() != null) {
                 set(op.mean(), mean, i);
                 set(op.rstd(), rstd, i);
+            }
+        }
+        if (op.pooling() != null) {
+            pool(y, op.pooling());
+        }
+    }
+
+    private static void pool(double[][] y, LayerNormForward.Pooling pooling) {
+        int valid = pooling.validRows() == null ? y.length : Math.min(getInt(pooling.validRows(), 0), y.length);
+        for (int p = 0; p < size(pooling.pooled(), 0); p++) {
+            int from = p * pooling.rows();
+            int to = Math.min(from + pooling.rows(), valid);
+            for (int j = 0; j < size(pooling.pooled(), 1); j++) {
+                double sum = 0;
+                for (int i = from; i < to; i++) {
+                    sum += y[i][j] / (to - from);
+                }
+                set(pooling.pooled(), sum, p, j);
             }
         }
     }
