@@ -6,7 +6,7 @@ import java.util.SplittableRandom;
  * The leading right singular vectors of a matrix by subspace iteration from a random start (Halko, Martinsson and Tropp,
  * "Finding structure with randomness", 2011).
  */
-final class LowRankSvd {
+public final class LowRankSvd {
 
     /** Each sharpens the vectors by the square of the ratio of neighbouring singular values. */
     private static final int ITERATIONS = 3;
@@ -20,7 +20,7 @@ final class LowRankSvd {
      * V [r, columns] with orthonormal rows: W Vᵀ V is nearly the best approximation of W [rows, columns] of rank r. Fewer rows
      * where W has fewer.
      */
-    static Matrix rightVectors(Matrix w, int rank, long seed) {
+    public static Matrix rightVectors(Matrix w, int rank, long seed) {
         int width = Math.min(rank + OVERSAMPLING, Math.min(w.rows(), w.columns()));
         SplittableRandom random = new SplittableRandom(seed);
         Matrix q = Matrix.zeros(width, w.columns());
