@@ -16,7 +16,6 @@ final class LayerBuffers {
     final Tensor lse;
     final Tensor middle;
     final Tensor norm2;
-    final Tensor activation;
     final Tensor mask;
     /** mean and rstd of both norms, f32 [tokens] each. */
     final Tensor mean1;
@@ -30,23 +29,20 @@ final class LayerBuffers {
     final Map<String, Tensor> h = new HashMap<>();
 
     /**
-     * What no layer keeps, unless its backward pass cannot do without. A backward pass that reads a norm's output computes it
+     * What no layer keeps. A backward pass that reads a norm's output computes it
      * again: that takes a hundredth of a layer's time and saves a seventh of its memory.
      */
-    record Scratch(Tensor norm1, Tensor norm2, Tensor activation) {
+    record Scratch(Tensor norm1, Tensor norm2) {
 
         static Scratch allocate(Buffers buffers, OptConfig config, DType dtype, int tokens) {
             MemoryPlan.Kind kind = MemoryPlan.Kind.ACTIVATIONS;
             return new Scratch(
                     buffers.allocate(kind, "scratch norm1", dtype, tokens, config.hiddenSize()),
-                    buffers.allocate(kind, "scratch norm2", dtype, tokens, config.hiddenSize()),
-                    buffers.allocate(kind, "scratch activation", dtype, tokens, config.ffnDim()));
+                    buffers.allocate(kind, "scratch norm2", dtype, tokens, config.hiddenSize()));
         }
     }
 
-    /** @param keepsActivation whether the activation is kept for the gradients of an adapter on fc2 */
-    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, int tokens, String at, boolean keepsActivation,
-            Scratch scratch) {
+    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, int tokens, String at, Scratch scratch) {
         long hidden = config.hiddenSize();
         MemoryPlan.Kind kind = MemoryPlan.Kind.ACTIVATIONS;
         boolean post = !config.doLayerNormBefore();
@@ -57,9 +53,6 @@ final class LayerBuffers {
         lse = buffers.allocate(kind, at + "lse", DType.F32, (long) tokens * config.numAttentionHeads());
         middle = buffers.allocate(kind, at + "middle", dtype, tokens, hidden);
         norm2 = scratch.norm2();
-        activation = keepsActivation
-                ? buffers.allocate(kind, at + "activation", dtype, tokens, config.ffnDim())
-                : scratch.activation();
         mask = reluMask(buffers, config, tokens, at);
         mean1 = buffers.allocate(kind, at + "mean1", DType.F32, tokens);
         rstd1 = buffers.allocate(kind, at + "rstd1", DType.F32, tokens);

@@ -8,8 +8,21 @@ import org.jspecify.annotations.Nullable;
 /** Forward and backward over batches, in buffers allocated once. */
 public interface ModelPass {
 
-    /** Uploads a batch. Dropout is drawn when {@code dropout} is not null and the adapter has some. */
-    void load(Batch batch, @Nullable DropoutSeed dropout);
+    /** Whether the blocks of neurons that a pass was opened to choose are all that it computes, or all are. */
+    enum Mode {
+        DENSE, SPARSE
+    }
+
+    /**
+     * Uploads a batch. Dropout is drawn when {@code dropout} is not null and the adapter has some; random blocks are drawn from
+     * it too.
+     */
+    void load(Batch batch, @Nullable DropoutSeed dropout, Mode mode);
+
+    /** As {@link #load(Batch, DropoutSeed, Mode)}, dense. */
+    default void load(Batch batch, @Nullable DropoutSeed dropout) {
+        load(batch, dropout, Mode.DENSE);
+    }
 
     /**
      * What the operations on the loaded batch depend on beside its contents: operations recorded for one batch serve every
@@ -41,12 +54,16 @@ public interface ModelPass {
     void logits(Tensor logits);
 
     /**
-     * Which MLP neurons each token of the batch activates, layer by layer. Follows {@link #forward}, and the next one
+     * Which MLP neurons each token of the batch activates, layer by layer. Follows a dense {@link #forward}, and the next one
      * overwrites them.
      *
      * @throws IllegalStateException when the pass's shape does not keep masks
      */
     List<ReluMask> reluMasks();
+
+    /** What the pass's lists of blocks tell, and how they are made; null when it was opened without any. */
+    @Nullable
+    BlockChoice blockChoice();
 
     /** Seed and offset of a micro-batch's dropout: equal ones draw equal masks. */
     record DropoutSeed(long seed, long offset) {

@@ -1,16 +1,18 @@
 package dev.penumbra.model;
 
+import static dev.penumbra.model.AdapterTerms.FC1;
+import static dev.penumbra.model.AdapterTerms.FC2;
+import static dev.penumbra.model.AdapterTerms.OUT;
+import static dev.penumbra.model.AdapterTerms.QKV;
+
 import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.AttentionForward;
-import dev.penumbra.backend.op.Dropout;
 import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.backend.op.Gemm;
 import dev.penumbra.backend.op.LayerNormBackward;
 import dev.penumbra.backend.op.LayerNormForward;
 import dev.penumbra.backend.op.LayerNormForward.Pooling;
 import dev.penumbra.backend.op.LinearCrossEntropy;
-import dev.penumbra.backend.op.LoraGradients;
-import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.data.Batch;
 import dev.penumbra.lora.LoraAdapter;
@@ -29,17 +31,12 @@ import org.jspecify.annotations.Nullable;
  * <p>Gradients flow through frozen weights only as far down as the lowest adapter: layers below it share one set of buffers,
  * and of the lowest layer only the part above its lowest adapter is computed.
  */
-final class OptPass implements ModelPass {
+final class OptPass implements ModelPass, OptMlp.Batch {
 
     /** Sizes of batches that recorded operations tell apart: each costs a recording, fewer cost more padding. */
     private static final int SIGNATURE_STEPS = 32;
 
     private static final int SIGNATURE_SAMPLES = 16;
-
-    private static final List<String> QKV = List.of("q_proj", "k_proj", "v_proj");
-    private static final List<String> OUT = List.of("out_proj");
-    private static final List<String> FC1 = List.of("fc1");
-    private static final List<String> FC2 = List.of("fc2");
 
     private final Opt model;
     private final OptConfig config;
@@ -48,6 +45,9 @@ final class OptPass implements ModelPass {
     private final Buffers buffers;
     private final PassShape shape;
     private final @Nullable MlpObserver observer;
+    private final AdapterTerms adapters;
+    private final @Nullable MlpSelection selection;
+    private final OptMlp mlp;
     private final int capacity;
     private final float attentionScale;
 
@@ -72,8 +72,7 @@ final class OptPass implements ModelPass {
     private final @Nullable Tensor dX;
     private final @Nullable Tensor dBlock;
     private final @Nullable Tensor dQkv;
-    private final Tensor dActivation;
-    private final List<Tensor> dh = new ArrayList<>();
+    private final Tensor bandRows;
 
     private final Tensor stagedIds;
     private final Tensor stagedPositions;
@@ -81,6 +80,7 @@ final class OptPass implements ModelPass {
     private final Tensor stagedRows;
     private final Tensor stagedTargets;
     private final Tensor stagedDropout;
+    private final Tensor stagedBandRows;
 
     private int m;
     private int batchTokens;
@@ -88,6 +88,8 @@ final class OptPass implements ModelPass {
     private int samples;
     private int maxSeqlen;
     private boolean dropping;
+    private Mode mode = Mode.DENSE;
+    private boolean sensing;
 
     OptPass(Opt model, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options, Buffers buffers) {
         this.model = model;
@@ -118,6 +120,16 @@ final class OptPass implements ModelPass {
         stagedTargets = buffers.stage("staged targets", DType.I32, capacity);
         stagedDropout = buffers.stage("staged dropout state", DType.U64, 2);
 
+        adapters = new AdapterTerms(buffers, adapter, dropoutState, capacity, training);
+        selection = options.sparsity() == null || options.sparsity().config().isOff()
+                ? null
+                : new MlpSelection(options.sparsity(), model.backend(), buffers, capacity, config.hiddenSize(),
+                        firstMlpGradient());
+        mlp = new OptMlp(model, adapters, buffers, selection, this, capacity, lowest, training, observer != null);
+        int bands = Math.ceilDiv(capacity, mlp.bandRows());
+        bandRows = inputs("rows of bands", bands);
+        stagedBandRows = buffers.stage("staged rows of bands", DType.I32, bands);
+
         DType dtype = model.dtype();
         int h = config.hiddenSize();
         embedded = config.hasProjection() ? activations("embedded", config.wordEmbedProjDim()) : null;
@@ -127,13 +139,13 @@ final class OptPass implements ModelPass {
         LayerBuffers.Scratch scratch = LayerBuffers.Scratch.allocate(buffers, config, dtype, capacity);
         LayerBuffers shared = lowest == 0
                 ? null
-                : new LayerBuffers(buffers, config, dtype, capacity, "shared ", false, scratch);
+                : new LayerBuffers(buffers, config, dtype, capacity, "shared ", scratch);
         x[0] = activations("layers.0 input", h);
         for (int i = 0; i < layers.length; i++) {
             String at = "layers." + i + ".";
             boolean saved = i >= lowest;
             layers[i] = saved
-                    ? new LayerBuffers(buffers, config, dtype, capacity, at, hasAny(i, FC2), scratch)
+                    ? new LayerBuffers(buffers, config, dtype, capacity, at, scratch)
                     : shared;
             reluMasks[i] = saved || !shape.keepsReluMasks()
                     ? layers[i].mask
@@ -160,14 +172,6 @@ final class OptPass implements ModelPass {
         dX = training ? activations("d hidden", h) : null;
         dBlock = training ? activations("d block", h) : null;
         dQkv = training ? activations("d qkv", 3L * h) : null;
-        // The forward pass's activation has no reader left, unless an adapter on fc2 has.
-        boolean activationsKept = adapter != null && adapter.sites().stream().anyMatch(s -> FC2.contains(s.layer().kind()));
-        dActivation = !training || !activationsKept ? scratch.activation() : activations("d activation", config.ffnDim());
-        if (training) {
-            for (int i = 0; i < 3; i++) {
-                dh.add(buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "dh " + i, DType.F32, capacity, adapter.config().r()));
-            }
-        }
     }
 
     /** Plans a pass; returns the bytes of workspace it needs. */
@@ -178,13 +182,20 @@ final class OptPass implements ModelPass {
         pass.supervised = pass.capacity;
         pass.samples = Math.ceilDiv(pass.capacity, shape.maxSeqlen());
         pass.maxSeqlen = shape.maxSeqlen();
-        pass.layersForward();
         MemoryPlan scratch = new MemoryPlan();
         Buffers descriptions = Buffers.planning(model.backend(), scratch);
         Tensor scalar = descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "scalar", DType.F32, 1);
-        if (shape.training()) {
-            pass.addLossAndGradients(scalar, scalar, descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "gradients", DType.F32,
-                    adapter.parameters().shape().size()));
+        Tensor grad = !shape.training()
+                ? null
+                : descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "gradients", DType.F32,
+                        adapter.parameters().shape().size());
+        for (Mode mode : pass.selection == null ? new Mode[]{Mode.DENSE} : Mode.values()) {
+            pass.mode = mode;
+            pass.sensing = mode == Mode.DENSE && pass.selection != null && pass.selection.senses();
+            pass.layersForward();
+            if (shape.training()) {
+                pass.addLossAndGradients(scalar, scalar, grad);
+            }
         }
         pass.addLoss(scalar);
         pass.logits(descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "logits", DType.F32, pass.capacity,
@@ -204,13 +215,14 @@ final class OptPass implements ModelPass {
         return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, model.dtype(), capacity, width);
     }
 
-    private boolean hasAny(int layer, List<String> kinds) {
-        return kinds.stream().anyMatch(kind -> site(layer, kind) != null);
+    /** The first layer in which the gradient of an activation is computed; that of a pass without any lies past the last. */
+    private int firstMlpGradient() {
+        boolean reached = lowest < config.numHiddenLayers() && (hasAny(lowest, QKV) || hasAny(lowest, OUT) || hasAny(lowest, FC1));
+        return reached ? lowest : lowest + 1;
     }
 
-    private @Nullable Site site(int layer, String kind) {
-        String at = kind.startsWith("fc") ? "layers." + layer + "." : "layers." + layer + ".self_attn.";
-        return adapter == null ? null : adapter.site(at + kind);
+    private boolean hasAny(int layer, List<String> kinds) {
+        return adapters.has(layer, kinds);
     }
 
     private List<Site> sitesOf(int layer) {
@@ -223,8 +235,42 @@ final class OptPass implements ModelPass {
     }
 
     @Override
-    public void load(Batch batch, @Nullable DropoutSeed dropout) {
+    public int rows() {
+        return m;
+    }
+
+    @Override
+    public Tensor validRows() {
+        // Where the last sample ends.
+        return cuSeqlens.slice(0, samples, samples + 1L);
+    }
+
+    @Override
+    public Tensor validRows(Band band) {
+        return bandRows.slice(0, band.index(), band.index() + 1L);
+    }
+
+    @Override
+    public Tensor mask(int layer) {
+        return reluMasks[layer];
+    }
+
+    @Override
+    public LayerBuffers layer(int layer) {
+        return layers[layer];
+    }
+
+    @Override
+    public void load(Batch batch, @Nullable DropoutSeed dropout, Mode wanted) {
+        if (wanted == Mode.SPARSE && selection == null) {
+            throw new IllegalStateException("expected a pass that was opened to choose blocks, found a dense one");
+        }
+        mode = wanted;
         upload(batch);
+        if (mode == Mode.SPARSE) {
+            selection.draw(dropout);
+        }
+        adapters.setDropping(dropout != null && adapter != null && adapter.config().loraDropout() > 0);
         dropping = dropout != null && adapter != null && adapter.config().loraDropout() > 0;
         if (dropping) {
             stagedDropout.segment().set(ValueLayout.JAVA_LONG, 0, dropout.seed());
@@ -233,13 +279,18 @@ final class OptPass implements ModelPass {
         }
     }
 
-    /** @param dropping whether dropout is drawn; its seed lies on the device */
-    private record Signature(int tokens, int supervised, int samples, int maxSeqlen, boolean dropping) {
+    /**
+     * @param dropping whether dropout is drawn; its seed lies on the device
+     * @param tightness what is asked of lists beyond their layers' coverage
+     */
+    private record Signature(int tokens, int supervised, int samples, int maxSeqlen, boolean dropping, Mode mode,
+            int tightness) {
     }
 
     @Override
     public Object signature() {
-        return new Signature(m, supervised, samples, maxSeqlen, dropping);
+        return new Signature(m, supervised, samples, maxSeqlen, dropping, mode,
+                mode == Mode.SPARSE ? selection.tightness() : 0);
     }
 
     @Override
@@ -270,6 +321,12 @@ final class OptPass implements ModelPass {
         send(padded(batch.cuSeqlens(), samples + 1, batch.cuSeqlens()[batch.samples()]), stagedCuSeqlens, cuSeqlens);
         send(padded(batch.rows(), supervised, LinearCrossEntropy.NO_ROW), stagedRows, rows);
         send(Arrays.copyOf(batch.targets(), supervised), stagedTargets, targets);
+        int valid = batch.cuSeqlens()[batch.samples()];
+        int[] rowsOfBands = new int[Math.ceilDiv(m, mlp.bandRows())];
+        for (int b = 0; b < rowsOfBands.length; b++) {
+            rowsOfBands[b] = Math.clamp(valid - (long) b * mlp.bandRows(), 0, mlp.bandRows());
+        }
+        send(rowsOfBands, stagedBandRows, bandRows);
     }
 
     /** The next multiple of {@code block}, within the capacity. */
@@ -327,33 +384,44 @@ final class OptPass implements ModelPass {
             attentionInput = top(b.norm1);
             norm(input, w.attentionNorm(), attentionInput, b.mean1, b.rstd1);
         }
-        linear(i, QKV, attentionInput, w.qkv(), top(b.qkv), null, null);
+        linear(i, QKV, attentionInput, w.qkv(), top(b.qkv), null);
         buffers.run(new AttentionForward(
                 attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b),
                 borders(), borders(), maxSeqlen));
-        linear(i, OUT, top(b.attention), w.out(), middle, input, null);
+        linear(i, OUT, top(b.attention), w.out(), middle, input);
         Tensor mlpInput;
         Tensor mlpResidual;
         if (pre) {
             mlpInput = top(b.norm2);
             mlpResidual = middle;
-            norm(middle, w.mlpNorm(), mlpInput, b.mean2, b.rstd2, pooling());
+            norm(middle, w.mlpNorm(), mlpInput, b.mean2, b.rstd2, pooling(i));
         } else {
             mlpInput = top(b.norm1);
             mlpResidual = mlpInput;
-            norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1, pooling());
+            norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1, pooling(i));
         }
-        linear(i, FC1, mlpInput, w.fc1(), top(b.activation), null, top(reluMasks[i]));
-        if (observer != null && !buffers.isPlanning()) {
-            observer.afterFc1(i, mlpInput, pooled == null ? null : pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())),
-                    top(b.activation), top(reluMasks[i]), validRows());
+        if (sensing) {
+            selection.beginSensing(i, m);
         }
-        if (pre) {
-            linear(i, FC2, top(b.activation), w.fc2(), output, mlpResidual, null);
-        } else {
-            linear(i, FC2, top(b.activation), w.fc2(), top(b.sum2), mlpResidual, null);
+        mlp.forward(i, mlpInput, mlpResidual, pre ? output : top(b.sum2), mode == Mode.SPARSE && !sensing, look(i, mlpInput));
+        if (sensing) {
+            selection.endSensing(i, m);
+        }
+        if (!pre) {
             norm(top(b.sum2), w.mlpNorm(), output, b.mean2, b.rstd2);
         }
+    }
+
+    private OptMlp.@Nullable Look look(int i, Tensor mlpInput) {
+        if (sensing) {
+            return (band, activation) -> selection.sense(i, band, activation, band.of(reluMasks[i]), validRows(band), m);
+        }
+        if (observer == null || buffers.isPlanning() || mode == Mode.SPARSE) {
+            return null;
+        }
+        return (band, activation) -> observer.afterFc1(i, mlpInput,
+                pooled == null ? null : pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())), activation,
+                top(reluMasks[i]), validRows());
     }
 
     private void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd) {
@@ -364,38 +432,24 @@ final class OptPass implements ModelPass {
         buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, top(mean), top(rstd), pooling));
     }
 
-    private @Nullable Pooling pooling() {
+    private @Nullable Pooling pooling(int layer) {
+        if (mode == Mode.SPARSE && !sensing) {
+            return selection.pooling(layer, m, config.hiddenSize(), validRows());
+        }
         return pooled == null
                 ? null
                 : new Pooling(pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())), observer.poolRows(), validRows());
     }
 
-    /** i32 [1] on the device: where the last sample ends. */
-    private Tensor validRows() {
-        return cuSeqlens.slice(0, samples, samples + 1L);
+    /** d = x Wᵀ + bias + adapters' terms + residual. Kinds lie side by side in d's columns. */
+    private void linear(int layer, List<String> kinds, Tensor in, OptWeights.Linear w, Tensor d, @Nullable Tensor residual) {
+        List<LowRank> terms = adapters.project(layer, kinds, in, layers[layer].h, rowsOfBatch(), null);
+        buffers.run(Gemm.forward(in, w.weight(), d).lowRank(terms).bias(w.bias()).residual(residual)
+                .workspace(buffers.workspace()).build());
     }
 
-    /** d = x Wᵀ + bias + adapters' terms, ReLU where a mask is given, + residual. Kinds lie side by side in d's columns. */
-    private void linear(int layer, List<String> kinds, Tensor in, OptWeights.Linear w, Tensor d, @Nullable Tensor residual,
-            @Nullable Tensor mask) {
-        List<LowRank> terms = new ArrayList<>();
-        for (int k = 0; k < kinds.size(); k++) {
-            Site site = site(layer, kinds.get(k));
-            if (site != null) {
-                Tensor h = top(layers[layer].h.get(kinds.get(k)));
-                buffers.run(new LoraProject(in, site.a(adapter.parameters()), dropout(site), h));
-                terms.add(new LowRank(h, site.b(adapter.parameters()), (long) k * site.layer().out(),
-                        (float) adapter.config().scaling(), null));
-            }
-        }
-        // fc2 is packed transposed.
-        Gemm.Builder product = kinds == FC2 ? Gemm.backward(in, w.weight(), d) : Gemm.forward(in, w.weight(), d);
-        Gemm.Builder gemm = product.lowRank(terms).bias(w.bias()).residual(residual).workspace(buffers.workspace());
-        buffers.run((mask == null ? gemm : gemm.relu(mask)).build());
-    }
-
-    private @Nullable Dropout dropout(Site site) {
-        return dropping ? new Dropout((float) adapter.config().loraDropout(), site.index(), dropoutState) : null;
+    private Band rowsOfBatch() {
+        return new Band(0, 0, m);
     }
 
     private Tensor borders() {
@@ -461,33 +515,27 @@ final class OptPass implements ModelPass {
         boolean needsAttention = needsQkv || hasAny(i, OUT);
         boolean needsFc1 = needsAttention || hasAny(i, FC1);
         Tensor dx = top(dX);
-        Tensor dActivations = top(dActivation);
         Tensor block = top(dBlock);
 
         if (!pre) {
             normBackward(dx, b.sum2, b.mean2, b.rstd2, w.mlpNorm(), null, dx);
         }
-        List<LowRank> terms = gradients(i, FC2, dx, top(b.activation), grad);
-        if (!needsFc1) {
-            return;
+        boolean sparse = mode == Mode.SPARSE;
+        Tensor mlpInput = top(pre ? b.norm2 : b.norm1);
+        if (pre && needsFc1 && mlp.readsInput(i, sparse)) {
+            norm(top(b.middle), w.mlpNorm(), mlpInput, b.mean2, b.rstd2);
         }
-        buffers.run(Gemm.forward(dx, w.fc2().weight(), dActivations).lowRank(terms).drelu(top(reluMasks[i]))
-                .workspace(buffers.workspace()).build());
-        if (pre && hasAny(i, FC1)) {
-            norm(top(b.middle), w.mlpNorm(), top(b.norm2), b.mean2, b.rstd2);
-        }
-        terms = gradients(i, FC1, dActivations, top(pre ? b.norm2 : b.norm1), grad);
+        Tensor dMlpInput = !needsAttention ? null : pre ? block : dx;
+        mlp.backward(i, mlpInput, dx, pre ? null : dx, dMlpInput, needsFc1, grad, sparse);
         if (!needsAttention) {
             return;
         }
         if (pre) {
-            product(dActivations, w.fc1(), terms, null, block);
             normBackward(block, b.middle, b.mean2, b.rstd2, w.mlpNorm(), dx, dx);
         } else {
-            product(dActivations, w.fc1(), terms, dx, dx);
             normBackward(dx, b.middle, b.mean1, b.rstd1, w.attentionNorm(), null, dx);
         }
-        terms = gradients(i, OUT, dx, top(b.attention), grad);
+        List<LowRank> terms = gradients(i, OUT, dx, top(b.attention), grad);
         if (!needsQkv) {
             return;
         }
@@ -522,23 +570,47 @@ final class OptPass implements ModelPass {
         buffers.run(new LayerNormBackward(dy, top(in), top(mean), top(rstd), norm.gamma(), residual, dx));
     }
 
-    /** grad += the adapters' gradients; returns what they add to the gradient of their input. */
     private List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, Tensor in, Tensor grad) {
-        List<LowRank> terms = new ArrayList<>();
-        for (int k = 0; k < kinds.size(); k++) {
-            Site site = site(layer, kinds.get(k));
-            if (site != null) {
-                Tensor a = site.a(adapter.parameters());
-                Tensor dhK = top(dh.get(k));
-                long column = (long) k * site.layer().out();
-                buffers.run(new LoraGradients(
-                        (float) adapter.config().scaling(), dy.slice(1, column, column + site.layer().out()), in,
-                        top(layers[layer].h.get(kinds.get(k))), a, site.b(adapter.parameters()), dropout(site), dhK,
-                        site.a(grad), site.b(grad), buffers.workspace()));
-                terms.add(new LowRank(dhK, a.transpose(), 0, 1, dropout(site)));
+        return adapters.gradients(layer, kinds, dy, in, layers[layer].h, rowsOfBatch(), grad, null, null);
+    }
+
+    @Override
+    public @Nullable BlockChoice blockChoice() {
+        return selection == null ? null : new Choice();
+    }
+
+    private final class Choice implements BlockChoice {
+        @Override
+        public boolean isSparse(int layer) {
+            return selection.isSparse(layer);
+        }
+
+        @Override
+        public Tensor summaries() {
+            return selection.summaries();
+        }
+
+        @Override
+        public void sense() {
+            selection.requireSensing();
+            sensing = true;
+            try {
+                layersForward();
+            } finally {
+                sensing = false;
             }
         }
-        return terms;
+
+        @Override
+        public double[] coverage() {
+            selection.requireSensing();
+            return selection.coverage(m);
+        }
+
+        @Override
+        public void tighten(int steps) {
+            selection.tighten(steps);
+        }
     }
 
     @Override

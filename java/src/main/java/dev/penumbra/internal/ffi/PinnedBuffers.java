@@ -21,10 +21,11 @@ final class PinnedBuffers implements AutoCloseable {
 
     private static final int ALIGNMENT = 64;
 
-    /** A trainer keeps a loss and a norm in flight for two steps. */
+    /** A trainer keeps a loss, a norm and its lists' summaries in flight for two steps. */
     private static final int SLOTS = 16;
 
-    private static final int SLOT_BYTES = 256;
+    /** Three numbers a layer, of more layers than models have. */
+    private static final int SLOT_BYTES = 4096;
 
     private final MemorySegment stream;
     private final MemorySegment uploads;
