@@ -49,6 +49,9 @@ public final class Calibration implements MlpExposure {
             .enable(DeserializationFeature.FAIL_ON_NULL_FOR_PRIMITIVES)
             .build();
 
+    /** Enough for an f32. */
+    private static final int BISECTIONS = 24;
+
     /** Over which tokens a list's blocks are chosen. */
     enum Scope {
         LIST, BATCH
@@ -151,32 +154,26 @@ public final class Calibration implements MlpExposure {
     }
 
     /**
-     * The part of its blocks that each layer should keep so that together they keep {@code budget} and all cover as much of
-     * their mass as one another: layers that spread it over many blocks get more of them.
+     * The coverage that all layers can have while together they keep {@code budget} of their blocks: asked for it, a layer that
+     * spreads its mass over many blocks keeps more of them than one that does not.
      */
-    public double[] budgets(int blockSize, Pass pass, double budget, int rowsPerList) {
+    public double equalCoverage(int blockSize, Pass pass, double budget, int rowsPerList) {
         double low = 0;
         double high = 1;
-        double[] kept = new double[layers()];
-        for (int i = 0; i < Double.PRECISION; i++) {
+        for (int i = 0; i < BISECTIONS; i++) {
             double coverage = (low + high) / 2;
             double sum = 0;
-            for (int layer = 0; layer < kept.length; layer++) {
+            for (int layer = 0; layer < layers(); layer++) {
                 float[] mean = curve(layer, blockSize, pass, rowsPerList == 0 ? Scope.BATCH : Scope.LIST, 0);
-                kept[layer] = (double) BlockMasses.needed(mean, coverage) / mean.length;
-                sum += kept[layer];
+                sum += (double) BlockMasses.needed(mean, coverage) / mean.length;
             }
-            if (sum / kept.length > budget) {
+            if (sum / layers() > budget) {
                 high = coverage;
             } else {
                 low = coverage;
             }
         }
-        for (int layer = 0; layer < kept.length; layer++) {
-            float[] mean = curve(layer, blockSize, pass, rowsPerList == 0 ? Scope.BATCH : Scope.LIST, 0);
-            kept[layer] = (double) BlockMasses.needed(mean, low) / mean.length;
-        }
-        return kept;
+        return high;
     }
 
     private float[] curve(int layer, int blockSize, Pass pass, Scope scope, int kind) {
