@@ -311,7 +311,7 @@ int main() {
           for (int turn = 0; turn < 2; ++turn) {
             Options o = options[++variant * 3 % 8];
             o.dtype = dtype;
-            o.d_dtype = variant % 4 == 0 ? static_cast<int32_t>(PNB_DTYPE_F32) : dtype;
+            o.d_dtype = variant / 8 % 3 == 0 ? static_cast<int32_t>(PNB_DTYPE_F32) : dtype;
             int64_t h = variant % 3 == 0 ? 40 : variant % 3 == 1 ? 64 : 99;
             Options without_residual = o;
             without_residual.residual = 0;
