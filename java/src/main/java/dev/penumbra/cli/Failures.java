@@ -2,6 +2,7 @@ package dev.penumbra.cli;
 
 import dev.penumbra.backend.BackendException;
 import dev.penumbra.data.DataException;
+import dev.penumbra.expose.CalibrationException;
 import dev.penumbra.io.WeightsFileException;
 import dev.penumbra.model.ModelException;
 import dev.penumbra.train.TrainingException;
@@ -25,6 +26,7 @@ final class Failures {
                 || failure instanceof TrainingException
                 || failure instanceof ModelException
                 || failure instanceof DataException
+                || failure instanceof CalibrationException
                 || failure instanceof WeightsFileException
                 || failure instanceof BackendException
                 || failure instanceof JshellScript.Failed

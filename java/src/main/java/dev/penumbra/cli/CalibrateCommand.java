@@ -1,0 +1,94 @@
+package dev.penumbra.cli;
+
+import dev.penumbra.Penumbra;
+import dev.penumbra.data.Dataset;
+import dev.penumbra.data.HfTokenizer;
+import dev.penumbra.data.Tokenizer;
+import dev.penumbra.expose.Calibration;
+import dev.penumbra.expose.CalibrationConfig;
+import dev.penumbra.expose.Calibrator;
+import dev.penumbra.io.AtomicFiles;
+import dev.penumbra.io.RunLock;
+import java.io.IOException;
+import java.io.PrintWriter;
+import java.nio.file.Path;
+import java.util.concurrent.Callable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
+import picocli.CommandLine.Spec;
+
+/** Finds out what a model's MLPs use, and writes it for sparse training. */
+@Command(name = "calibrate", description = "Run the frozen model over sample text: which neurons it uses, in which order they are best kept, and a predictor of which a batch will need.", mixinStandardHelpOptions = true, showDefaultValues = true)
+final class CalibrateCommand implements Callable<Integer> {
+
+    @Mixin
+    private ModelOptions options;
+
+    @Mixin
+    private DataOptions data;
+
+    @Option(names = "--output", required = true, paramLabel = "DIR", description = "Where calibration.safetensors and calibration.txt go.")
+    private Path output;
+    @Option(names = "--batches", defaultValue = "32", paramLabel = "N", description = "Most batches that it is made from.")
+    private int batches;
+    @Option(names = "--held-out-batches", defaultValue = "8", paramLabel = "N", description = "Most batches of other text that figures are measured on.")
+    private int heldOutBatches;
+    @Option(names = "--batch-size", defaultValue = "4", paramLabel = "B", description = "Rows of a batch.")
+    private int batchSize;
+    @Option(names = "--mlp-block", defaultValue = "32", paramLabel = "N", description = "Neurons of a block: 32, 64 or 128. Sparse training may use this size or a larger one.")
+    private int block;
+    @Option(names = "--list-rows", defaultValue = "256", paramLabel = "N", description = "Neighbouring tokens whose blocks are looked at together.")
+    private int listRows;
+    @Option(names = "--pool-rows", defaultValue = "16", paramLabel = "N", description = "Tokens over which a predictor's input is averaged.")
+    private int poolRows;
+    @Option(names = "--rank", defaultValue = "64", paramLabel = "R", description = "Rank of the predictors.")
+    private int rank;
+    @Option(names = "--coverage", defaultValue = "0.99", paramLabel = "X", description = "Part of the mass that is to be kept: a layer that needs nearly all blocks for it is marked dense.")
+    private double coverage;
+    @Option(names = "--budget", defaultValue = "0.5", paramLabel = "X", description = "Part of the blocks that orders and predictors are compared at.")
+    private double budget;
+    @Option(names = "--epochs", defaultValue = "8", paramLabel = "N", description = "Of the predictors' training; 0: the closed form alone.")
+    private int epochs;
+    @Option(names = "--noise", defaultValue = "0.05", paramLabel = "X", description = "What perturbs their inputs meanwhile, as a part of the inputs' own deviation.")
+    private double noise;
+    @Option(names = "--drift", defaultValue = "0.1", paramLabel = "X", description = "Largest size of the random adapters that they see, as a part of the weights'.")
+    private double drift;
+    @Option(names = "--seed", defaultValue = "42", paramLabel = "N", description = "Of the batches' order and all that is drawn.")
+    private long seed;
+
+    @Spec
+    private CommandSpec spec;
+
+    @Override
+    public Integer call() throws IOException {
+        PrintWriter out = spec.commandLine().getOut();
+        CalibrationConfig config = config();
+        try (RunLock alone = RunLock.acquire(output);
+                Tokenizer tokenizer = HfTokenizer.load(options.model);
+                Penumbra penumbra = options.open()) {
+            Dataset samples = data.read(tokenizer, penumbra.model().vocabSize());
+            penumbra.model().load();
+            Calibration calibration = Calibrator.calibrate(penumbra.model(), penumbra.folder(), samples, config, output, line -> {
+                out.println(line);
+                out.flush();
+            });
+            String report = CalibrationReport.of(calibration.manifest());
+            AtomicFiles.writeString(output.resolve("calibration.txt"), report);
+            out.print(report);
+            out.println("saved " + output.resolve(Calibration.FILE));
+        }
+        return 0;
+    }
+
+    private CalibrationConfig config() {
+        try {
+            return new CalibrationConfig(batches, heldOutBatches, batchSize, data.seqLen, block, listRows, poolRows, rank, coverage,
+                    budget, epochs, noise, drift, seed);
+        } catch (IllegalArgumentException wrong) {
+            throw new ParameterException(spec.commandLine(), wrong.getMessage());
+        }
+    }
+}

@@ -1,0 +1,256 @@
+package dev.penumbra.expose;
+
+import dev.penumbra.data.Batches;
+import dev.penumbra.data.DataException;
+import dev.penumbra.data.Dataset;
+import dev.penumbra.data.Sample;
+import dev.penumbra.io.ModelFolder;
+import dev.penumbra.model.LanguageModel;
+import dev.penumbra.model.NeuronNorms;
+import dev.penumbra.predict.LowRankPredictor;
+import dev.penumbra.predict.PredictorTrainer;
+import dev.penumbra.sparse.NeuronOrder;
+import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.List;
+import java.util.function.Consumer;
+import java.util.stream.IntStream;
+
+/**
+ * Makes a {@link Calibration}: runs a frozen model over sample text, chooses an order of neurons for each layer, trains a
+ * predictor of each layer's blocks, and measures all of it on text that nothing was made from.
+ */
+public final class Calibrator {
+
+    /** One sample out of so many is held out, neighbours together: what follows a text is much like it. */
+    private static final int HELD_OUT_PART = 5;
+    /** Every so many batches run without an adapter; the others carry one. */
+    private static final int PLAIN_BATCHES = 2;
+
+    private final LanguageModel model;
+    private final ModelFolder folder;
+    private final CalibrationConfig config;
+    private final Dataset text;
+    private final Dataset heldOut;
+    private final Consumer<String> progress;
+    private final List<NeuronNorms> norms = new ArrayList<>();
+
+    private Calibrator(LanguageModel model, ModelFolder folder, Dataset data, CalibrationConfig config,
+            Consumer<String> progress) {
+        this.model = model;
+        this.folder = folder;
+        this.config = config;
+        this.progress = progress;
+        if (data.size() < 2) {
+            throw new DataException("expected 2 samples or more to calibrate with, of which some are held out, found "
+                    + data.size());
+        }
+        int held = Math.max(1, data.size() / HELD_OUT_PART);
+        text = part(data, 0, data.size() - held);
+        heldOut = part(data, data.size() - held, data.size());
+        if (model.mlpNeurons() % config.blockSize() != 0) {
+            throw new IllegalArgumentException("expected a block size that divides the " + model.mlpNeurons()
+                    + " neurons of an MLP, found " + config.blockSize());
+        }
+        for (int layer = 0; layer < model.mlpLayers(); layer++) {
+            if (model.neuronOrder(layer) != null) {
+                throw new IllegalArgumentException("expected a model in its checkpoint's order, found another in layer " + layer);
+            }
+        }
+    }
+
+    private static Dataset part(Dataset data, int from, int to) {
+        return new Dataset() {
+            @Override
+            public int size() {
+                return to - from;
+            }
+
+            @Override
+            public Sample get(int index) {
+                return data.get(from + index);
+            }
+
+            @Override
+            public String describe(int index) {
+                return data.describe(from + index);
+            }
+        };
+    }
+
+    /**
+     * Calibrates and writes the result.
+     *
+     * @param model loaded, in its checkpoint's order
+     * @param folder the model's, open
+     * @param output where {@link Calibration#FILE} goes
+     * @param progress is told in a line what is under way
+     */
+    public static Calibration calibrate(LanguageModel model, ModelFolder folder, Dataset data, CalibrationConfig config,
+            Path output, Consumer<String> progress) throws IOException {
+        return new Calibrator(model, folder, data, config, progress).run().write(output);
+    }
+
+    /** What a pass over some text told of each layer. */
+    private record Text(List<NeuronUse> made, List<NeuronUse> held) {
+    }
+
+    private Calibration run() throws IOException {
+        for (int layer = 0; layer < model.mlpLayers(); layer++) {
+            norms.add(model.neuronNorms(layer));
+        }
+        Text use = collectUse();
+        progress.accept("ordering " + model.mlpNeurons() + " neurons in each of " + model.mlpLayers() + " layers");
+        List<OrderChoice> choices = IntStream.range(0, model.mlpLayers()).parallel()
+                .mapToObj(i -> OrderChoice.of(use.made().get(i), use.held().get(i), config)).toList();
+        List<NeuronOrder> orders = choices.stream().map(OrderChoice::order).toList();
+        Samples samples = collectSamples(orders);
+        progress.accept("training predictors of rank " + config.rank() + " on " + samples.made().getFirst().lists()
+                + " lists of " + config.listRows() + " tokens");
+        List<LayerResult> results = IntStream.range(0, model.mlpLayers()).parallel()
+                .mapToObj(i -> layer(i, choices.get(i), use, samples)).toList();
+        return new Calibration(manifest(use, results), results.stream().map(LayerResult::layer).toList(), "unwritten");
+    }
+
+    private Text collectUse() {
+        try (Arena arena = Arena.ofShared()) {
+            UseCollector collector = new UseCollector(arena, model, norms, config);
+            List<NeuronUse> made = uses();
+            List<NeuronUse> held = uses();
+            progress.accept("running the model over sample text");
+            batches(text, config.batches(), (index, batches) -> collector.add(index, batches.next(), made));
+            batches(heldOut, config.heldOutBatches(), (index, batches) -> collector.add(index, batches.next(), held));
+            return new Text(made, held);
+        }
+    }
+
+    private List<NeuronUse> uses() {
+        return norms.stream().map(norm -> new NeuronUse(norm.product())).toList();
+    }
+
+    @FunctionalInterface
+    private interface BatchUser {
+        void use(int index, Batches batches);
+    }
+
+    /** The same batches every time. */
+    private void batches(Dataset data, int most, BatchUser user) {
+        Batches batches = new Batches(data, config.batchSize(), config.seqLen(), true, true, config.seed());
+        int count = Math.min(most, batches.batchesPerEpoch());
+        for (int i = 0; i < count; i++) {
+            user.use(i, batches);
+        }
+    }
+
+    /** @param drifted the held-out text again, under random adapters */
+    private record Samples(List<PooledUse> made, List<PooledUse> held, List<PooledUse> drifted) {
+    }
+
+    private Samples collectSamples(List<NeuronOrder> orders) throws IOException {
+        try (Arena arena = Arena.ofShared()) {
+            Drift drift = Drift.create(arena, model, folder, config.drift(), config.seed());
+            PooledCollector collector = new PooledCollector(arena, model, drift.adapter(), orders, norms, config);
+            Samples samples = new Samples(pooled(), pooled(), pooled());
+            progress.accept("running it again, with and without random adapters");
+            batches(text, config.batches(), (index, batches) -> {
+                if (index % PLAIN_BATCHES == 0) {
+                    drift.none();
+                } else {
+                    drift.draw();
+                }
+                collector.add(index, batches.next(), samples.made());
+            });
+            drift.none();
+            batches(heldOut, config.heldOutBatches(), (index, batches) -> collector.add(index, batches.next(), samples.held()));
+            batches(heldOut, config.heldOutBatches(), (index, batches) -> {
+                drift.draw();
+                collector.add(index, batches.next(), samples.drifted());
+            });
+            requireLists(samples.made(), "sample text");
+            requireLists(samples.held(), "held-out text");
+            return samples;
+        }
+    }
+
+    private void requireLists(List<PooledUse> samples, String what) {
+        if (samples.getFirst().lists() == 0) {
+            throw new DataException("expected " + config.listRows() + " tokens or more in a batch of the " + what
+                    + ", found fewer: calibrate with more text, or larger batches");
+        }
+    }
+
+    private List<PooledUse> pooled() {
+        return norms.stream().map(norm -> new PooledUse(config.listRows() / config.poolRows())).toList();
+    }
+
+    private record LayerResult(Calibration.Layer layer, Manifest.Layer figures) {
+    }
+
+    private LayerResult layer(int i, OrderChoice choice, Text use, Samples samples) {
+        NeuronUse made = use.made().get(i);
+        NeuronUse held = use.held().get(i);
+        LowRankPredictor predictor = train(samples.made().get(i), samples.held().get(i), samples.drifted().get(i));
+        LowRankPredictor lowRank;
+        try {
+            lowRank = FirstLayerSvd.predictor(model, folder, i, norms.get(i), choice.order(), config);
+        } catch (IOException failure) {
+            throw new java.io.UncheckedIOException(failure);
+        }
+        Calibration.Layer layer = new Calibration.Layer(choice.order(), choice.order().apply(made.meanMass()),
+                choice.order().apply(made.meanFired()), predictor, lowRank, Curves.of(held, choice.order(), config.blockSize()));
+        LayerFigures figures = new LayerFigures(config, choice, made, held, predictor, lowRank);
+        return new LayerResult(layer, figures.of(reported(samples.held().get(i)), reported(samples.drifted().get(i))));
+    }
+
+    /** Half of the held-out text judges predictors on the way, the other half is what figures are measured on. */
+    private static PooledUse reported(PooledUse held) {
+        PooledUse half = held.half(1);
+        return half.lists() == 0 ? held : half;
+    }
+
+    private LowRankPredictor train(PooledUse made, PooledUse held, PooledUse drifted) {
+        PredictorTrainer.Settings settings = new PredictorTrainer.Settings(config.rank(), config.poolRows(),
+                made.poolsPerList(), config.epochs(), config.noise(), config.seed());
+        LayerFigures.Judge plain = new LayerFigures.Judge(held.half(0), config);
+        LayerFigures.Judge moved = new LayerFigures.Judge(drifted.half(0), config);
+        return PredictorTrainer.train(made.inputs(), made.masses(), settings,
+                candidate -> plain.covered(candidate) + moved.covered(candidate));
+    }
+
+    private Manifest manifest(Text use, List<LayerResult> results) {
+        return new Manifest(Calibration.VERSION, String.valueOf(folder.directory().toAbsolutePath().normalize().getFileName()),
+                folder.weightsHash(), results.getFirst().layer().predictor().hidden(), model.mlpNeurons(), config.blockSize(),
+                config.listRows(), config.poolRows(), config.rank(), config.coverage(), config.budget(), config.seqLen(),
+                config.batchSize(), config.seed(), use.made().getFirst().tokens(), use.held().getFirst().tokens(),
+                results.stream().map(LayerResult::figures).toList());
+    }
+
+    /** Which order a layer takes, and what the others would have given. */
+    record OrderChoice(String name, NeuronOrder order, List<Manifest.Order> tried) {
+
+        static OrderChoice of(NeuronUse made, NeuronUse held, CalibrationConfig config) {
+            NeuronClustering activations = new NeuronClustering(List.of(made.masses()), made.meanMass(), config.blockSize());
+            NeuronClustering both = new NeuronClustering(List.of(made.masses(), made.gradientMasses()), made.meanMass(),
+                    config.blockSize());
+            List<OrderChoice> candidates = List.of(
+                    new OrderChoice("checkpoint", NeuronOrder.identity(made.neurons()), List.of()),
+                    new OrderChoice("mass", activations.byWeight(), List.of()),
+                    new OrderChoice("co-activation", activations.clustered(), List.of()),
+                    new OrderChoice("co-activation and gradients", both.clustered(), List.of()));
+            List<Manifest.Order> tried = candidates.stream().map(candidate -> candidate.figures(held, config)).toList();
+            int best = IntStream.range(0, tried.size()).boxed()
+                    .max(Comparator.comparingDouble(i -> tried.get(i).mass() + tried.get(i).gradient())).orElseThrow();
+            return new OrderChoice(candidates.get(best).name(), candidates.get(best).order(), tried);
+        }
+
+        private Manifest.Order figures(NeuronUse held, CalibrationConfig config) {
+            int kept = config.kept(order.neurons() / config.blockSize());
+            return new Manifest.Order(name,
+                    BlockMasses.of(held.masses(), order, config.blockSize()).oracle(kept),
+                    BlockMasses.of(held.gradientMasses(), order, config.blockSize()).oracle(kept));
+        }
+    }
+}
