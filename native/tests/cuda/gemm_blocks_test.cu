@@ -187,7 +187,7 @@ void run(const Case& c) {
   ok(what, [&] { backend().gemm(p); });
   std::vector<double> dense = d.values(), sparse;
   for (int64_t i = 0; i < c.m * c.n(); ++i) sparse.push_back(found[i]);
-  elements_close(sparse, dense, c.n(), 0, c.d_dtype, what + " beside no list");
+  elements_close(sparse, dense, c.n(), 0, c.d_dtype, what + " beside no list", 2.0);
 }
 
 Case random_case() {

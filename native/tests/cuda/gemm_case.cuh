@@ -152,8 +152,8 @@ struct FrozenWeight {
 
 // Bounds every element: what rounding to d's dtype costs, plus what sums of k products in f32 may lose.
 inline void elements_close(const std::vector<double>& found, const std::vector<double>& expected, int64_t n, int64_t k, int32_t dtype,
-                           const std::string& what) {
-  double relative = dtype == PNB_DTYPE_BF16 ? 1.05 / 256 : 2e-6;
+                           const std::string& what, double roundings = 1.0) {
+  double relative = roundings * (dtype == PNB_DTYPE_BF16 ? 1.05 / 256 : 2e-6);
   double absolute = 4e-6 * static_cast<double>(k + 64);
   for (size_t e = 0; e < expected.size(); ++e) {
     if (std::fabs(found[e] - expected[e]) <= relative * std::fabs(expected[e]) + absolute) continue;

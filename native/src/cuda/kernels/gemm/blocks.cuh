@@ -19,7 +19,7 @@ class ActiveBlocks {
   __device__ int count() const { return count_; }
 
   // The block at a place of the list; places past its end give its last block, so that what is read there is a weight.
-  __device__ int block(int place) const { return __ldg(indices_ + max(0, min(place, count_ - 1))); }
+  __device__ int block(int place) const { return count_ == 0 ? 0 : __ldg(indices_ + min(place, count_ - 1)); }
 
   // The neuron behind a compact column.
   __device__ int neuron(int column) const { return (block(column >> bits_) << bits_) + (column & ((1 << bits_) - 1)); }

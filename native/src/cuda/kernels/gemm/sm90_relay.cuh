@@ -22,8 +22,7 @@ constexpr int kHalf = kTileN / 2;  // what one block of a cluster copies of b: c
 constexpr int kRelayThreads = 3 * hopper::kWarpgroup;
 // Named barriers: 1 and 2 are the warpgroups' own.
 constexpr int kTurn = 3;       // and 4: whose wgmmas are next
-constexpr int kTermStage = 5;  // a stage is free for a step of terms
-constexpr int kTermsWritten = 6;
+constexpr int kTermsWritten = 5;
 // Registers a thread, of the 512 that a thread of each of the four warpgroups' worth of a multiprocessor shares.
 constexpr int kProducerRegisters = 56;
 constexpr int kConsumerRegisters = 224;
@@ -46,6 +45,7 @@ struct RelayShared {
   Stage stages[kStages];
   FinishShared finish[2];
   hopper::Barrier full[kStages], empty[kStages];
+  hopper::Barrier term_stage, terms_written;  // a stage is free for a step of terms; that step is there
 };
 
 __device__ __forceinline__ int cluster_rank() {
@@ -70,13 +70,26 @@ __device__ __forceinline__ void arrive_remotely(hopper::Barrier& barrier, int ra
       : "memory");
 }
 
-// Copies a box to the same place in both blocks of a cluster, and tells both barriers.
-__device__ __forceinline__ void copy_box_to_both(void* to, const CUtensorMap& map, hopper::Barrier& full, int x, int y) {
+// Copies a box to the same place in the blocks of a cluster whose bits are set, and tells their barriers.
+__device__ __forceinline__ void copy_box_to(void* to, const CUtensorMap& map, hopper::Barrier& full, int x, int y, uint16_t blocks) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
           hopper::shared_address(to)),
-      "l"(&map), "r"(hopper::shared_address(&full)), "r"(x), "r"(y), "h"(static_cast<uint16_t>(3))
+      "l"(&map), "r"(hopper::shared_address(&full)), "r"(x), "r"(y), "h"(blocks)
       : "memory");
+}
+
+// Whether this is the one thread of its warp that is chosen; the compiler knows of this instruction that it is one.
+__device__ __forceinline__ bool elected() {
+  uint32_t chosen;
+  asm volatile(
+      "{\n"
+      ".reg .pred one;\n"
+      "elect.sync _|one, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, one;\n"
+      "}"
+      : "=r"(chosen));
+  return chosen != 0;
 }
 
 // Descriptors of a stage's swizzled operands for slices along k.
@@ -90,9 +103,11 @@ struct Relay {
   using Tiles = Walk<kGather>;
   using Ring = hopper::Ring<kStages>;
 
+  __device__ static int term_steps(int slices) { return (slices + kSlicesAStep - 1) / kSlicesAStep; }
+
   // All steps of a tile.
   __device__ static int steps(const RelayArgs& args, const Tiles& tile) {
-    return tile.steps() + term_steps(folded_ranks<kGather>(args.finish.epilogue, tile.column()));
+    return tile.steps() + term_steps(term_slices<kGather>(args.finish.epilogue, tile.column()));
   }
 
   __device__ static void skip(Ring& ring, int steps) {
@@ -101,123 +116,119 @@ struct Relay {
     ring.slot = slot % kStages;
   }
 
-  // Where the boxes of W begin that a step needs. A warp's lanes hold 32 entries of the list, and the 32 after them.
-  class ListAlongK {
+  // Where W's boxes of a step begin. One is asked for while the step before it is copied.
+  class RowsAlongK {
    public:
-    __device__ ListAlongK(const RelayArgs& args, int row) : active_(args.blocks, row), bits_(args.blocks.size_bits) {
-      entries_ = load(0);
-      later_ = load(32);
+    __device__ RowsAlongK(const RelayArgs& args, int row) : active_(args.blocks, row), box_(1 << args.box_bits) {
+      ask(0);
     }
-    __device__ int row(int k) {
-      int place = k >> bits_;
-      if (place - first_ >= 32) {
-        first_ += 32;
-        entries_ = later_;
-        later_ = load(first_ + 32);
-      }
-      return (__shfl_sync(0xffffffffu, entries_, place - first_) << bits_) + (k & ((1 << bits_) - 1));
+    // Of the two boxes, or the one, of the step that starts with compact row k; steps come in turn.
+    __device__ void next(int k, int (&rows)[2]) {
+      rows[0] = rows_[0];
+      rows[1] = rows_[1];
+      ask(k + kTileK);
     }
 
    private:
-    __device__ int load(int first) const { return active_.block(first + static_cast<int>(threadIdx.x) % 32); }
+    __device__ void ask(int k) {
+      rows_[0] = active_.neuron(k);
+      if (box_ < kTileK) rows_[1] = active_.neuron(k + box_);
+    }
     ActiveBlocks active_;
-    int bits_, first_ = 0, entries_, later_;
+    int box_;
+    int rows_[2] = {};
+  };
+  // Without a list.
+  struct OwnRows {
+    __device__ OwnRows(const RelayArgs&, int) {}
+    __device__ void next(int k, int (&rows)[2]) { rows[0] = k; }
   };
 
+  // One thread's work.
   __device__ static void produce(const RelayArgs& args, RelayShared& shared, Tiles tile, int rank) {
-    bool leader = threadIdx.x % 32 == 0;
     bool pair = args.schedule.cluster == 2;
+    int first_half = pair ? rank : 0, end_half = pair ? rank + 1 : 2;
+    uint16_t both = pair ? 3 : 1;
     int box = 1 << args.box_bits;
-    int boxes = kHalf >> args.box_bits;  // 1 or 2 in half a tile's columns, or in a step
-    auto copy_b = [&](char* to, hopper::Barrier& full, int x, int y) {
-      if (pair) copy_box_to_both(to, args.b, full, x, y);
-      else hopper::copy_box(to, args.b, full, x, y);
-    };
+    bool two_boxes = args.box_bits < 6;  // in half a tile's columns, or in a step
     Ring ring;
+    uint32_t written_parity = 0;
     for (; tile.valid(); tile.next()) {
-      if (tile.steps() > 0) {
-        int rows_of_boxes[2][2];  // along n: of W
-        if constexpr (kAlongK) {
+      int row = tile.row(), column = tile.column(), steps = tile.steps();
+      int rows[2][2];  // of W: for each half and box
+      if constexpr (kAlongK) {
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < 2; ++half) {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              int column = tile.column() + half * kHalf + i * box;
-              if constexpr (kGather == Gather::kColumns) column = ActiveBlocks(args.blocks, tile.row()).neuron(column);
-              rows_of_boxes[half][i] = column;
-            }
+          for (int i = 0; i < 2; ++i) {
+            rows[half][i] = column + half * kHalf + i * box;
+            if constexpr (kGather == Gather::kColumns) rows[half][i] = ActiveBlocks(args.blocks, row).neuron(rows[half][i]);
           }
-        }
-        std::conditional_t<kGather == Gather::kSteps, ListAlongK, NoList> list(args, tile.row());
-        for (int step = 0; step < tile.steps(); ++step) {
-          int k = step * kTileK;
-          int first = list.row(k), second = boxes == 2 ? list.row(k + box) : 0;
-          Stage& stage = shared.stages[ring.slot];
-          hopper::Barrier& full = shared.full[ring.slot];
-          shared.empty[ring.slot].wait(ring.parity ^ 1);
-          if (leader) {
-            full.arrive_and_expect(sizeof(Stage));
-            hopper::copy_box(stage.a, args.a, full, k, tile.row());
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              if (pair && half != rank) continue;
-              char* to = stage.b + half * kHalf * kTileK * 2;
-#pragma unroll
-              for (int i = 0; i < 2; ++i) {
-                if (i >= boxes) continue;
-                if constexpr (kAlongK) {
-                  copy_b(to + i * box * 128, full, k, rows_of_boxes[half][i]);
-                } else {
-                  copy_b(to + i * box * 128, full, tile.column() + half * kHalf, i == 0 ? first : second);
-                }
-              }
-            }
-          }
-          __syncwarp();
-          ring.advance();
         }
       }
-      // The waits stay here, where none is left out: parity tells a phase from its neighbours only.
-      for (int step = term_steps(folded_ranks<kGather>(args.finish.epilogue, tile.column())); step > 0; --step) {
+      std::conditional_t<kGather == Gather::kSteps, RowsAlongK, OwnRows> along_k(args, row);
+      for (int k = 0; k < steps * kTileK; k += kTileK) {
+        if constexpr (!kAlongK) along_k.next(k, rows[0]);
+        Stage& stage = shared.stages[ring.slot];
+        hopper::Barrier& full = shared.full[ring.slot];
         shared.empty[ring.slot].wait(ring.parity ^ 1);
-        hopper::sync_threads(kTermStage, 32 + kTermThreads);
+        full.arrive_and_expect(sizeof(Stage));
+        hopper::copy_box(stage.a, args.a, full, k, row);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (half < first_half || half >= end_half) continue;
+          char* to = stage.b + half * kHalf * kTileK * 2;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            if (i == 1 && !two_boxes) continue;
+            if constexpr (kAlongK) copy_box_to(to + i * box * 128, args.b, full, k, rows[half][i], both);
+            else copy_box_to(to + i * box * 128, args.b, full, column + half * kHalf, rows[0][i], both);
+          }
+        }
+        ring.advance();
+      }
+      // The waits stay here, where none is left out: parity tells a phase from its neighbours only.
+      for (int step = term_steps(term_slices<kGather>(args.finish.epilogue, column)); step > 0; --step) {
+        shared.empty[ring.slot].wait(ring.parity ^ 1);
+        shared.terms_written.wait(written_parity ^ 1);  // of the step of terms before this
+        written_parity ^= 1;
+        shared.term_stage.arrive();
         ring.advance();
       }
     }
   }
 
-  // Where no list gathers along k.
-  struct NoList {
-    __device__ NoList(const RelayArgs&, int) {}
-    __device__ int row(int k) const { return k; }
-  };
-
   __device__ static void write_terms(const RelayArgs& args, RelayShared& shared, Tiles tile, int thread) {
     const Epilogue& epilogue = args.finish.epilogue;
     Ring ring;
+    uint32_t parity = 0;
     for (; tile.valid(); tile.next()) {
       skip(ring, tile.steps());
-      int ranks = folded_ranks<kGather>(epilogue, tile.column());
-      if (ranks == 0) continue;
-      int origin[kTileN / kTermThreads];
+      int slices = term_slices<kGather>(epilogue, tile.column());
+      if (slices == 0) continue;
+      int columns[2];
 #pragma unroll
-      for (int i = 0; i < kTileN / kTermThreads; ++i) {
-        origin[i] = tile.column() + thread + i * kTermThreads;
-        if constexpr (kGather == Gather::kColumns) origin[i] = ActiveBlocks(args.blocks, tile.row()).neuron(origin[i]);
+      for (int i = 0; i < 2; ++i) {
+        columns[i] = tile.column() + 2 * thread + i;
+        if constexpr (kGather == Gather::kColumns) columns[i] = ActiveBlocks(args.blocks, tile.row()).neuron(columns[i]);
       }
-      TermWriter<kAlongK, kGather> writer(epilogue, args.finish.m, tile.row(), tile.column(), origin);
-      for (int from = 0; from < ranks; from += kRanks) {
+      TermWriter<kAlongK, kGather> writer(epilogue, args.finish.m, tile.row(), tile.column(), columns, thread);
+      for (; slices > 0; slices -= kSlicesAStep) {
         Stage& stage = shared.stages[ring.slot];
-        writer.fetch(thread);
-        hopper::sync_threads(kTermStage, 32 + kTermThreads);
-        writer.store(stage.a, stage.b, 0, thread);
-        if (term_slices(ranks, from) * kSliceK > 3 * writer.kBatch) {
-          writer.fetch(thread);
-          writer.store(stage.a, stage.b, writer.kBatch, thread);
+        writer.fetch();
+        shared.term_stage.wait(parity);
+        parity ^= 1;
+        writer.store(stage.a, stage.b, 0, slices);
+        if (slices > writer.kBatch) {
+          writer.fetch();
+          writer.store(stage.a, stage.b, writer.kBatch, slices - writer.kBatch);
         }
         hopper::fence_async_proxy();
         hopper::sync_threads(kTermsWritten, kTermThreads);
-        if (thread == 0) shared.full[ring.slot].arrive();
+        if (thread == 0) {
+          shared.full[ring.slot].arrive();
+          shared.terms_written.arrive();
+        }
         ring.advance();
       }
     }
@@ -280,17 +291,18 @@ struct Relay {
           for (int s = 0; s < kSlicesAStep; ++s) slice(a, b, s);
         });
       }
-      auto partly = [&](int slices) PNB_INLINE {
+      // The last step where k, or a list's neurons, end within it, and then the terms'.
+      int rest = tile.slices() % kSlicesAStep, of_terms = term_slices<kGather>(args.finish.epilogue, tile.column());
+#pragma unroll 1
+      while (rest + of_terms > 0) {
+        int slices = rest > 0 ? rest : min(kSlicesAStep, of_terms);
+        if (rest == 0) of_terms -= slices;
+        rest = 0;
         with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
 #pragma unroll 1
           for (int s = 0; s < slices; ++s) slice(a, b, s);
         });
-      };
-      int ranks = folded_ranks<kGather>(args.finish.epilogue, tile.column());
-      int rest = tile.slices() % kSlicesAStep;
-      // The last step where k, or a list's neurons, end within it, and then the terms'.
-#pragma unroll 1
-      for (int from = rest > 0 ? -kRanks : 0; from < ranks; from += kRanks) partly(from < 0 ? rest : term_slices(ranks, from));
+      }
       tile.next();
       if (tile.valid()) {
         pass_turn();
@@ -328,14 +340,18 @@ __global__ void __launch_bounds__(kRelayThreads, 1) relay_kernel(const __grid_co
       shared.full[i].init(1);
       shared.empty[i].init(static_cast<uint32_t>(args.schedule.cluster));
     }
+    shared.term_stage.init(1);
+    shared.terms_written.init(1);
     for (FinishShared& finish : shared.finish) finish.residual.init(1);
     hopper::fence_barrier_init();
   }
   cluster_sync();
+  // What comes before in the stream may still run until here; what comes after may begin as blocks of this grid end.
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
   typename Kernel::Tiles tile(args.schedule, args.blocks, args.k);
   if (warpgroup == 0) {
     hopper::give_registers<kProducerRegisters>();
-    if (warp == 0) Kernel::produce(args, shared, tile, rank);
+    if (warp == 0 && elected()) Kernel::produce(args, shared, tile, rank);
     else if (warp >= 2) Kernel::write_terms(args, shared, tile, static_cast<int>(threadIdx.x) - 64);
   } else {
     hopper::take_registers<kConsumerRegisters>();
@@ -356,6 +372,7 @@ void run_relay(const Product& p, int multiprocessors, cudaStream_t stream) {
   args.schedule.row_groups = (p.m + group_rows - 1) / group_rows;
   args.schedule.row_groups_a_list = own_lists ? p.blocks.rows_per_list / group_rows : args.schedule.row_groups;
   args.schedule.columns = (p.n + kTileN - 1) / kTileN;
+  args.schedule.band = kRowGroups;
   args.blocks = p.blocks;
   args.k = p.k;
   args.box_bits = kGather == Gather::kNone ? 6 : std::min(6, p.blocks.size_bits);
@@ -378,11 +395,13 @@ void run_relay(const Product& p, int multiprocessors, cudaStream_t stream) {
   launch.blockDim = kRelayThreads;
   launch.dynamicSmemBytes = sizeof(RelayShared);
   launch.stream = stream;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(args.schedule.cluster), 1, 1};
-  launch.attrs = &cluster;
-  launch.numAttrs = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {static_cast<unsigned>(args.schedule.cluster), 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  launch.attrs = attributes;
+  launch.numAttrs = 2;
   check(cudaLaunchKernelEx(&launch, kernel, args), "gemm");
 }
 

@@ -11,6 +11,7 @@ constexpr int kTileM = 128;
 constexpr int kTileN = 128;
 constexpr int kTileK = 64;
 constexpr int kSliceK = 16;  // of one instruction
+constexpr int kSlicesAStep = kTileK / kSliceK;
 
 // A row group is the tiles that a cluster computes together, one above the other.
 struct Schedule {
@@ -18,6 +19,7 @@ struct Schedule {
   int32_t row_groups;         // of the product
   int32_t row_groups_a_list;  // that share a list
   int32_t columns;            // of tiles, where no list says how many
+  int32_t band;               // row groups that are computed before the next column of tiles
 };
 
 // Row groups that are computed before the next column of tiles: their rows of a and a few columns of b stay in L2 together.
@@ -47,7 +49,7 @@ class Walk {
   __device__ int active() const { return active_; }  // compact columns of the tile's list
   // Instructions along k, and the steps that hold them.
   __device__ int slices() const { return slices_; }
-  __device__ int steps() const { return (slices_ + kTileK / kSliceK - 1) / (kTileK / kSliceK); }
+  __device__ int steps() const { return (slices_ + kSlicesAStep - 1) / kSlicesAStep; }
 
  private:
   __device__ void find() {
@@ -62,11 +64,11 @@ class Walk {
       }
       int place = index_ - first_;
       if (place < rows * columns) {
-        int band = place / (kRowGroups * columns);
-        int rows_in_band = min(kRowGroups, rows - band * kRowGroups);
-        place -= band * kRowGroups * columns;
+        int band = place / (schedule_.band * columns);
+        int rows_in_band = min(schedule_.band, rows - band * schedule_.band);
+        place -= band * schedule_.band * columns;
         int column = place / rows_in_band;
-        int row_group = list_ * schedule_.row_groups_a_list + band * kRowGroups + (place - column * rows_in_band);
+        int row_group = list_ * schedule_.row_groups_a_list + band * schedule_.band + (place - column * rows_in_band);
         row_ = (row_group * schedule_.cluster + rank_) * kTileM;
         column_ = column * kTileN;
         valid_ = true;
