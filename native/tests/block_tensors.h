@@ -14,7 +14,7 @@ struct Blocks {
   std::vector<std::vector<int32_t>> lists;
   Tensor indices, counts;
 
-  // counts: of each list; more than there are lists is an error of the test.
+  // wanted: the blocks of each list.
   Blocks(int64_t size, int64_t neurons, int64_t capacity, int64_t rows_per_list, std::vector<int32_t> wanted)
       : size(size), neurons(neurons), capacity(capacity), rows_per_list(rows_per_list), counts(ints(wanted)) {
     std::vector<int32_t> flat;
@@ -55,7 +55,7 @@ struct Blocks {
   std::string text() const {
     std::string text = std::string(" blocks of ") + std::to_string(size) + " in " + std::to_string(neurons) + " neurons, room for " +
                        std::to_string(capacity) + ", " + std::to_string(rows_per_list) + " rows a list, counts";
-    for (const auto& list : lists) text += " " + std::to_string(list.size());
+    for (const auto& list : lists) (text += ' ') += std::to_string(list.size());
     return text;
   }
 };
