@@ -108,7 +108,8 @@ final class DemoCommand implements Callable<Integer> {
     }
 
     private List<StepMetrics> train(Penumbra penumbra, LoraAdapter adapter, Dataset data, PrintWriter out) {
-        TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), penumbra.newAdapter(LORA, 1), config(1), data);
+        TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), penumbra.newAdapter(LORA, 1), config(1), data,
+                null);
         int steps = stepsIn(seconds, estimate.stepMs());
         TrainConfig config = config(steps).output(output).baseModel(penumbra.directory().toString()).build();
         List<StepMetrics> metrics = new ArrayList<>();

@@ -3,6 +3,7 @@ package dev.penumbra.cli;
 import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.train.StepListener;
 import dev.penumbra.train.StepMetrics;
+import dev.penumbra.train.StepSparsity;
 import java.io.IOException;
 import java.io.UncheckedIOException;
 import java.io.Writer;
@@ -43,6 +44,9 @@ final class MetricsFile implements StepListener, AutoCloseable {
         line.put("real_tokens", step.realTokens());
         line.put("tokens_per_s", step.tokensPerSecond());
         line.put("step_ms", step.stepMs());
+        if (step.sparsity() != null) {
+            put(line, step.sparsity());
+        }
         try {
             if (resumes) {
                 dropFrom(step.step());
@@ -52,6 +56,17 @@ final class MetricsFile implements StepListener, AutoCloseable {
             writer.flush();
         } catch (IOException failure) {
             throw new UncheckedIOException(new IOException(file + ": " + failure.getMessage(), failure));
+        }
+    }
+
+    private static void put(ObjectNode line, StepSparsity sparsity) {
+        line.put("mlp_kept", sparsity.meanKept());
+        line.put("mlp_covered", sparsity.meanCovered());
+        line.put("mlp_cut", sparsity.meanCut());
+        sparsity.kept().forEach(line.putArray("mlp_kept_by_layer")::add);
+        if (!sparsity.trueCoverage().isEmpty()) {
+            line.put("mlp_true_coverage", sparsity.meanTrueCoverage().orElse(1));
+            sparsity.trueCoverage().forEach(line.putArray("mlp_true_coverage_by_layer")::add);
         }
     }
 

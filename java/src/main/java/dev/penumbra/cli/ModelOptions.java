@@ -2,9 +2,11 @@ package dev.penumbra.cli;
 
 import dev.penumbra.Penumbra;
 import dev.penumbra.backend.Device;
+import dev.penumbra.sparse.NeuronOrder;
 import dev.penumbra.tensor.DType;
 import java.io.IOException;
 import java.nio.file.Path;
+import java.util.List;
 import picocli.CommandLine.Option;
 
 /** Which model, where and in what it is computed: the options that several commands share. */
@@ -29,7 +31,12 @@ final class ModelOptions {
 
     /** Without its weights: they are loaded once a run is known to fit into memory. */
     Penumbra open() throws IOException {
-        return Penumbra.open(model, new Device(device, 0), threads, dtype == Compute.F32 ? DType.F32 : DType.BF16);
+        return open(List.of());
+    }
+
+    /** @param orders of each layer's neurons in memory; empty: the checkpoint's */
+    Penumbra open(List<NeuronOrder> orders) throws IOException {
+        return Penumbra.open(model, new Device(device, 0), threads, dtype == Compute.F32 ? DType.F32 : DType.BF16, orders);
     }
 
     Penumbra load() throws IOException {

@@ -39,8 +39,8 @@ final class Progress implements StepListener {
         }
         lastPlain = now;
         int full = (int) ((long) WIDTH * step.step() / totalSteps);
-        String line = String.format(Locale.ROOT, "[%s%s] %d/%d  loss %.4f  %.0f tokens/s  ETA %s", "#".repeat(full),
-                ".".repeat(WIDTH - full), step.step(), totalSteps, step.loss(), step.tokensPerSecond(),
+        String line = String.format(Locale.ROOT, "[%s%s] %d/%d  loss %.4f  %s%.0f tokens/s  ETA %s", "#".repeat(full),
+                ".".repeat(WIDTH - full), step.step(), totalSteps, step.loss(), kept(step), step.tokensPerSecond(),
                 duration((totalSteps - step.step()) * meanMs / 1000));
         if (terminal) {
             // Blanks cover what a longer line left.
@@ -53,6 +53,12 @@ final class Progress implements StepListener {
             closeBar();
         }
         out.flush();
+    }
+
+    private static String kept(StepMetrics step) {
+        return step.sparsity() == null
+                ? ""
+                : String.format(Locale.ROOT, "MLP %.0f%%  ", 100 * step.sparsity().meanKept());
     }
 
     @Override

@@ -5,7 +5,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 
-/** A page that needs nothing beside itself: the loss curve and a table, in the reader's light or dark. */
+/** A page that needs nothing beside itself: the loss curve, what sparse steps kept, and a table, in the reader's light or dark. */
 final class Report {
 
     private static final int WIDTH = 720;
@@ -31,14 +31,14 @@ final class Report {
                 @media (prefers-color-scheme: dark) { :root { --line: #60a5fa; --faint: #3f3f46; --text: #e4e4e7; --page: #18181b } }
                 body { font: 16px/1.5 system-ui, sans-serif; max-width: 760px; margin: 2rem auto; padding: 0 1rem; color: var(--text); background: var(--page) }
                 svg { width: 100%%; height: auto } svg text { fill: var(--text); font-size: 12px } svg line { stroke: var(--faint) }
-                svg polyline { fill: none; stroke: var(--line); stroke-width: 1.5 }
+                svg rect { fill: var(--line) } svg polyline { fill: none; stroke: var(--line); stroke-width: 1.5 }
                 table { border-collapse: collapse; width: 100%%; margin-top: 1rem } td, th { border-bottom: 1px solid var(--faint); padding: .35rem 0; vertical-align: top }
                 th { text-align: left; padding-right: 1rem; white-space: nowrap } td { overflow-wrap: anywhere }
                 </style></head><body><h1>%1$s</h1>
-                %2$s<table>
+                %2$s%4$s<table>
                 %3$s</table></body></html>
                 """
-                .formatted(escape(title), curve(steps), rows);
+                .formatted(escape(title), curve(steps), rows, KeptMap.svg(steps));
     }
 
     private static String curve(List<StepMetrics> steps) {

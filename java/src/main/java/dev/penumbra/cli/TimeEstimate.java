@@ -3,10 +3,12 @@ package dev.penumbra.cli;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.model.LanguageModel;
+import dev.penumbra.predict.MlpExposure;
 import dev.penumbra.train.TrainConfig;
 import dev.penumbra.train.Trainer;
 import java.util.ArrayList;
 import java.util.List;
+import org.jspecify.annotations.Nullable;
 
 /**
  * What a training step takes, measured on steps of the run itself.
@@ -24,9 +26,12 @@ record TimeEstimate(int steps, double stepMs) {
      *
      * @param scratch is trained, and of no use after
      * @param config without an output folder and without saving; its number of steps is not read
+     * @param exposure as {@link Trainer#exposure} takes it
      */
-    static TimeEstimate measure(LanguageModel model, LoraAdapter scratch, TrainConfig.Builder config, Dataset data) {
-        Trainer trainer = new Trainer(model, scratch, config.steps(1 + MOST_STEPS).warmupSteps(0).build(), data, null);
+    static TimeEstimate measure(LanguageModel model, LoraAdapter scratch, TrainConfig.Builder config, Dataset data,
+            @Nullable MlpExposure exposure) {
+        Trainer trainer = new Trainer(model, scratch, config.steps(1 + MOST_STEPS).warmupSteps(0).build(), data, null)
+                .exposure(exposure);
         List<Double> times = new ArrayList<>();
         trainer.listener(step -> {
             if (step.step() > 1) {

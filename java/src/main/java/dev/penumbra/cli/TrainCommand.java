@@ -4,9 +4,12 @@ import dev.penumbra.Penumbra;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.HfTokenizer;
 import dev.penumbra.data.Tokenizer;
+import dev.penumbra.expose.Calibration;
+import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
+import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.train.Schedule;
 import dev.penumbra.train.StepMetrics;
 import dev.penumbra.train.TrainConfig;
@@ -14,11 +17,14 @@ import dev.penumbra.train.Trainer;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.Callable;
 import org.jspecify.annotations.Nullable;
+import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -33,6 +39,8 @@ final class TrainCommand implements Callable<Integer> {
     private ModelOptions model;
     @Mixin
     private DataOptions data;
+    @Mixin
+    private SparsityOptions sparsity;
     @Option(names = "--output", required = true, paramLabel = "DIR", description = "Where the adapter goes.")
     private Path output;
     @Option(names = "--steps", defaultValue = "0", paramLabel = "N", description = "Optimizer steps; overrides --epochs when above 0.")
@@ -79,6 +87,8 @@ final class TrainCommand implements Callable<Integer> {
     private boolean resume;
     @Option(names = "--metrics", paramLabel = "FILE", description = "Write a JSON object a step.")
     private @Nullable Path metrics;
+    @Option(names = "--report", paramLabel = "FILE", description = "Write a page with the loss and with what sparse steps kept.")
+    private @Nullable Path report;
     @Option(names = "--dry-run", description = "Print the memory plan and a time estimate, and write nothing.")
     private boolean dryRun;
 
@@ -88,18 +98,23 @@ final class TrainCommand implements Callable<Integer> {
     @Override
     public Integer call() throws IOException {
         PrintWriter out = spec.commandLine().getOut();
+        CommandLine line = spec.commandLine();
+        // Before anything is opened, as far as it can be: wrong usage.
+        sparsity.config(line, null);
+        Calibration calibration = sparsity.calibration(line, model.model);
+        SparsityConfig sparse = sparsity.config(line, calibration);
         try (RunLock alone = dryRun ? null : RunLock.acquire(output);
                 Tokenizer tokenizer = HfTokenizer.load(model.model);
-                Penumbra penumbra = model.open()) {
+                Penumbra penumbra = model.open(calibration == null ? List.of() : calibration.orders())) {
             int vocabSize = penumbra.model().vocabSize();
             Dataset samples = data.read(tokenizer, vocabSize);
             Dataset evaluation = evalData == null ? null : data.read(evalData, tokenizer, vocabSize);
-            Trainer trainer = new Trainer(penumbra.model(), adapter(penumbra), config().output(output).resume(resume)
-                    .evalEvery(evalEvery).saveEvery(saveEvery).build(), samples, evaluation);
+            Trainer trainer = new Trainer(penumbra.model(), adapter(penumbra), config(sparse).output(output).resume(resume)
+                    .evalEvery(evalEvery).saveEvery(saveEvery).build(), samples, evaluation).exposure(calibration);
             if (dryRun) {
-                describe(trainer, penumbra, samples, out);
+                describe(trainer, penumbra, samples, sparse, calibration, out);
             } else {
-                train(trainer, out);
+                train(trainer, penumbra, out);
             }
         }
         return 0;
@@ -112,32 +127,43 @@ final class TrainCommand implements Callable<Integer> {
     }
 
     /** What a step computes with. */
-    private TrainConfig.Builder config() {
+    private TrainConfig.Builder config(SparsityConfig sparse) {
         return TrainConfig.builder().steps(steps).epochs(epochs).batchSize(batchSize).seqLen(data.seqLen).lr(lr)
                 .schedule(schedule).warmupSteps(warmupSteps).weightDecay(weightDecay).clip(clip).gradAccum(gradAccum)
-                .seed(seed).shuffle(!noShuffle).pack(!noPack).baseModel(model.model.toString());
+                .seed(seed).shuffle(!noShuffle).pack(!noPack).baseModel(model.model.toString())
+                .sparsity(sparse);
     }
 
-    private void describe(Trainer trainer, Penumbra penumbra, Dataset samples, PrintWriter out) throws IOException {
+    private void describe(Trainer trainer, Penumbra penumbra, Dataset samples, SparsityConfig sparse,
+            @Nullable Calibration calibration, PrintWriter out) throws IOException {
         out.print(trainer.plan());
         trainer.plan().requireFits(penumbra.model().backend());
         out.flush();
-        TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), adapter(penumbra), config(), samples);
+        TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), adapter(penumbra),
+                config(sparse.withoutWarmup()), samples, calibration);
         out.println(String.format(Locale.ROOT,
                 "%d steps of about %.1f ms: %s, without evaluations; measured on %d steps of this run whose result was thrown away",
                 trainer.totalSteps(), estimate.stepMs(),
                 Progress.duration(trainer.totalSteps() * estimate.stepMs() / 1000), estimate.steps()));
     }
 
-    private void train(Trainer trainer, PrintWriter out) throws IOException {
+    private void train(Trainer trainer, Penumbra penumbra, PrintWriter out) throws IOException {
         out.println("The model's own dropout is not applied; the adapter's is.");
+        List<StepMetrics> steps = new ArrayList<>();
         trainer.listener(new Progress(out, trainer.totalSteps()));
+        if (report != null) {
+            trainer.listener(steps::add);
+        }
         try (MetricsFile file = metrics == null ? null : new MetricsFile(metrics, resume);
                 Interrupt interrupt = new Interrupt(trainer::cancel)) {
             if (file != null) {
                 trainer.listener(file);
             }
             StepMetrics last = trainer.run();
+            if (report != null) {
+                AtomicFiles.writeString(report, Report.html("Penumbra: " + output.getFileName(), steps,
+                        Map.of("Device", penumbra.model().backend().describe())));
+            }
             out.println(last == null || last.step() == trainer.totalSteps()
                     ? "Adapter: " + output
                     : "Stopped after step " + last.step() + " of " + trainer.totalSteps() + ": --resume goes on");

@@ -135,12 +135,6 @@ public final class Calibration implements MlpExposure {
     }
 
     @Override
-    public double keptAt(int layer, int blockSize, Pass pass, double coverage) {
-        return Math.max(keptAt(layer, blockSize, pass, coverage, manifest.listRows()),
-                keptAt(layer, blockSize, pass, coverage, 0));
-    }
-
-    /** @param rowsPerList tokens that share a list; 0: the whole batch */
     public double keptAt(int layer, int blockSize, Pass pass, double coverage, int rowsPerList) {
         float[] low = curve(layer, blockSize, pass, rowsPerList == 0 ? Scope.BATCH : Scope.LIST, 1);
         double kept = (double) BlockMasses.needed(low, coverage) / low.length;

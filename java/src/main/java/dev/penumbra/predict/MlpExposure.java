@@ -28,8 +28,12 @@ public interface MlpExposure {
     /** What fc1's largest singular values tell; empty where none was kept. */
     Optional<LowRankPredictor> lowRank(int layer, int blockSize);
 
-    /** The part of the blocks, from 0 to 1, that most batches of sample text need to cover this part of their mass. */
-    double keptAt(int layer, int blockSize, SparsityConfig.Pass pass, double coverage);
+    /**
+     * The part of the blocks, from 0 to 1, that most lists of sample text need to cover this part of their mass.
+     *
+     * @param rowsPerList tokens that share a list; 0: the whole batch
+     */
+    double keptAt(int layer, int blockSize, SparsityConfig.Pass pass, double coverage, int rowsPerList);
 
     /** Tells one calibration from another: its file's hash. */
     String identity();

@@ -28,18 +28,23 @@ public enum SelectionPolicy {
         return this == PREDICTED || this == LOW_RANK;
     }
 
-    /** Whether its scores are given before a step. */
-    public boolean isGiven() {
-        return this == ALL || this == STATIC || this == RANDOM;
-    }
-
     /** Whether it reads the true activations. */
     public boolean readsActivations() {
         return this == EXACT || this == ORACLE || this == SEED;
     }
 
+    /** Whether a coverage and a budget of all would leave nothing out. */
+    public boolean isBounded() {
+        return this == ORACLE || this == PREDICTED || this == STATIC || this == RANDOM || this == LOW_RANK;
+    }
+
     /** The word of the command line: low-rank. */
     public String word() {
         return name().toLowerCase(Locale.ROOT).replace('_', '-');
+    }
+
+    @Override
+    public String toString() {
+        return word();
     }
 }

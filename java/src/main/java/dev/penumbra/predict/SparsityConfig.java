@@ -1,5 +1,7 @@
 package dev.penumbra.predict;
 
+import java.util.Locale;
+
 /**
  * Which blocks of MLP neurons a run computes, as it is asked for; what layers make of it is {@link MlpSparsity}'s.
  *
@@ -41,13 +43,24 @@ public record SparsityConfig(
         require(rowsPerList >= 0 && rowsPerList % 128 == 0, "rows of a list that are a multiple of 128, or 0", rowsPerList);
         require(denseWarmup >= 0 && denseWarmup <= 1, "a dense warm-up from 0 to 1", denseWarmup);
         require(senseEvery >= 0, "steps between measurements of 0 or more", senseEvery);
-        require(!adjust || senseEvery > 0, "measurements to adjust by", senseEvery);
+        if (adjust && senseEvery == 0) {
+            throw new IllegalArgumentException("expected measurements that a coverage is adjusted by, found none");
+        }
+        if (policy.isBounded() && coverage == 1 && budget == 1) {
+            throw new IllegalArgumentException("expected a coverage or a budget below 1 for " + policy.word()
+                    + " blocks, found both 1: nothing would be left out");
+        }
     }
 
     private static void require(boolean holds, String expected, Object found) {
         if (!holds) {
             throw new IllegalArgumentException("expected " + expected + ", found " + found);
         }
+    }
+
+    /** The same from the first step on. */
+    public SparsityConfig withoutWarmup() {
+        return new SparsityConfig(policy, pass, coverage, budget, blockSize, rowsPerList, 0, senseEvery, adjust);
     }
 
     public boolean isOff() {
@@ -58,7 +71,7 @@ public record SparsityConfig(
     public String describe() {
         return isOff()
                 ? "off"
-                : policy.word() + " pass=" + pass.name().toLowerCase(java.util.Locale.ROOT) + " coverage=" + coverage
+                : policy.word() + " pass=" + pass.name().toLowerCase(Locale.ROOT) + " coverage=" + coverage
                         + " budget=" + budget + " block=" + blockSize + " rows_per_list=" + rowsPerList + " dense_warmup="
                         + denseWarmup + " sense_every=" + senseEvery + " adjust=" + adjust;
     }

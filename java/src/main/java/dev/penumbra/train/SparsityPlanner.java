@@ -72,7 +72,7 @@ public final class SparsityPlanner {
                 ? 1
                 : config.coverage();
         if (exposure != null && coverage < 1 && policy != SelectionPolicy.RANDOM) {
-            double kept = exposure.keptAt(i, size, config.pass(), coverage);
+            double kept = exposure.keptAt(i, size, config.pass(), coverage, config.rowsPerList());
             if (kept * blocks > blocks - 1 && capacity == blocks) {
                 // Nothing to gain: dense.
                 coverage = 1;

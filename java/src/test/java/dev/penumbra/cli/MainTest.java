@@ -28,6 +28,16 @@ class MainTest {
             train --model m --data d --output o --batch-sze 2 | did you mean --batch-size?
             train --lr fast                           | Invalid value for option '--lr': 'fast' is not a double
             train --dtype f16                         | expected one of [F32, BF16]
+            train --model m --data d --output o --mlp-sparsity some | Invalid value for option '--mlp-sparsity': expected one of [OFF, ALL, EXACT, ORACLE, PREDICTED, STATIC, RANDOM, SEED, LOW_RANK
+            train --model m --data d --output o --sparsity predicted | expected --calibration DIR with --mlp-sparsity predicted, found none
+            train --model m --data d --output o --sparsity low-rank | expected --calibration DIR with --mlp-sparsity low-rank, found none
+            train --model m --data d --output o --calibration c | expected --mlp-sparsity with --calibration, found off
+            train --model m --data d --output o --sparsity oracle --coverage 1.5 | expected a coverage above 0, at most 1, found 1.5
+            train --model m --data d --output o --sparsity oracle --coverage 1 | expected a coverage or a budget below 1 for oracle blocks
+            train --model m --data d --output o --sparsity oracle --mlp-block 48 | expected blocks of 32, 64 or 128 neurons, found 48
+            train --model m --data d --output o --sparsity oracle --rows-per-list 100 | expected rows of a list that are a multiple of 128, or 0, found 100
+            train --model m --data d --output o --sparsity oracle --adjust-coverage | expected measurements that a coverage is adjusted by, found none
+            train --model m --data d --output o --sparsity-pass forward | expected one of [BOTH, BACKWARD]
             """)
     void wrongUsageIsExitCodeTwoAndOneLine(String arguments, String message) {
         Outcome outcome = Cli.run(arguments.isEmpty() ? new String[0] : arguments.split(" "));
@@ -42,7 +52,9 @@ class MainTest {
                 "--batch-size", "--seq-len", "--lr", "--schedule", "--warmup-steps", "--weight-decay", "--clip",
                 "--grad-accum", "--lora-r", "--lora-alpha", "--lora-dropout", "--targets", "--init-adapter", "--dtype",
                 "--device", "--seed", "--no-shuffle", "--no-pack", "--loss", "--truncate", "--eval-data", "--eval-every",
-                "--save-every", "--resume", "--metrics", "--threads", "--dry-run", "--config", "--verbose");
+                "--save-every", "--resume", "--metrics", "--threads", "--dry-run", "--config", "--verbose", "--mlp-sparsity",
+                "--sparsity", "--sparsity-pass", "--coverage", "--budget", "--mlp-block", "--rows-per-list",
+                "--dense-warmup", "--calibration", "--sense-every", "--adjust-coverage", "--report");
     }
 
     @Test

@@ -4,9 +4,11 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import dev.penumbra.train.StepMetrics;
+import dev.penumbra.train.StepSparsity;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -28,6 +30,21 @@ class MetricsFileTest {
             assertThat(Files.readString(file)).as("flushed at once").isEqualTo(
                     "{\"step\":1,\"loss\":2.5,\"lr\":0.001,\"grad_norm\":0.75,\"real_tokens\":100,\"tokens_per_s\":200.0,\"step_ms\":500.0}\n");
         }
+    }
+
+    @Test
+    void aSparseStepTellsWhatItKept() throws IOException {
+        Path file = folder.resolve("metrics.jsonl");
+        StepSparsity sparsity = new StepSparsity(List.of(0.25, 0.75), List.of(1.0, 0.5), List.of(0.0, 1.0),
+                List.of(0.5, 1.0));
+        try (MetricsFile metrics = new MetricsFile(file, false)) {
+            metrics.onStep(new StepMetrics(1, 2.5, 1e-3, 0.75, 100, 200, 500, sparsity));
+            metrics.onStep(new StepMetrics(2, 2.5, 1e-3, 0.75, 100, 200, 500,
+                    new StepSparsity(List.of(0.5), List.of(1.0), List.of(0.0), List.of())));
+        }
+        assertThat(Files.readAllLines(file).getFirst()).endsWith("\"mlp_kept\":0.5,\"mlp_covered\":0.75,\"mlp_cut\":0.5,"
+                + "\"mlp_kept_by_layer\":[0.25,0.75],\"mlp_true_coverage\":0.75,\"mlp_true_coverage_by_layer\":[0.5,1.0]}");
+        assertThat(Files.readAllLines(file).getLast()).endsWith("\"mlp_kept_by_layer\":[0.5]}");
     }
 
     @Test

@@ -3,6 +3,7 @@ package dev.penumbra.cli;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import dev.penumbra.train.StepMetrics;
+import dev.penumbra.train.StepSparsity;
 import java.io.StringReader;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -55,6 +56,36 @@ class ReportTest {
             above = y;
         }
         assertThat(texts(svg)).contains("0", "1", "2", "3", "4", "6", "step", "loss");
+    }
+
+    private static StepMetrics sparse(int step, Double... kept) {
+        List<Double> ones = Stream.of(kept).map(k -> 1.0).toList();
+        return new StepMetrics(step, 1, 1e-3, 1, 100, 200, 500, new StepSparsity(List.of(kept), ones, ones, List.of()));
+    }
+
+    @Test
+    void theMapHasARowForEveryLayerAndAShadeForWhatItKept() throws Exception {
+        List<StepMetrics> steps = List.of(step(1, 2), sparse(2, 0.25, 1.0), sparse(3, 0.25, 0.5), sparse(4, 0.5, 0.5));
+        Document svg = svg(Report.html("A run", steps, Map.of()).replaceFirst("(?s)<svg.*?</svg>", ""));
+        NodeList cells = svg.getElementsByTagName("rect");
+        List<String> shades = IntStream.range(0, cells.getLength())
+                .mapToObj(i -> ((Element) cells.item(i)).getAttribute("y") + ":"
+                        + ((Element) cells.item(i)).getAttribute("fill-opacity"))
+                .toList();
+        // A dense step keeps all; neighbours of one shade are one.
+        assertThat(shades).containsExactly("24:1.000", "24:0.250", "24:0.500", "40:1.000", "40:0.500");
+        assertThat(texts(svg)).contains("layer", "0", "1", "4");
+        assertThat(Report.html("A run", List.of(step(1, 1)), Map.of())).doesNotContain("<rect");
+    }
+
+    @Test
+    void aLongRunOfManyLayersIsDrawnInFewRectangles() {
+        java.util.Random random = new java.util.Random(3);
+        List<StepMetrics> steps = IntStream.rangeClosed(1, 5000)
+                .mapToObj(i -> sparse(i, random.doubles(48).boxed().toArray(Double[]::new))).toList();
+        String page = Report.html("A run", steps, Map.of());
+        assertThat(page.split("<rect").length - 1).isBetween(48, 48 * 120);
+        assertThat(page).hasSizeLessThan(1_000_000);
     }
 
     @Test

@@ -177,6 +177,62 @@ class TrainCommandTest {
     }
 
     @Test
+    void sparseRunsTellWhatTheyKeptAndReachADenseRunsLossNearly() throws IOException {
+        String[] options = {"--steps", "12", "--lr", "2e-3", "--targets", "q_proj,v_proj,fc1,fc2", "--no-shuffle"};
+        trained("dense", with(options, "--metrics", path("dense.jsonl")));
+        double dense = losses("dense.jsonl").getLast();
+        for (String policy : List.of("exact", "oracle", "static", "random", "seed")) {
+            Outcome outcome = trained(policy, with(options, "--mlp-sparsity", policy, "--budget", "0.5", "--mlp-block", "32",
+                    "--dense-warmup", "0.25", "--sense-every", "4", "--metrics", path(policy + ".jsonl"), "--report",
+                    path(policy + ".html")));
+            assertThat(outcome.out()).contains("MLP ");
+            List<JsonNode> lines = metrics(policy + ".jsonl");
+            assertThat(lines.get(2).has("mlp_kept")).isFalse();
+            assertThat(lines.get(3).path("mlp_kept").asDouble()).isBetween(0.01, 0.5);
+            assertThat(lines.get(3).path("mlp_kept_by_layer")).hasSize(6);
+            assertThat(lines.get(3).path("mlp_true_coverage").asDouble()).isBetween(0.01, 1.0);
+            assertThat(lines.get(4).has("mlp_true_coverage")).isFalse();
+            assertThat(Files.readString(folder.resolve(policy + ".html"))).contains("fill-opacity");
+            System.out.printf("%s: loss %.4f, dense %.4f, kept %.3f, true coverage %.3f%n", policy,
+                    losses(policy + ".jsonl").getLast(), dense, lines.get(3).path("mlp_kept").asDouble(),
+                    lines.get(3).path("mlp_true_coverage").asDouble());
+            assertThat(losses(policy + ".jsonl").getLast()).isLessThan(1.5 * dense);
+        }
+    }
+
+    private static String[] with(String[] options, String... more) {
+        List<String> all = new ArrayList<>(Arrays.asList(options));
+        all.addAll(Arrays.asList(more));
+        return all.toArray(String[]::new);
+    }
+
+    @Test
+    void aCalibratedRunPredictsItsBlocksInBothPasses() throws IOException {
+        Outcome calibrated = Cli.run("calibrate", "--model", model, "--data", data, "--output", path("calibration"),
+                "--seq-len", "64", "--batches", "6", "--held-out-batches", "2", "--batch-size", "2", "--epochs", "1", "--rank",
+                "8", "--threads", "2");
+        assertThat(calibrated.err()).isEmpty();
+        assertThat(calibrated.code()).isZero();
+        for (String policy : List.of("predicted", "low-rank", "static")) {
+            trained(policy, "--steps", "3", "--targets", "q_proj,fc1,fc2", "--sparsity", policy, "--sparsity-pass", "both",
+                    "--coverage", "0.9", "--calibration", path("calibration"), "--sense-every", "2", "--metrics",
+                    path(policy + ".jsonl"));
+            JsonNode first = metrics(policy + ".jsonl").getFirst();
+            System.out.printf("%s: kept %.3f, covered %.3f, cut %.3f, true coverage %.3f%n", policy,
+                    first.path("mlp_kept").asDouble(), first.path("mlp_covered").asDouble(), first.path("mlp_cut").asDouble(),
+                    first.path("mlp_true_coverage").asDouble());
+            assertThat(first.path("mlp_kept").asDouble()).isBetween(0.01, 0.99);
+            assertThat(first.path("mlp_true_coverage").asDouble()).isBetween(0.3, 1.0);
+        }
+        Outcome evaluated = Cli.run("eval", "--model", model, "--data", data, "--seq-len", "64", "--adapter",
+                path("predicted"));
+        assertThat(evaluated.code()).isZero();
+        Outcome dry = trained("dry", "--steps", "3", "--sparsity", "predicted", "--sparsity-pass", "both", "--calibration",
+                path("calibration"), "--dry-run");
+        assertThat(dry.out()).contains("3 steps of about");
+    }
+
+    @Test
     void aDryRunPlansAndEstimatesAndWritesNothing() throws IOException {
         Outcome outcome = trained("dry", "--steps", "50", "--dry-run");
         assertThat(outcome.out()).contains("frozen weights", "adapters", "activations", "sum");
