@@ -47,8 +47,8 @@ class TrainFailsCudaTest {
     private List<String> train(String output, int steps, String... more) {
         List<String> arguments = new ArrayList<>(List.of("train", "--device", "cuda", "--model",
                 folder.resolve("model").toString(), "--data", folder.resolve("data.jsonl").toString(), "--output",
-                folder.resolve(output).toString(), "--seq-len", "64", "--batch-size", "1", "--schedule", "constant", "--steps",
-                Integer.toString(steps), "--save-every", Integer.toString(SAVE_EVERY), "--metrics",
+                folder.resolve(output).toString(), "--seq-len", "64", "--batch-size", "1", "--schedule", "constant",
+                "--steps", Integer.toString(steps), "--save-every", Integer.toString(SAVE_EVERY), "--metrics",
                 folder.resolve(output + ".jsonl").toString()));
         arguments.addAll(List.of(more));
         return arguments;
