@@ -3,7 +3,7 @@
 #include <cstring>
 #include <limits>
 
-#include "harness.h"
+#include "block_tensors.h"
 
 using namespace test;
 
@@ -282,6 +282,167 @@ void adapters(pnb_context* context, const pnb_workspace& workspace) {
   refuses_value<A>(context, "adamw", pnb_adamw, w, "no workspace", [](A& q) { q.workspace = {}; });
 }
 
+// Lists that are no lists, wherever they are taken.
+template <typename P>
+void refuses_lists(pnb_context* context, const char* op, pnb_status (*call)(pnb_context*, const P*), const P& valid, pnb_block_list P::*member) {
+  auto list_refused = [&](const std::string& what, auto&& change) {
+    P p = valid;
+    change(p.*member);
+    refused(call(context, &p), op, what);
+  };
+  ok(call(context, &valid), std::string(op) + " with lists that work");
+  list_refused("indices of f32", [](pnb_block_list& b) { b.indices.dtype = PNB_DTYPE_F32; });
+  list_refused("indices of rank 1", [](pnb_block_list& b) { b.indices.rank = 1; });
+  list_refused("indices of another number of lists", [](pnb_block_list& b) { b.indices.shape[0] += 1; });
+  list_refused("strided indices", [](pnb_block_list& b) { b.indices.stride[1] = 2; });
+  list_refused("more room than blocks", [](pnb_block_list& b) { b.indices.shape[1] = 1000; });
+  list_refused("less room than columns", [](pnb_block_list& b) { b.indices.shape[1] -= 1; });
+  list_refused("lists without counts", [](pnb_block_list& b) { b.counts.data = nullptr; });
+  list_refused("counts of another number of lists", [](pnb_block_list& b) { b.counts.shape[0] += 1; });
+  list_refused("counts of u8", [](pnb_block_list& b) { b.counts.dtype = PNB_DTYPE_U8; });
+  for (int32_t size : {0, 16, 96, -32}) list_refused("blocks of " + std::to_string(size), [&](pnb_block_list& b) { b.size = size; });
+  list_refused("blocks that the neurons are no multiple of", [](pnb_block_list& b) { b.size = 128; });
+  for (int64_t rows : {0, -128, 100}) list_refused(std::to_string(rows) + " rows a list", [&](pnb_block_list& b) { b.rows_per_list = rows; });
+  const int32_t wrong[][2] = {{1, 1}, {2, 1}, {-1, 2}, {0, 100}};
+  for (const auto& indices : wrong) {
+    list_refused("blocks out of range or order", [&](pnb_block_list& b) { b.indices.data = const_cast<int32_t*>(indices); });
+  }
+  const int32_t counts[][2] = {{-1, 1}, {1, 3}};
+  for (const auto& count : counts) {
+    list_refused("a count out of range", [&](pnb_block_list& b) { b.counts.data = const_cast<int32_t*>(count); });
+  }
+}
+
+void sparsity(pnb_context* context, const pnb_workspace& workspace) {
+  // 192 neurons are whole blocks of 32 and 64, and not of 128; 150 rows have two lists.
+  const int64_t m = 150, h = 8, n = 192, r = 3;
+  Blocks blocks(64, n, 2, 128, {2, 1});
+  Packed weight(context, PNB_DTYPE_F32, n, h);
+  Tensor x(PNB_DTYPE_F32, {m, h}), y(PNB_DTYPE_F32, {m, h}), bias(PNB_DTYPE_F32, {n}), mask(PNB_DTYPE_U8, {m, n / 8}, 0.0);
+  Tensor low(PNB_DTYPE_F32, {m, r}), a(PNB_DTYPE_F32, {r, h}), b(PNB_DTYPE_F32, {n, r}), da(PNB_DTYPE_F32, {r, h}), db(PNB_DTYPE_F32, {n, r});
+  Compact hidden(PNB_DTYPE_F32, m, blocks);
+  pnb_low_rank term{};
+  term.h = low.t, term.b = b.t, term.scale = 1.0f;
+  using G = pnb_gemm_params;
+  auto sdd = params<G>();
+  sdd.a = x.t, sdd.weight = weight.weight, sdd.weight_use = PNB_WEIGHT_FORWARD, sdd.d = hidden.t, sdd.bias = bias.t, sdd.relu_mask = mask.t;
+  sdd.epilogue = PNB_EPILOGUE_RELU, sdd.low_rank = &term, sdd.low_rank_count = 1, sdd.blocks = blocks.list();
+  refuses_lists<G>(context, "gemm", pnb_gemm, sdd, &G::blocks);
+  refuses<G>(context, "gemm", pnb_gemm, sdd, {{"a", &G::a}, {"bias", &G::bias, true}, {"relu_mask", &G::relu_mask, true}, {"d", &G::d}});
+  refuses_query(context, "gemm", pnb_gemm_workspace, sdd);
+  Tensor residual(PNB_DTYPE_F32, {m, blocks.width()}), plain(PNB_DTYPE_F32, {h, n});
+  G beside = sdd;
+  beside.residual = residual.t;
+  refused(pnb_gemm(context, &beside), "gemm", "a residual of a compact product");
+  beside = sdd;
+  beside.weight = nullptr, beside.b = plain.t;
+  refused(pnb_gemm(context, &beside), "gemm", "lists without a weight");
+  pnb_low_rank narrow = term;
+  narrow.column = 1;
+  beside = sdd;
+  beside.low_rank = &narrow;
+  refused(pnb_gemm(context, &beside), "gemm", "a term beyond the neurons");
+  auto dsd = params<G>();
+  dsd.a = hidden.t, dsd.weight = weight.weight, dsd.weight_use = PNB_WEIGHT_BACKWARD, dsd.d = y.t, dsd.blocks = blocks.list();
+  refuses_lists<G>(context, "gemm", pnb_gemm, dsd, &G::blocks);
+
+  Tensor wide_a(PNB_DTYPE_F32, {r, n}), wide_da(PNB_DTYPE_F32, {r, n}), up(PNB_DTYPE_F32, {h, r}), d_up(PNB_DTYPE_F32, {h, r}), dh(PNB_DTYPE_F32, {m, r});
+  using P = pnb_lora_project_params;
+  auto project = params<P>();
+  project.x = hidden.t, project.a = wide_a.t, project.h = low.t, project.x_blocks = blocks.list();
+  refuses_lists<P>(context, "lora_project", pnb_lora_project, project, &P::x_blocks);
+  P next = project;
+  auto next_refused = [&](const char* what, auto&& change) {
+    P first = project, changed = next;
+    change(changed);
+    first.next = &changed;
+    refused(pnb_lora_project(context, &first), "lora_project", what);
+  };
+  next_refused("a next adapter of another size", [](P& p) { p.struct_size = 8; });
+  next_refused("a next adapter of another x", [&](P& p) { p.x = residual.t; });
+  next_refused("a next adapter of an x without lists", [&](P& p) { p.x_blocks = {}; });
+  next_refused("a next adapter without h", [](P& p) { p.h.data = nullptr; });
+  using L = pnb_lora_gradients_params;
+  auto down = params<L>();
+  down.scaling = 2.0f, down.dy = y.t, down.x = hidden.t, down.h = low.t, down.a = wide_a.t, down.b = up.t, down.dh = dh.t, down.da = wide_da.t;
+  down.db = d_up.t, down.x_blocks = blocks.list(), down.workspace = workspace;
+  refuses_lists<L>(context, "lora_gradients", pnb_lora_gradients, down, &L::x_blocks);
+  auto gradients = params<L>();
+  gradients.scaling = 2.0f, gradients.dy = hidden.t, gradients.x = x.t, gradients.h = low.t, gradients.a = a.t, gradients.b = b.t;
+  gradients.dh = dh.t, gradients.da = da.t, gradients.db = db.t, gradients.dy_blocks = blocks.list(), gradients.workspace = workspace;
+  refuses_lists<L>(context, "lora_gradients", pnb_lora_gradients, gradients, &L::dy_blocks);
+  L scaled = gradients, chain = gradients;
+  scaled.scaling = 1.0f, chain.next = &scaled;
+  refused(pnb_lora_gradients(context, &chain), "lora_gradients", "a next adapter of another scaling");
+  refused(pnb_lora_gradients_workspace(context, &chain, &chain.workspace.bytes), "lora_gradients", "a query for a next adapter of another scaling");
+}
+
+void choices(pnb_context* context, const pnb_workspace& workspace) {
+  const int64_t m = 150, n = 192, lists = 2, blocks = 3;
+  Tensor x(PNB_DTYPE_F32, {m, n}), mask(PNB_DTYPE_U8, {m, n / 8}, 0.0), norms(PNB_DTYPE_F32, {n}), block_mass(PNB_DTYPE_F32, {lists, blocks});
+  Tensor mass(PNB_DTYPE_F32, {n}), fired(PNB_DTYPE_F32, {n}), valid = ints({m});
+  using M = pnb_activation_mass_params;
+  auto a = params<M>();
+  a.block_size = 64, a.x = x.t, a.norms = norms.t, a.valid_rows = valid.t, a.rows_per_list = 128, a.block_mass = block_mass.t;
+  a.neuron_mass = mass.t, a.neuron_fired = fired.t, a.workspace = workspace;
+  refuses<M>(context, "activation_mass", pnb_activation_mass, a,
+             {{"x", &M::x, false, 1}, {"norms", &M::norms, true}, {"valid_rows", &M::valid_rows, true}, {"block_mass", &M::block_mass, true},
+              {"neuron_mass", &M::neuron_mass, true}, {"neuron_fired", &M::neuron_fired, true}});
+  refuses_query(context, "activation_mass", pnb_activation_mass_workspace, a);
+  M both = a;
+  both.relu_mask = mask.t;
+  refused(pnb_activation_mass(context, &both), "activation_mass", "x and a mask");
+  refuses_value<M>(context, "activation_mass", pnb_activation_mass, a, "blocks of 48", [](M& p) { p.block_size = 48; });
+  refuses_value<M>(context, "activation_mass", pnb_activation_mass, a, "blocks of 128 in 192", [](M& p) { p.block_size = 128; });
+  refuses_value<M>(context, "activation_mass", pnb_activation_mass, a, "100 rows a list", [](M& p) { p.rows_per_list = 100; });
+  refuses_value<M>(context, "activation_mass", pnb_activation_mass, a, "strided x", [](M& p) { p.x.stride[1] = 2; });
+
+  const int64_t rows = 10, h = 12, r = 4;
+  Tensor pooled(PNB_DTYPE_F32, {rows, h}), low(PNB_DTYPE_F32, {r, h}), units(PNB_DTYPE_F32, {blocks, r}), bias(PNB_DTYPE_F32, {blocks});
+  Tensor scale(PNB_DTYPE_F32, {blocks}), scores(PNB_DTYPE_F32, {lists, blocks});
+  using P = pnb_predict_mass_params;
+  auto p = params<P>();
+  p.units_per_score = 1, p.pooled = pooled.t, p.a = low.t, p.b = units.t, p.bias = bias.t, p.norms = scale.t, p.pooled_per_list = 5;
+  p.scores = scores.t, p.workspace = workspace;
+  refuses<P>(context, "predict_mass", pnb_predict_mass, p,
+             {{"pooled", &P::pooled}, {"a", &P::a}, {"b", &P::b}, {"bias", &P::bias, true}, {"norms", &P::norms, true}, {"scores", &P::scores}});
+  refuses_query(context, "predict_mass", pnb_predict_mass_workspace, p);
+  refuses_value<P>(context, "predict_mass", pnb_predict_mass, p, "0 units a score", [](P& q) { q.units_per_score = 0; });
+  refuses_value<P>(context, "predict_mass", pnb_predict_mass, p, "2 units a score of 3", [](P& q) { q.units_per_score = 2; });
+  refuses_value<P>(context, "predict_mass", pnb_predict_mass, p, "0 rows a list", [](P& q) { q.pooled_per_list = 0; });
+  refuses_value<P>(context, "predict_mass", pnb_predict_mass, p, "no workspace", [](P& q) { q.workspace = {}; });
+  Tensor deep(PNB_DTYPE_F32, {129, h}), deep_units(PNB_DTYPE_F32, {blocks, 129});
+  P q = p;
+  q.a = deep.t, q.b = deep_units.t;
+  refused(pnb_predict_mass(context, &q), "predict_mass", "rank 129");
+
+  Tensor one_list(PNB_DTYPE_F32, {1, blocks});
+  using R = pnb_relative_mass_params;
+  auto s = params<R>();
+  s.block_size = 64, s.threshold = 0.05f, s.share = 0.9f, s.neuron_mass = mass.t, s.scores = one_list.t;
+  refuses<R>(context, "relative_mass", pnb_relative_mass, s, {{"neuron_mass", &R::neuron_mass}, {"scores", &R::scores}});
+  refuses_value<R>(context, "relative_mass", pnb_relative_mass, s, "blocks of 128 in 192", [](R& v) { v.block_size = 128; });
+  refuses_value<R>(context, "relative_mass", pnb_relative_mass, s, "a negative threshold", [](R& v) { v.threshold = -1.0f; });
+  refuses_value<R>(context, "relative_mass", pnb_relative_mass, s, "share 0", [](R& v) { v.share = 0.0f; });
+  refuses_value<R>(context, "relative_mass", pnb_relative_mass, s, "share of NaN", [](R& v) { v.share = kNaN; });
+
+  Tensor indices = ints(std::vector<int32_t>(lists * 2)), counts = ints({0, 0}), summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE});
+  using S = pnb_select_blocks_params;
+  auto c = params<S>();
+  c.coverage = 0.9f, c.scores = scores.t, c.summary = summary.t;
+  c.blocks.indices = {indices.bytes.data(), PNB_DTYPE_I32, 2, {lists, 2}, {2, 1}};
+  c.blocks.counts = counts.t;
+  refuses<S>(context, "select_blocks", pnb_select_blocks, c, {{"scores", &S::scores, false, 2}, {"summary", &S::summary, true}});
+  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "coverage 0", [](S& v) { v.coverage = 0.0f; });
+  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "coverage above 1", [](S& v) { v.coverage = 1.5f; });
+  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "coverage of NaN", [](S& v) { v.coverage = kNaN; });
+  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "no indices", [](S& v) { v.blocks.indices.data = nullptr; });
+  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "no counts", [](S& v) { v.blocks.counts.data = nullptr; });
+  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "one list too few", [](S& v) { v.blocks.indices.shape[0] = 1; });
+  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "more room than blocks", [](S& v) { v.blocks.indices.shape[1] = 4; });
+  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "4097 blocks", [](S& v) { v.scores.shape[1] = 4097; });
+}
+
 void layers(pnb_context* context, const pnb_workspace& workspace) {
   const int64_t m = 6, h = 8, heads = 2, size = 4;
   Tensor x(PNB_DTYPE_F32, {m, h}), y(PNB_DTYPE_F32, {m, h}), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), mean(PNB_DTYPE_F32, {m});
@@ -291,6 +452,11 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
   f.epsilon = 1e-5f, f.x = x.t, f.gamma = gamma.t, f.beta = beta.t, f.y = y.t, f.mean = mean.t, f.rstd = rstd.t;
   refuses<F>(context, "layer_norm_forward", pnb_layer_norm_forward, f,
              {{"x", &F::x}, {"gamma", &F::gamma}, {"beta", &F::beta}, {"y", &F::y}, {"mean", &F::mean}, {"rstd", &F::rstd}});
+  Tensor pooled(PNB_DTYPE_F32, {3, h}), valid = ints({5});
+  F means = f;
+  means.pooled = pooled.t, means.valid_rows = valid.t, means.pool_rows = 2;
+  refuses<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means, {{"pooled", &F::pooled, true}, {"valid_rows", &F::valid_rows, true}});
+  refuses_value<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means, "means of 0 rows", [](F& p) { p.pool_rows = 0; });
   using B = pnb_layer_norm_backward_params;
   auto b = params<B>();
   b.dy = y.t, b.x = x.t, b.mean = mean.t, b.rstd = rstd.t, b.gamma = gamma.t, b.residual = y.t, b.dx = dx.t;
@@ -346,6 +512,8 @@ int main() {
   memory(context);
   products(context, workspace.w);
   adapters(context, workspace.w);
+  sparsity(context, workspace.w);
+  choices(context, workspace.w);
   layers(context, workspace.w);
   pnb_context_destroy(context);
   return finish("misuse_test");

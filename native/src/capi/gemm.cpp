@@ -99,7 +99,7 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
   int64_t k = p.a.shape[1];
   check.dim(p.a, "a", 0, m);
   int64_t neurons_of_d = n;  // what columns of bias, terms and mask are counted in: more than n where d is compact
-  check.that(k > 0 || present(p.blocks.indices), "expected a with one column or more, found none");
+  check.that(k > 0 || present(p.blocks.indices) || p.blocks.indices.rank != 0, "expected a with one column or more, found none");
   check.that(m <= 1 || p.d.stride[0] >= n, "expected d with rows %lld apart or more, found %lld", static_cast<long long>(n),
              static_cast<long long>(p.d.stride[0]));
   if (p.weight != nullptr) {

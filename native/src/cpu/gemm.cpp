@@ -19,6 +19,12 @@ namespace {
 // Rows of an f32 product that wait for their epilogue: 256 rows of 2304 columns are 2.4 MB, about two cores' L2.
 constexpr int64_t kPieceRows = 256;
 
+// Products of listed blocks come in as many widths as there are blocks, and oneDNN generates code for every shape (1-2 ms and
+// 0.2 MB each). So rows come in panels of one height, with one of each multiple of 128 below it for the rest, and columns in
+// a multiple of kPanelColumns and a rest. A panel is as fast as the whole.
+constexpr int64_t kPanelRowsOfThread = 128;
+constexpr int64_t kPanelColumns = 256;
+
 Matrix matrix_of(const pnb_tensor& t) {
   return plain_matrix(t.data, t.dtype, t.shape[0], t.shape[1], t.stride[0], t.stride[1]);
 }
@@ -32,6 +38,32 @@ template <typename T>
 T* row_of(const pnb_tensor& t, int64_t row) {
   return static_cast<T*>(t.data) + row * t.stride[0];
 }
+
+// A row of a mask as compact as the row that it belongs to. Blocks are whole bytes of it.
+class MaskRow {
+ public:
+  MaskRow(uint8_t* mask, std::span<const Run> runs, uint8_t* buffer) : mask_(mask), runs_(runs), in_place_(runs.size() == 1) {
+    bits_ = in_place_ && mask != nullptr ? mask + runs[0].neuron / 8 : buffer;
+  }
+
+  uint8_t* bits() const { return bits_; }
+  void gather() const {
+    for (const Run& run : runs_) {
+      if (!in_place_) std::copy_n(mask_ + run.neuron / 8, run.count / 8, bits_ + run.column / 8);
+    }
+  }
+  void spread() const {
+    for (const Run& run : runs_) {
+      if (!in_place_) std::copy_n(bits_ + run.column / 8, run.count / 8, mask_ + run.neuron / 8);
+    }
+  }
+
+ private:
+  uint8_t* mask_;
+  std::span<const Run> runs_;
+  bool in_place_;
+  uint8_t* bits_;
+};
 
 }  // namespace
 
@@ -112,29 +144,50 @@ void Gemm::run(const pnb_gemm_params& given) {
   bool compact_d = listed && p.weight_use == PNB_WEIGHT_FORWARD;
   // Columns of a compact a, or of d: what is listed is named as it is wherever an operand is as wide as without lists.
   BlockLists lists("gemm", p.blocks, m, listed ? weight->out : n);
+  int64_t room = listed ? p.blocks.indices.shape[1] * p.blocks.size : 0;
   const Run all_of_d{0, 0, n};
   Factors terms = factors(p);
   bool nonlinear = p.epilogue != PNB_EPILOGUE_NONE;
-  for (int64_t first = 0; first < m;) {
-    int64_t end = lists.end_of_list(first, m);
+  for (int64_t first = 0, end; first < m; first = end) {
+    end = lists.end_of_list(first, m);
     int64_t neurons = lists.columns(first);
     Part part{first, end - first, listed && !compact_d ? neurons : p.a.shape[1], compact_d ? neurons : n,
-              compact_d ? lists.runs(first) : std::span(&all_of_d, 1), {}};
-    first = end;
+              compact_d ? lists.runs(first) : std::span(&all_of_d, 1), {}, false};
     if (part.columns == 0) continue;
+    bool gathered = listed && neurons < weight->out;
     if (part.inner > 0) {
-      part.b = !weight  ? matrix_of(p.b)
-               : listed ? weight->listed(p.weight_use, lists.runs(part.first), neurons, listed_, threads_)
-                        : weight->matrix(p.weight_use);
+      part.b = !weight    ? matrix_of(p.b)
+               : gathered ? weight->listed(p.weight_use, lists.runs(first), neurons, room, listed_, threads_)
+                          : weight->matrix(p.weight_use);
+      part.split = gathered && compact_d && PackedWeight::tiled(part.b);
     }
     // oneDNN takes a single column for contiguous, whatever its stride says.
     bool column_with_gaps = part.columns == 1 && p.d.stride[0] != 1;
-    if (p.low_rank_count == 0 && !(nonlinear && present(p.residual)) && !column_with_gaps && part.inner > 0) {
-      run_fused(p, part);
-    } else {
-      run_in_pieces(p, part, terms);
+    bool fused = p.low_rank_count == 0 && !(nonlinear && present(p.residual)) && !column_with_gaps && part.inner > 0;
+    int64_t panel = gathered ? kPanelRowsOfThread * threads_ : part.rows;
+    for (; part.first < end; part.first += panel) {
+      part.rows = std::min(panel, end - part.first);
+      fused ? run_fused(p, part) : run_in_pieces(p, part, terms);
     }
   }
+}
+
+void Gemm::product(const Part& part, const Matrix& a, const Matrix& d, const Fusion& fusion) {
+  int64_t rest = part.columns % kPanelColumns, whole = part.columns - rest;
+  if (!part.split || rest == 0 || whole == 0) {
+    product(a, part.b, d, fusion);
+    return;
+  }
+  auto columns_of_d = [&](int64_t first, int64_t count) {
+    auto dims = d.desc.get_dims();
+    auto type = d.desc.get_data_type();
+    char* start = static_cast<char*>(d.data) + first * static_cast<int64_t>(dnnl::memory::data_type_size(type));
+    return Matrix{start, dnnl::memory::desc({dims[0], count}, type, d.desc.get_strides())};
+  };
+  Fusion rest_fusion = fusion;
+  if (fusion.bias) rest_fusion.bias += whole;
+  product(a, PackedWeight::columns(part.b, 0, whole), columns_of_d(0, whole), fusion);
+  product(a, PackedWeight::columns(part.b, whole, rest), columns_of_d(whole, rest), rest_fusion);
 }
 
 const float* Gemm::listed_bias(const pnb_gemm_params& p, const Part& part) {
@@ -153,22 +206,27 @@ void Gemm::run_fused(const pnb_gemm_params& p, const Part& part) {
     residual = rows_of(p.residual, part.first, part.rows, part.columns);
     fusion.residual = &residual;
   }
-  product(rows_of(p.a, part.first, part.rows, part.inner), part.b, rows_of(p.d, part.first, part.rows, part.columns), fusion);
+  product(part, rows_of(p.a, part.first, part.rows, part.inner), rows_of(p.d, part.first, part.rows, part.columns), fusion);
   if (p.epilogue == PNB_EPILOGUE_NONE) return;
 
   bool wide = p.d.dtype == PNB_DTYPE_F32;
-#pragma omp parallel for num_threads(threads_) schedule(static)
-  for (int64_t i = part.first; i < part.first + part.rows; ++i) {
-    uint8_t* mask = present(p.relu_mask) ? row_of<uint8_t>(p.relu_mask, i) : nullptr;
-    for (const Run& run : part.runs) {
-      uint8_t* bits = mask == nullptr ? nullptr : mask + run.neuron / 8;
-      float* row = row_of<float>(p.d, i) + run.column;
-      uint16_t* half_row = row_of<uint16_t>(p.d, i) + run.column;
+  int64_t bit_bytes = (part.columns + 7) / 8;
+  uint8_t* bits = static_cast<uint8_t*>(bits_.bytes(threads_ * bit_bytes));
+#pragma omp parallel for num_threads(threads_) schedule(static, 1)
+  for (int64_t share = 0; share < threads_; ++share) {
+    for (int64_t i = part.first + part.rows * share / threads_; i < part.first + part.rows * (share + 1) / threads_; ++i) {
+      float* row = row_of<float>(p.d, i);
+      uint16_t* half_row = row_of<uint16_t>(p.d, i);
+      uint8_t* mask = present(p.relu_mask) ? row_of<uint8_t>(p.relu_mask, i) : nullptr;
+      MaskRow compact(mask, part.runs, bits + share * bit_bytes);
       if (p.epilogue == PNB_EPILOGUE_RELU) {
-        wide ? relu_row(row, run.count) : relu_bf16_row(half_row, run.count);
-        if (bits != nullptr) wide ? mask_row(row, bits, run.count) : mask_bf16_row(half_row, bits, run.count);
+        wide ? relu_row(row, part.columns) : relu_bf16_row(half_row, part.columns);
+        if (mask == nullptr) continue;
+        wide ? mask_row(row, compact.bits(), part.columns) : mask_bf16_row(half_row, compact.bits(), part.columns);
+        compact.spread();
       } else {
-        wide ? keep_row(row, bits, run.count) : keep_bf16_row(half_row, bits, run.count);
+        compact.gather();
+        wide ? keep_row(row, compact.bits(), part.columns) : keep_bf16_row(half_row, compact.bits(), part.columns);
       }
     }
   }
@@ -200,25 +258,27 @@ void Gemm::run_in_pieces(const pnb_gemm_params& p, const Part& part, const Facto
   int64_t piece_rows = std::min(kPieceRows, part.rows);
   float* piece = product_.floats(piece_rows * n + threads_ * factors.widest);
   float* dropped = piece + piece_rows * n;  // one row of a term for each thread
+  int64_t bit_bytes = (n + 7) / 8;
+  uint8_t* bits = static_cast<uint8_t*>(bits_.bytes(threads_ * bit_bytes));
 
   for (int64_t from = part.first; from < part.first + part.rows; from += piece_rows) {
     int64_t count = std::min(piece_rows, part.first + part.rows - from);
     if (part.inner > 0) {
-      product(rows_of(p.a, from, count, part.inner), part.b, plain_matrix(piece, PNB_DTYPE_F32, count, n, n, 1));
+      product(part, rows_of(p.a, from, count, part.inner), plain_matrix(piece, PNB_DTYPE_F32, count, n, n, 1));
     } else {
       std::fill_n(piece, count * n, 0.0f);
     }
 #pragma omp parallel for num_threads(threads_) schedule(static, 1)
     for (int64_t share = 0; share < threads_; ++share) {
       for (int64_t i = from + count * share / threads_; i < from + count * (share + 1) / threads_; ++i) {
-        finish_row(p, part, factors, i, piece + (i - from) * n, dropped + share * factors.widest);
+        finish_row(p, part, factors, i, piece + (i - from) * n, dropped + share * factors.widest, bits + share * bit_bytes);
       }
     }
   }
 }
 
 void Gemm::finish_row(const pnb_gemm_params& p, const Part& part, const Factors& factors, int64_t i, float* row,
-                      float* term_row) const {
+                      float* term_row, uint8_t* bits) const {
   for (int t = 0; t < p.low_rank_count; ++t) {
     const pnb_low_rank& term = p.low_rank[t];
     int64_t rank = term.b.shape[1];
@@ -242,14 +302,18 @@ void Gemm::finish_row(const pnb_gemm_params& p, const Part& part, const Factors&
     }
   }
   for (const Run& run : part.runs) {
-    float* values = row + run.column;
-    if (present(p.bias)) add_row(values, static_cast<const float*>(p.bias.data) + run.neuron, run.count);
-    if (p.epilogue == PNB_EPILOGUE_RELU) {
-      relu_row(values, run.count);
-      if (present(p.relu_mask)) mask_row(values, row_of<uint8_t>(p.relu_mask, i) + run.neuron / 8, run.count);
-    } else if (p.epilogue == PNB_EPILOGUE_DRELU) {
-      keep_row(values, row_of<uint8_t>(p.relu_mask, i) + run.neuron / 8, run.count);
+    if (present(p.bias)) add_row(row + run.column, static_cast<const float*>(p.bias.data) + run.neuron, run.count);
+  }
+  MaskRow mask(present(p.relu_mask) ? row_of<uint8_t>(p.relu_mask, i) : nullptr, part.runs, bits);
+  if (p.epilogue == PNB_EPILOGUE_RELU) {
+    relu_row(row, part.columns);
+    if (present(p.relu_mask)) {
+      mask_row(row, mask.bits(), part.columns);
+      mask.spread();
     }
+  } else if (p.epilogue == PNB_EPILOGUE_DRELU) {
+    mask.gather();
+    keep_row(row, mask.bits(), part.columns);
   }
   if (present(p.residual)) {
     if (p.residual.dtype == PNB_DTYPE_F32) {

@@ -26,7 +26,7 @@ struct Layout {
 };
 
 // oneDNN's packing of B [k, n] on AVX-512: tiles of 64 columns, each with its rows one after another (in pairs for bf16).
-Desc tiled(int64_t k, int64_t n, dnnl::memory::data_type type) {
+Desc tiled_desc(int64_t k, int64_t n, dnnl::memory::data_type type) {
   auto tag = type == dnnl::memory::data_type::bf16 ? dnnl::memory::format_tag::BA16a64b2a : dnnl::memory::format_tag::BA16a64b;
   return Desc({k, n}, type, tag);
 }
@@ -45,11 +45,11 @@ struct Slabs {
     int64_t size = static_cast<int64_t>(dnnl::memory::data_type_size(desc.get_data_type()));
     group = 1;
     if (desc.get_inner_nblks() > 0) {
-      int64_t tile = desc.get_padded_dims()[0] * kTileColumns * size;
-      bytes = kNeurons * (columns ? kTileRowBytes / kTileColumns : kTileColumns * size);
-      runs = columns ? tile / kTileRowBytes : desc.get_padded_dims()[1] / kTileColumns;
+      int64_t tile = desc.get_padded_dims()[0] * kColumnTile * size;
+      bytes = kNeurons * (columns ? kTileRowBytes / kColumnTile : kColumnTile * size);
+      runs = columns ? tile / kTileRowBytes : desc.get_padded_dims()[1] / kColumnTile;
       stride = columns ? kTileRowBytes : tile;
-      group = columns ? kTileColumns / kNeurons : 1;
+      group = columns ? kColumnTile / kNeurons : 1;
       group_stride = columns ? tile : bytes;
     } else if (columns && desc.get_strides()[1] == 1) {
       runs = k, bytes = kNeurons * size, stride = n * size, group_stride = bytes;
@@ -61,7 +61,6 @@ struct Slabs {
   int64_t offset(int64_t slab) const { return slab / group * group_stride + slab % group * bytes; }
 
  private:
-  static constexpr int64_t kTileColumns = 64;
   static constexpr int64_t kTileRowBytes = 256;  // of 64 f32 values, or 64 pairs of bf16
 };
 
@@ -92,7 +91,7 @@ uint64_t aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment 
 Desc packed(Matmul& matmul, int64_t k, int64_t n, dnnl::memory::data_type type) {
   Desc fastest = matmul.packed_desc(k, n, type);
   Desc plain({k, n}, type, dnnl::memory::format_tag::ab);
-  return fastest == tiled(k, n, type) ? fastest : plain;
+  return fastest == tiled_desc(k, n, type) ? fastest : plain;
 }
 
 Layout layout_of(Matmul& matmul, const pnb_weight_params& p) {
@@ -136,17 +135,20 @@ std::vector<char> stacked(const pnb_weight_params& p, int64_t out, int64_t in) {
 
 }  // namespace
 
-Matrix PackedWeight::listed(int32_t use, std::span<const Run> runs, int64_t neurons, Scratch& scratch, int threads) const {
+Matrix PackedWeight::listed(int32_t use, std::span<const Run> runs, int64_t neurons, int64_t most, Scratch& scratch, int threads) const {
   const Matrix& whole = matrix(use);
-  if (neurons == out) return whole;
   bool columns = use == PNB_WEIGHT_FORWARD;
-  int64_t k = columns ? in : neurons, n = columns ? neurons : in;
-  Desc desc = whole.desc.get_inner_nblks() > 0        ? tiled(k, n, whole.desc.get_data_type())
-              : columns && whole.desc.get_strides()[0] == 1 ? Desc({k, n}, whole.desc.get_data_type(), dnnl::memory::dims{1, k})
-                                                       : Desc({k, n}, whole.desc.get_data_type(), dnnl::memory::format_tag::ab);
+  auto like_whole = [&](int64_t count) {
+    int64_t k = columns ? in : count, n = columns ? count : in;
+    auto type = whole.desc.get_data_type();
+    if (tiled(whole)) return tiled_desc(k, n, type);
+    bool by_columns = columns && whole.desc.get_strides()[0] == 1;
+    return Desc({k, n}, type, by_columns ? dnnl::memory::dims{1, k} : dnnl::memory::dims{n, 1});
+  };
+  Desc desc = like_whole(neurons);
   Slabs from(whole.desc, columns), to(desc, columns);
   const char* s = static_cast<const char*>(whole.data);
-  char* d = static_cast<char*>(scratch.bytes(desc.get_size()));
+  char* d = static_cast<char*>(scratch.bytes(like_whole(most).get_size()));
   std::vector<Piece> pieces;
   for (const Run& run : runs) {
     int64_t source = run.neuron / Slabs::kNeurons, target = run.column / Slabs::kNeurons;
@@ -169,6 +171,13 @@ Matrix PackedWeight::listed(int32_t use, std::span<const Run> runs, int64_t neur
     for (const Piece& piece : pieces) move(piece, part, threads);
   }
   return {d, desc};
+}
+
+Matrix PackedWeight::columns(const Matrix& listed, int64_t first, int64_t count) {
+  int64_t k = listed.desc.get_dims()[0];
+  auto type = listed.desc.get_data_type();
+  int64_t tile_bytes = listed.desc.get_padded_dims()[0] * kColumnTile * static_cast<int64_t>(dnnl::memory::data_type_size(type));
+  return {static_cast<char*>(listed.data) + first / kColumnTile * tile_bytes, tiled_desc(k, count, type)};
 }
 
 uint64_t weight_storage(Matmul& matmul, const pnb_weight_params& p) {

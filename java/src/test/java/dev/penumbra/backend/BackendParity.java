@@ -2,9 +2,11 @@ package dev.penumbra.backend;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import dev.penumbra.backend.op.ActivationMass;
 import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Dropout;
 import dev.penumbra.backend.op.Embedding;
@@ -17,11 +19,16 @@ import dev.penumbra.backend.op.LoraGradients;
 import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.backend.op.Operation;
+import dev.penumbra.backend.op.PredictMass;
+import dev.penumbra.backend.op.RelativeMass;
+import dev.penumbra.backend.op.SelectBlocks;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import java.util.function.Function;
@@ -31,6 +38,7 @@ import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestInstance;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
@@ -43,6 +51,8 @@ import org.junit.jupiter.params.provider.MethodSource;
 abstract class BackendParity {
 
     private static final long SEED = 20260101;
+    /** Neurons of the products over block lists: three blocks of 128, twelve of 32. */
+    private static final int NEURONS = 384;
     private Backend backend;
 
     abstract Backend open();
@@ -104,6 +114,17 @@ abstract class BackendParity {
 
         FrozenWeight weight(DType dtype, int out, int in, Tensor... parts) {
             return backend.pack(arena, new FrozenWeight.Form(out, in, dtype, true), List.of(parts));
+        }
+
+        /** Two lists, of 128 rows each: these blocks of the first, the last block of the second. */
+        BlockList blocks(int size, int... chosen) {
+            int capacity = chosen.length + 1;
+            int[] indices = new int[2 * capacity];
+            Arrays.fill(indices, Integer.MAX_VALUE); // what follows a count is not read
+            System.arraycopy(chosen, 0, indices, 0, chosen.length);
+            indices[capacity] = NEURONS / size - 1;
+            Tensor flat = ints(indices);
+            return new BlockList(flat.reshape(2, capacity), ints(chosen.length, 1), size, 128);
         }
 
         Dropout dropout(float p, int stream) {
@@ -249,6 +270,189 @@ abstract class BackendParity {
             b.run(space -> new LoraProject(x, a, dropout, h));
             b.run(space -> new LoraGradients(2, dy, x, h, a, up, dropout, dh, da, db, space));
             return List.of(h, dh, da, db);
+        });
+    }
+
+    /** Rows of two lists, the second shorter. */
+    private static final int LISTED_ROWS = 131;
+
+    static Stream<Arguments> blocks() {
+        return computed().flatMap(dtype -> Stream.of(32, 64, 128).map(size -> Arguments.of(dtype, size)));
+    }
+
+    /** Blocks 0 and the last but one of {@code size} neurons: neither all nor neighbours, except where there are only three. */
+    private static BlockList someBlocks(Bench b, int size) {
+        return b.blocks(size, 0, NEURONS / size - 2);
+    }
+
+    @ParameterizedTest
+    @MethodSource("blocks")
+    void multipliesIntoListedBlocks(DType dtype, int size) {
+        same("sdd", tolerance(dtype), b -> {
+            BlockList list = someBlocks(b, size);
+            Tensor a = b.normal(dtype, LISTED_ROWS, 24);
+            FrozenWeight w = b.weight(dtype, NEURONS, 24, b.onHost(DType.F32, NEURONS, 24));
+            Tensor bias = b.normal(DType.F32, NEURONS);
+            Tensor mask = b.zeros(DType.U8, LISTED_ROWS, NEURONS / 8);
+            b.backend.run(new Fill(0x5a, mask));
+            List<LowRank> terms = List.of(
+                    new LowRank(b.normal(DType.F32, LISTED_ROWS, 3), b.normal(DType.F32, NEURONS, 3), 0, 0.5f,
+                            b.dropout(0.25f, 3)),
+                    new LowRank(b.normal(DType.F32, LISTED_ROWS, 2), b.normal(DType.F32, 2, 200).transpose(), 100, 2,
+                            null));
+            Tensor plain = b.zeros(dtype, LISTED_ROWS, list.width());
+            Tensor d = b.zeros(dtype, LISTED_ROWS, list.width());
+            Tensor back = b.zeros(dtype, LISTED_ROWS, list.width());
+            b.run(space -> Gemm.forward(a, w, plain).blocks(list).bias(bias).relu(null).workspace(space).build());
+            b.run(space -> Gemm.forward(a, w, d).blocks(list).bias(bias).relu(mask).lowRank(terms).workspace(space)
+                    .build());
+            b.run(space -> Gemm.forward(a, w, back).blocks(list).drelu(mask).workspace(space).build());
+            return List.of(plain, d, mask, back);
+        });
+    }
+
+    @ParameterizedTest
+    @MethodSource("blocks")
+    void multipliesFromListedBlocks(DType dtype, int size) {
+        same("dsd", tolerance(dtype), b -> {
+            BlockList list = someBlocks(b, size);
+            Tensor a = b.normal(dtype, LISTED_ROWS, Math.toIntExact(list.width()));
+            FrozenWeight w = b.weight(dtype, NEURONS, 40, b.onHost(DType.F32, NEURONS, 40));
+            Tensor residual = b.normal(dtype, LISTED_ROWS, 40);
+            Tensor d = b.zeros(dtype, LISTED_ROWS, 40);
+            Tensor sum = b.normal(dtype, LISTED_ROWS, 40);
+            List<LowRank> terms = List.of(
+                    new LowRank(b.normal(DType.F32, LISTED_ROWS, 3), b.normal(DType.F32, 40, 3), 0, 0.5f, null));
+            b.run(space -> Gemm.backward(a, w, d).blocks(list).residual(residual).bias(b.normal(DType.F32, 40))
+                    .workspace(space).build());
+            b.run(space -> Gemm.backward(a, w, sum).blocks(list).residual(sum).lowRank(terms).workspace(space)
+                    .build());
+            return List.of(d, sum);
+        });
+    }
+
+    @ParameterizedTest
+    @MethodSource("blocks")
+    void projectsAndDifferentiatesLoraOfListedBlocks(DType dtype, int size) {
+        same("lora of blocks", 1e-5, b -> {
+            BlockList list = someBlocks(b, size);
+            int width = Math.toIntExact(list.width());
+            List<Tensor> results = new ArrayList<>();
+            // fc2's adapter reads the compact activation; fc1's, beside another one, gives a compact gradient.
+            Tensor hidden = b.normal(dtype, LISTED_ROWS, width);
+            LoraTensors down = new LoraTensors(b, NEURONS, 24, 4);
+            LoraTensors up = new LoraTensors(b, 24, NEURONS, 4);
+            LoraTensors beside = new LoraTensors(b, 24, NEURONS, 3);
+            Tensor x = b.normal(dtype, LISTED_ROWS, 24);
+            Dropout dropout = b.dropout(0.3f, 5);
+            b.run(space -> new LoraProject(hidden, down.a, dropout, down.h, list, null));
+            b.run(space -> new LoraProject(x, up.a, dropout, up.h, null,
+                    new LoraProject(x, beside.a, null, beside.h)));
+            b.run(space -> new LoraGradients(2, b.normal(dtype, LISTED_ROWS, 24), hidden, down.h, down.a, down.b, dropout,
+                    down.dh, down.da, down.db, list, null, null, space));
+            LoraGradients second = new LoraGradients(2, b.normal(dtype, LISTED_ROWS, width), x, beside.h, beside.a,
+                    beside.b, null, beside.dh, beside.da, beside.db, null, list, null, null);
+            Tensor dy = b.normal(dtype, LISTED_ROWS, width);
+            b.run(space -> new LoraGradients(2, dy, x, up.h, up.a, up.b, dropout, up.dh, up.da, up.db, null, list, second,
+                    space));
+            Stream.of(down, up, beside).forEach(t -> results.addAll(List.of(t.h, t.dh, t.da, t.db)));
+            return results;
+        });
+    }
+
+    /** One adapter's operands and results. */
+    private record LoraTensors(Tensor a, Tensor b, Tensor h, Tensor dh, Tensor da, Tensor db) {
+        LoraTensors(Bench bench, int in, int out, int rank) {
+            this(bench.normal(DType.F32, rank, in), bench.normal(DType.F32, out, rank),
+                    bench.zeros(DType.F32, LISTED_ROWS, rank), bench.zeros(DType.F32, LISTED_ROWS, rank),
+                    bench.normal(DType.F32, rank, in), bench.normal(DType.F32, out, rank));
+        }
+    }
+
+    @ParameterizedTest
+    @MethodSource("blocks")
+    void measuresMass(DType dtype, int size) {
+        same("activation mass", 1e-5, b -> {
+            Tensor x = b.normal(dtype, LISTED_ROWS, NEURONS);
+            Tensor mask = b.zeros(DType.U8, LISTED_ROWS, NEURONS / 8);
+            b.backend.run(new Fill(0x5a, mask));
+            Tensor norms = b.zeros(DType.F32, NEURONS);
+            b.backend.run(new Fill(0.25f, norms));
+            Tensor mass = b.zeros(DType.F32, 2, NEURONS / size);
+            Tensor neurons = b.normal(DType.F32, NEURONS);
+            Tensor fired = b.normal(DType.F32, NEURONS);
+            Tensor ofBits = b.zeros(DType.F32, 1, NEURONS / size);
+            b.run(space -> new ActivationMass(x, null, norms, b.ints(129), size, 128, mass, neurons, fired, space));
+            b.run(space -> new ActivationMass(null, mask, norms, null, size, LISTED_ROWS, ofBits, null, null, space));
+            return List.of(mass, neurons, fired, ofBits);
+        });
+    }
+
+    @ParameterizedTest
+    @CsvSource({"1,12", "32,3"})
+    void predictsMass(int unitsPerScore, int scores) {
+        same("predicted mass", 1e-5, b -> {
+            Tensor pooled = b.normal(DType.F32, 11, 40);
+            Tensor a = b.normal(DType.F32, 5, 40);
+            Tensor up = b.normal(DType.F32, unitsPerScore * scores, 5);
+            Tensor bias = b.normal(DType.F32, unitsPerScore * scores);
+            Tensor norms = b.normal(DType.F32, unitsPerScore * scores);
+            Tensor found = b.zeros(DType.F32, 2, scores);
+            Tensor plain = b.zeros(DType.F32, 1, scores);
+            b.run(space -> new PredictMass(pooled, a, up, bias, norms, unitsPerScore, 8, found, space));
+            b.run(space -> new PredictMass(pooled, a, up, null, null, unitsPerScore, 11, plain, space));
+            return List.of(found, plain);
+        });
+    }
+
+    @Test
+    void scoresBlocksByTheSeedsRule() {
+        same("relative mass", 1e-5, b -> {
+            Tensor mass = b.floats(spiked(4 * 32));
+            Tensor scores = b.zeros(DType.F32, 1, 4);
+            b.backend.run(new RelativeMass(mass, 32, 0.05f, 0.9f, scores));
+            return List.of(scores);
+        });
+    }
+
+    /** Neurons' masses: alike in the first half, one far above the others in every block of the second. */
+    private static float[] spiked(int neurons) {
+        float[] mass = new float[neurons];
+        for (int j = 0; j < neurons; j++) {
+            mass[j] = j < neurons / 2 ? 1 + j % 3 : j % 32 == 5 ? 100 : 1;
+        }
+        return mass;
+    }
+
+    @ParameterizedTest
+    @CsvSource({"0.5,12", "0.9,12", "0.9,3", "1,12"})
+    void selectsTheHeaviestBlocks(float coverage, int capacity) {
+        same("selection", 1e-6, b -> {
+            Tensor scores = b.normal(DType.F32, 3, 12);
+            Tensor indices = b.zeros(DType.I32, 3, capacity);
+            b.backend.run(new Fill(-7, indices)); // what follows a count is not written
+            Tensor counts = b.zeros(DType.I32, 3);
+            Tensor summary = b.zeros(DType.F32, SelectBlocks.SUMMARY_SIZE);
+            b.backend.run(new SelectBlocks(scores, coverage, new BlockList(indices, counts, 32, 128), summary));
+            return List.of(indices, counts, summary);
+        });
+    }
+
+    @ParameterizedTest
+    @MethodSource("computed")
+    void poolsWhatItNormalises(DType dtype) {
+        same("pooled layer norm", 2 * tolerance(dtype), b -> {
+            Tensor x = b.normal(dtype, 21, 17);
+            Tensor y = b.zeros(dtype, 21, 17);
+            Tensor pooled = b.normal(DType.F32, 3, 17);
+            Tensor all = b.normal(DType.F32, 3, 17);
+            Tensor gamma = b.normal(DType.F32, 17);
+            Tensor beta = b.normal(DType.F32, 17);
+            b.backend.run(new LayerNormForward(x, gamma, beta, 1e-5f, y, null, null,
+                    new LayerNormForward.Pooling(pooled, 8, b.ints(13))));
+            b.backend.run(new LayerNormForward(x, gamma, beta, 1e-5f, y, null, null,
+                    new LayerNormForward.Pooling(all, 8, null)));
+            return List.of(y, pooled, all);
         });
     }
 

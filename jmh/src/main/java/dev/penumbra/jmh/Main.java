@@ -6,7 +6,7 @@ import picocli.CommandLine.Command;
 /** The benchmarks' command line; {@code jmh/run} starts it. */
 @Command(name = "jmh/run", description = "Measure Penumbra, alone and beside transformers + PEFT.", mixinStandardHelpOptions = true, subcommands = {
         BenchmarksCommand.class, StepsCommand.class, StepVsPeftCommand.class, E2eVsPeftCommand.class, TableCommand.class,
-        AllCommand.class})
+        AllCommand.class, QualityCommand.class})
 final class Main {
 
     private Main() {

@@ -1,0 +1,103 @@
+package dev.penumbra.jmh;
+
+import dev.penumbra.predict.SelectionPolicy;
+import dev.penumbra.predict.SparsityConfig;
+import dev.penumbra.predict.SparsityConfig.Pass;
+import java.util.ArrayList;
+import java.util.List;
+
+/**
+ * One way to tune that the quality experiment looks at.
+ *
+ * @param ordered whether neurons lie in the calibration's order, or as in the checkpoint
+ * @param equalCoverage whether layers share a coverage that keeps {@code budget} of all blocks, instead of each keeping it
+ */
+record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, double coverage, double budget, boolean ordered,
+        boolean equalCoverage) {
+
+    /** The first steps are dense, as SparseLoRA's are. */
+    static final double DENSE_WARMUP = 0.05;
+
+    static final Quality DENSE = new Quality(SelectionPolicy.OFF, Pass.BACKWARD, 128, 0, 1, 1, true, false);
+
+    /** Tells it from others, in files. */
+    String key() {
+        return policy == SelectionPolicy.OFF
+                ? "dense"
+                : String.format(java.util.Locale.ROOT, "%s-%s-b%d-r%d-c%.3f-k%.3f%s%s", policy.word(),
+                        pass.name().toLowerCase(java.util.Locale.ROOT), block, rowsPerList, coverage, budget,
+                        ordered ? "" : "-unordered", equalCoverage ? "-equal" : "");
+    }
+
+    /** @param coverageOf the coverage that keeps a budget over all layers */
+    SparsityConfig config(java.util.function.ToDoubleFunction<Quality> coverageOf, int senseEvery) {
+        double asked = equalCoverage ? coverageOf.applyAsDouble(this) : coverage;
+        return policy == SelectionPolicy.OFF
+                ? SparsityConfig.OFF
+                : new SparsityConfig(policy, pass, asked, equalCoverage ? 1 : budget, block, rowsPerList, DENSE_WARMUP, senseEvery,
+                        false);
+    }
+
+    private Quality with(int otherBlock, int rows) {
+        return new Quality(policy, pass, otherBlock, rows, coverage, budget, ordered, equalCoverage);
+    }
+
+    private Quality equally() {
+        return new Quality(policy, pass, block, rowsPerList, coverage, budget, ordered, true);
+    }
+
+    private Quality unordered() {
+        return new Quality(policy, pass, block, rowsPerList, coverage, budget, false, equalCoverage);
+    }
+
+    private static Quality budget(SelectionPolicy policy, Pass pass, double budget) {
+        return new Quality(policy, pass, 32, 256, 1, budget, true, false);
+    }
+
+    private static Quality coverage(SelectionPolicy policy, Pass pass, double coverage) {
+        return new Quality(policy, pass, 32, 256, coverage, 1, true, false);
+    }
+
+    /** What the claims rest on. */
+    static List<Quality> main() {
+        List<Quality> main = new ArrayList<>(List.of(DENSE));
+        for (double budget : new double[]{0.5, 0.25}) {
+            main.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, budget));
+            main.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, budget).equally());
+        }
+        for (double coverage : new double[]{0.99, 0.98, 0.95}) {
+            main.add(coverage(SelectionPolicy.PREDICTED, Pass.BOTH, coverage));
+        }
+        for (SelectionPolicy policy : List.of(SelectionPolicy.PREDICTED, SelectionPolicy.STATIC, SelectionPolicy.RANDOM)) {
+            main.add(budget(policy, Pass.BOTH, 0.5));
+        }
+        main.add(budget(SelectionPolicy.SEED, Pass.BOTH, 0.5).with(128, 0).unordered());
+        return main;
+    }
+
+    /** What tells where it comes from. */
+    static List<Quality> more() {
+        List<Quality> more = new ArrayList<>();
+        more.add(budget(SelectionPolicy.ORACLE, Pass.BOTH, 0.5));
+        more.add(budget(SelectionPolicy.LOW_RANK, Pass.BOTH, 0.5));
+        more.add(budget(SelectionPolicy.PREDICTED, Pass.BOTH, 0.5).equally());
+        more.add(coverage(SelectionPolicy.PREDICTED, Pass.BOTH, 0.999));
+        for (double budget : new double[]{0.5, 0.25}) {
+            Quality oracle = budget(SelectionPolicy.ORACLE, Pass.BACKWARD, budget);
+            more.add(oracle.with(32, 0));
+            more.add(oracle.with(128, 0));
+            more.add(oracle.with(32, 0).unordered());
+            more.add(budget(SelectionPolicy.STATIC, Pass.BACKWARD, budget));
+            more.add(budget(SelectionPolicy.RANDOM, Pass.BACKWARD, budget));
+            more.add(budget(SelectionPolicy.SEED, Pass.BACKWARD, budget).with(128, 0).unordered());
+        }
+        more.add(budget(SelectionPolicy.PREDICTED, Pass.BOTH, 0.75));
+        more.add(budget(SelectionPolicy.PREDICTED, Pass.BOTH, 0.25));
+        more.add(coverage(SelectionPolicy.PREDICTED, Pass.BOTH, 0.9));
+        more.add(coverage(SelectionPolicy.ORACLE, Pass.BOTH, 0.99));
+        more.add(coverage(SelectionPolicy.ORACLE, Pass.BACKWARD, 0.9));
+        more.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, 0.5).with(128, 256));
+        more.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, 0.25).with(128, 256));
+        return more;
+    }
+}
