@@ -7,6 +7,7 @@
 #include "cuda/kernels/memory/memory.h"
 #include "cuda/kernels/norm/norm.h"
 #include "cuda/kernels/optimizer/optimizer.h"
+#include "cuda/kernels/sparse/sparse.h"
 
 namespace pnb::cuda {
 
@@ -40,6 +41,12 @@ void CudaBackend::linear_cross_entropy(const pnb_linear_cross_entropy_params& p)
 uint64_t CudaBackend::linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) {
   return cuda::linear_cross_entropy_workspace(device_, gemm_, p);
 }
+void CudaBackend::activation_mass(const pnb_activation_mass_params& p) { cuda::activation_mass(device_, p); }
+uint64_t CudaBackend::activation_mass_workspace(const pnb_activation_mass_params& p) { return cuda::activation_mass_workspace(p); }
+void CudaBackend::predict_mass(const pnb_predict_mass_params& p) { cuda::predict_mass(device_, p); }
+uint64_t CudaBackend::predict_mass_workspace(const pnb_predict_mass_params& p) { return cuda::predict_mass_workspace(p); }
+void CudaBackend::relative_mass(const pnb_relative_mass_params& p) { cuda::relative_mass(p); }
+void CudaBackend::select_blocks(const pnb_select_blocks_params& p) { cuda::select_blocks(p); }
 void CudaBackend::adamw(const pnb_adamw_params& p) { cuda::adamw(device_, p); }
 uint64_t CudaBackend::adamw_workspace(const pnb_adamw_params& p) { return cuda::adamw_workspace(device_, p); }
 

@@ -34,12 +34,12 @@ class CudaBackend final : public Backend {
   void embedding(const pnb_embedding_params& p) override;
   void linear_cross_entropy(const pnb_linear_cross_entropy_params& p) override;
   uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) override;
-  void activation_mass(const pnb_activation_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "activation_mass"); }
-  uint64_t activation_mass_workspace(const pnb_activation_mass_params&) override { return 0; }
-  void predict_mass(const pnb_predict_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "predict_mass"); }
-  uint64_t predict_mass_workspace(const pnb_predict_mass_params&) override { return 0; }
-  void relative_mass(const pnb_relative_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "relative_mass"); }
-  void select_blocks(const pnb_select_blocks_params&) override { fail(PNB_ERROR_UNSUPPORTED, "select_blocks"); }
+  void activation_mass(const pnb_activation_mass_params& p) override;
+  uint64_t activation_mass_workspace(const pnb_activation_mass_params& p) override;
+  void predict_mass(const pnb_predict_mass_params& p) override;
+  uint64_t predict_mass_workspace(const pnb_predict_mass_params& p) override;
+  void relative_mass(const pnb_relative_mass_params& p) override;
+  void select_blocks(const pnb_select_blocks_params& p) override;
   void adamw(const pnb_adamw_params& p) override;
   uint64_t adamw_workspace(const pnb_adamw_params& p) override;
 

@@ -1,7 +1,10 @@
 #include "cuda/kernels/gemm/gemm.h"
 
+#include <cstdint>
+
 #include "core/tensor.h"
 #include "cuda/kernels/gemm/product.h"
+#include "cuda/kernels/gemm/sm90_relay.h"
 #include "cuda/kernels/gemm/sm90_tile.h"
 
 namespace pnb::cuda {
@@ -13,6 +16,7 @@ struct TileKernels {
   sm90::TileProduct bf16[2];
   sm90::TileProduct wide_bf16[2];
   sm90::TileProduct f32[2];  // d in f32
+  sm90::TileProduct blocks[2];  // with lists of active blocks, d in bf16
   int tile, wide_tile;       // columns of a tile; both have 128 rows
   int wide_k;                // from this k on, the wide tile's better reuse outweighs its epilogue, which nothing hides
 };
@@ -21,6 +25,7 @@ const TileKernels& tile_kernels(Arch arch) {
   static const TileKernels kSm90 = {{sm90::forward_bf16, sm90::backward_bf16},
                                     {sm90::forward_wide_bf16, sm90::backward_wide_bf16},
                                     {sm90::forward_f32, sm90::backward_f32},
+                                    {sm90::relay_columns, sm90::relay_steps},
                                     128,
                                     256,
                                     4096};
@@ -39,6 +44,7 @@ double filled(const Product& p, int tile, int multiprocessors) {
 
 sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& device) {
   const TileKernels& kernels = tile_kernels(device.arch);
+  if (p.gather != Gather::kNone) return kernels.blocks[!along_k];
   if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
   bool wide = p.k >= kernels.wide_k &&
               filled(p, kernels.wide_tile, device.multiprocessors) >= filled(p, kernels.tile, device.multiprocessors);
@@ -73,6 +79,18 @@ LowRankTerm low_rank_term(const pnb_low_rank& term) {
   return t;
 }
 
+Blocks blocks_of(const pnb_block_list& given, const Weight& weight, int64_t m) {
+  Blocks blocks;
+  blocks.indices = static_cast<const int32_t*>(given.indices.data);
+  blocks.stride = given.indices.stride[0];
+  blocks.counts = static_cast<const int32_t*>(given.counts.data);
+  blocks.capacity = static_cast<int32_t>(given.indices.shape[1]);
+  blocks.size_bits = given.size == 32 ? 5 : given.size == 64 ? 6 : 7;
+  blocks.rows_per_list = given.rows_per_list >= m ? INT32_MAX : static_cast<int32_t>(given.rows_per_list);
+  blocks.neurons = static_cast<int32_t>(weight.out);
+  return blocks;
+}
+
 Product product(const pnb_gemm_params& given) {
   Product p;
   p.m = static_cast<int32_t>(given.d.shape[0]);
@@ -82,6 +100,10 @@ Product product(const pnb_gemm_params& given) {
   p.d_dtype = given.d.dtype;
   p.a = matrix(given.a);
   p.b = given.weight != nullptr ? weight_matrix(*static_cast<const Weight*>(given.weight), given.weight_use) : matrix(given.b);
+  if (present(given.blocks.indices)) {
+    p.gather = given.weight_use == PNB_WEIGHT_FORWARD ? Gather::kColumns : Gather::kSteps;
+    p.blocks = blocks_of(given.blocks, *static_cast<const Weight*>(given.weight), p.m);
+  }
   if (present(given.residual)) p.residual = matrix(given.residual);
   p.d = matrix(given.d);
   p.epilogue.kind = given.epilogue;
@@ -116,14 +138,17 @@ void Gemm::run(const pnb_gemm_params& given) {
   Product p = product(given);
   cudaStream_t stream = stream_of(given.stream);
   bool bf16_rows = p.dtype == PNB_DTYPE_BF16 && rows_copyable(p.a, p.k, p.dtype);
-  bool along_k = columns_copyable(p.b, p.k, p.dtype);
-  bool along_n = rows_copyable(p.b, p.n, p.dtype);
-  if (p.m <= kSkinnyRows && bf16_rows && along_k) return skinny_product(p, stream);
+  // Of a list's direction the weight may have more than the product.
+  bool along_k = p.gather != Gather::kSteps && columns_copyable(p.b, p.k, p.dtype);
+  bool along_n = p.gather != Gather::kColumns && rows_copyable(p.b, p.n, p.dtype);
+  if (p.m <= kSkinnyRows && bf16_rows && along_k && p.gather == Gather::kNone) return skinny_product(p, stream);
 
   // A copy out writes 16 bytes at a time, and what follows a row of d may be somebody else's.
   bool written_by_copies = p.n * dtype_size(p.d_dtype) % 16 == 0 && rows_copyable(p.d, p.n, p.d_dtype) &&
                            (p.residual.data == nullptr || rows_copyable(p.residual, p.n, p.d_dtype));
-  if (bf16_rows && (along_k || along_n) && written_by_copies) {
+  bool by_tiles = bf16_rows && (along_k || along_n) && written_by_copies &&
+                  (p.gather == Gather::kNone || (p.d_dtype == PNB_DTYPE_BF16 && p.k > 0));
+  if (by_tiles) {
     return tile_kernel(p, along_k, device_)(p, device_.multiprocessors, stream);
   }
   plain_product(p, stream);

@@ -1,3 +1,4 @@
+#include "cuda/kernels/gemm/blocks.cuh"
 #include "cuda/kernels/gemm/finish_row.cuh"
 #include "cuda/runtime/device.h"
 
@@ -13,10 +14,15 @@ constexpr int kColumns = 8;
 constexpr int kThreads = kTile / kRows * (kTile / kColumns);
 constexpr int kPitch = kTile + 4;  // rows stay aligned to 16 bytes, and columns spread over the banks
 
+// A place in a matrix from one in a tile, where no list gathers.
+struct InPlace {
+  __device__ int operator()(int i) const { return i; }
+};
+
 // s[kStep][kTile] = x[first .. , from .. from + kStep)^T, zeros outside of x. Neighbouring threads read neighbouring addresses.
-template <typename T>
+template <typename T, typename Outer, typename Step>
 __device__ void fetch(float (&s)[kStep][kPitch], const Matrix& x, int64_t outer_stride, int64_t k_stride, int first, int outer,
-                      int from, int k) {
+                      int from, int k, Outer outer_place, Step step_place) {
   const T* data = static_cast<const T*>(x.data);
   bool along_k = k_stride <= outer_stride;
 #pragma unroll
@@ -24,11 +30,11 @@ __device__ void fetch(float (&s)[kStep][kPitch], const Matrix& x, int64_t outer_
     int step = along_k ? i % kStep : i / kTile;
     int lane = along_k ? i / kStep : i % kTile;
     bool inside = first + lane < outer && from + step < k;
-    s[step][lane] = inside ? widened(data[(first + lane) * outer_stride + (from + step) * k_stride]) : 0.0f;
+    s[step][lane] = inside ? widened(data[outer_place(first + lane) * outer_stride + step_place(from + step) * k_stride]) : 0.0f;
   }
 }
 
-template <typename T, typename D>
+template <typename T, typename D, Gather kGather>
 __global__ void __launch_bounds__(kThreads) plain_kernel(const __grid_constant__ Product p) {
   __shared__ alignas(16) float a[kStep][kPitch];
   __shared__ alignas(16) float b[kStep][kPitch];
@@ -38,10 +44,27 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(const __grid_constant__
   int row = threadIdx.x / (kTile / kColumns) * kRows;
   int column = threadIdx.x % (kTile / kColumns) * kColumns;
 
+  int columns = p.n, k = p.k;
+  if constexpr (kGather != Gather::kNone) {
+    ActiveBlocks active(p.blocks, first_row);
+    if constexpr (kGather == Gather::kColumns) columns = active.columns();
+    else k = active.columns();
+  }
+  if (first_column >= columns) return;
   float sums[kRows][kColumns] = {};
-  for (int from = 0; from < p.k; from += kStep) {
-    fetch<T>(a, p.a, p.a.row_stride, p.a.column_stride, first_row, p.m, from, p.k);
-    fetch<T>(b, p.b, p.b.column_stride, p.b.row_stride, first_column, p.n, from, p.k);
+  for (int from = 0; from < k; from += kStep) {
+    fetch<T>(a, p.a, p.a.row_stride, p.a.column_stride, first_row, p.m, from, k, InPlace{}, InPlace{});
+    if constexpr (kGather == Gather::kNone) {
+      fetch<T>(b, p.b, p.b.column_stride, p.b.row_stride, first_column, columns, from, k, InPlace{}, InPlace{});
+    } else {
+      ActiveBlocks active(p.blocks, first_row);
+      auto neuron = [&](int i) { return active.neuron(i); };
+      if constexpr (kGather == Gather::kColumns) {
+        fetch<T>(b, p.b, p.b.column_stride, p.b.row_stride, first_column, columns, from, k, neuron, InPlace{});
+      } else {
+        fetch<T>(b, p.b, p.b.column_stride, p.b.row_stride, first_column, columns, from, k, InPlace{}, neuron);
+      }
+    }
     __syncthreads();
 #pragma unroll
     for (int step = 0; step < kStep; ++step) {
@@ -58,19 +81,36 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(const __grid_constant__
     __syncthreads();
   }
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) finish_row<D>(p, first_row + row + i, first_column + column, sums[i]);
+  for (int i = 0; i < kRows; ++i) {
+    int at = first_column + column;
+    int origin = at;
+    if constexpr (kGather == Gather::kColumns) {
+      if (at >= columns) return;
+      origin = ActiveBlocks(p.blocks, first_row).neuron(at);
+    }
+    finish_row<D>(p, first_row + row + i, at, origin, sums[i]);
+  }
+}
+
+template <Gather kGather>
+void launch(const Product& p, cudaStream_t stream) {
+  int64_t down = (p.m + kTile - 1) / kTile;
+  int64_t across = (p.n + kTile - 1) / kTile;
+  auto kernel = p.dtype == PNB_DTYPE_F32     ? plain_kernel<float, float, kGather>
+                : p.d_dtype == PNB_DTYPE_F32 ? plain_kernel<__nv_bfloat16, float, kGather>
+                                             : plain_kernel<__nv_bfloat16, __nv_bfloat16, kGather>;
+  kernel<<<static_cast<unsigned>(down * across), kThreads, 0, stream>>>(p);
+  check_launch("gemm");
 }
 
 }  // namespace
 
 void plain_product(const Product& p, cudaStream_t stream) {
-  int64_t down = (p.m + kTile - 1) / kTile;
-  int64_t across = (p.n + kTile - 1) / kTile;
-  auto kernel = p.dtype == PNB_DTYPE_F32     ? plain_kernel<float, float>
-                : p.d_dtype == PNB_DTYPE_F32 ? plain_kernel<__nv_bfloat16, float>
-                                             : plain_kernel<__nv_bfloat16, __nv_bfloat16>;
-  kernel<<<static_cast<unsigned>(down * across), kThreads, 0, stream>>>(p);
-  check_launch("gemm");
+  switch (p.gather) {
+    case Gather::kNone: return launch<Gather::kNone>(p, stream);
+    case Gather::kColumns: return launch<Gather::kColumns>(p, stream);
+    case Gather::kSteps: return launch<Gather::kSteps>(p, stream);
+  }
 }
 
 }  // namespace pnb::cuda

@@ -40,15 +40,34 @@ struct Epilogue {
   int64_t mask_stride = 0;  // bytes
 };
 
+// Lists of active blocks of neurons; indices == nullptr says "all, in their places".
+struct Blocks {
+  const int32_t* indices = nullptr;  // [lists, capacity]
+  int64_t stride = 0;                // from one list to the next
+  const int32_t* counts = nullptr;   // [lists]
+  int32_t capacity = 0;
+  int32_t size_bits = 0;      // a block has 1 << size_bits neurons
+  int32_t rows_per_list = 0;  // at least m where one list serves all rows
+  int32_t neurons = 0;        // of the weight
+};
+
+// Which of a product's dimensions a list's blocks lie along.
+enum class Gather { kNone, kColumns, kSteps };
+
 struct Product {
   int32_t m = 0, n = 0, k = 0;
   int32_t dtype = 0;    // of a and b
   int32_t d_dtype = 0;  // of d and residual
   Matrix a;             // [m, k]
-  Matrix b;             // [k, n]
+  Matrix b;             // [k, n]; with blocks the whole weight: [k, neurons] or [neurons, n]
   Matrix residual;      // [m, n], columns contiguous
   Matrix d;             // [m, n], columns contiguous; may be residual itself
   Epilogue epilogue;
+  Gather gather = Gather::kNone;  // kColumns: n is compact, as d is; kSteps: k is, as a is
+  Blocks blocks;
+
+  // Columns that bias, mask and terms have.
+  int32_t epilogue_columns() const { return gather == Gather::kColumns ? blocks.neurons : n; }
 };
 
 // Any strides, f32 or bf16: correct everywhere, fast nowhere.

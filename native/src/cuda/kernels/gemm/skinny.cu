@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kWarps * 32) skinny_kernel(const __grid_consta
   float values[kColumns];
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) values[j] = totals[lane][j];
-  finish_row<D>(p, first_row + lane, first_column, values);
+  finish_row<D>(p, first_row + lane, first_column, first_column, values);
 }
 
 }  // namespace

@@ -31,13 +31,15 @@ struct Sum {
   const float* left;
   float* d;
   DropoutParams dropout;
-  int64_t columns, x_stride, left_row, left_rank, d_rank, d_column;
+  Columns blocks;
+  int64_t columns, width, x_stride, left_row, left_rank, d_rank, d_column;
   float scale;
 };
 
 struct Args {
   Sum sums[2];
-  int64_t m;
+  int64_t first, m;  // rows
+  int64_t list;      // of these rows, where there are lists
   int64_t tokens;  // of a block; a multiple of what its warps take in one step
   int r;
 };
@@ -46,7 +48,8 @@ template <typename T, int kRankTiles, bool kAligned>
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) accumulate_kernel(Args p) {
   const Sum& s = p.sums[blockIdx.z];
   int64_t first_column = static_cast<int64_t>(blockIdx.y) * kColumns;
-  if (first_column >= s.columns) return;  // the whole cluster does
+  int64_t columns = s.blocks.active(p.list, s.columns);
+  if (first_column >= columns) return;  // the whole cluster does
   int warp = threadIdx.x / kWarp;
   int group = threadIdx.x % kWarp / 4;
   int lane = threadIdx.x % 4;
@@ -55,7 +58,8 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) acc
   int64_t column = first_column + column_warp * kWarpColumns + group * kRun;
   int64_t block_first = blockIdx.x * p.tokens;
   int64_t block_end = min(p.m, block_first + p.tokens);
-  const T* x = static_cast<const T*>(s.x);
+  const T* x = static_cast<const T*>(s.x) + p.first * s.x_stride;
+  const float* left = s.left + p.first * s.left_row;
   bool drops = s.dropout.active();
 
   float sums[kRankTiles][kRun][4] = {};
@@ -65,12 +69,13 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) acc
     Pack<T, kRun> runs[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      runs[i] = load_run<kAligned>(x + (token + i) * s.x_stride, column, token + i < block_end ? s.columns : 0);
+      runs[i] = load_run<kAligned>(x + (token + i) * s.x_stride, column, token + i < block_end ? columns : 0);
     }
     if (drops) {
       DropoutMask mask(s.dropout);
+      int64_t neuron = column < columns ? s.blocks.neuron(p.list, column) : 0;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) drop(runs[i], mask, static_cast<uint64_t>((token + i) * s.columns + column));
+      for (int i = 0; i < 4; ++i) drop(runs[i], mask, static_cast<uint64_t>((p.first + token + i) * s.width + neuron));
     }
     uint32_t a[kRankTiles][4][kFloatParts];
 #pragma unroll
@@ -82,7 +87,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) acc
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           int64_t row = token + k / 2 * 2 + i;
-          v[i] = rank < p.r && row < block_end ? s.left[row * s.left_row + rank * s.left_rank] : 0.0f;
+          v[i] = rank < p.r && row < block_end ? left[row * s.left_row + rank * s.left_rank] : 0.0f;
         }
         split(v[0], v[1], a[tile][k]);
       }
@@ -125,7 +130,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) acc
     int rank = threadIdx.x / kShare;
     int at = block * kShare + threadIdx.x % kShare;
     static_assert(kThreads == 16 * kShare);
-    if (16 * tile + rank < p.r && first_column + at < s.columns) {
+    if (16 * tile + rank < p.r && first_column + at < columns) {
       float sum = 0.0f;
 #pragma unroll
       for (int other = 0; other < kCluster; ++other) {
@@ -133,58 +138,81 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) acc
 #pragma unroll
         for (int i = 0; i < kTokenWarps; ++i) sum += found[i * 16 * kColumns];
       }
-      s.d[(16 * tile + rank) * s.d_rank + (first_column + at) * s.d_column] += scale * sum;
+      s.d[(16 * tile + rank) * s.d_rank + s.blocks.neuron(p.list, first_column + at) * s.d_column] += scale * sum;
     }
     cluster.sync();  // before a block ends or writes again, the others have read
   }
 }
 
 template <typename T, int kRankTiles>
-void launch(const Args& args, bool aligned, cudaStream_t stream) {
-  int64_t columns = std::max(args.sums[0].columns, args.sums[1].columns);
-  dim3 grid(kCluster, static_cast<unsigned>(ceil_div(columns, kColumns)), 2);
+void launch(const Args& args, int count, bool aligned, cudaStream_t stream) {
+  int64_t columns = std::max(args.sums[0].columns, args.sums[count - 1].columns);
+  dim3 grid(kCluster, static_cast<unsigned>(ceil_div(columns, kColumns)), static_cast<unsigned>(count));
   if (aligned) accumulate_kernel<T, kRankTiles, true><<<grid, kThreads, 0, stream>>>(args);
   else accumulate_kernel<T, kRankTiles, false><<<grid, kThreads, 0, stream>>>(args);
 }
 
-}  // namespace
-
-void accumulate(const Accumulation (&accumulations)[2], cudaStream_t stream) {
-  if (accumulations[0].x.shape[0] == 0) return;
-  if (small_rank_accumulates(accumulations)) return accumulate_small_rank(accumulations, stream);
-  Args args{};
-  args.m = accumulations[0].x.shape[0];
+// One or two sums over args' rows; columns of all of them are whole vectors where `aligned` says so.
+void accumulate_rows(Args args, const Accumulation* accumulations, int count, bool aligned, cudaStream_t stream) {
   args.tokens = round_up(ceil_div(args.m, kCluster), kTokenWarps * kTokens);
-  bool aligned = true;
-  for (int k = 0; k < 2; ++k) {
+  for (int k = 0; k < count; ++k) {
     const Accumulation& a = accumulations[k];
     Sum& s = args.sums[k];
     s.x = a.x.data;
     s.dropout = DropoutParams(a.dropout);
+    s.blocks = Columns(a.blocks);
     s.columns = a.x.shape[1];
+    s.width = a.d.shape[1];
     s.x_stride = a.x.stride[0];
     s.left_row = a.left.stride[0];
     s.left_rank = a.left.stride[1];
     s.d_rank = a.d.stride[0];
     s.d_column = a.d.stride[1];
     s.scale = a.scale;
-    aligned = aligned && rows_aligned(a.x) && s.columns % kRun == 0;
   }
   int64_t ranks = accumulations[0].d.shape[0];
-  if (std::max(args.sums[0].columns, args.sums[1].columns) == 0) return;
+  if (std::max(args.sums[0].columns, args.sums[count - 1].columns) == 0) return;
   for (int64_t rank = 0; rank < ranks; rank += 16 * kMaxRankTiles) {
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < count; ++k) {
       args.sums[k].left = static_cast<const float*>(accumulations[k].left.data) + rank * args.sums[k].left_rank;
       args.sums[k].d = static_cast<float*>(accumulations[k].d.data) + rank * args.sums[k].d_rank;
     }
     args.r = static_cast<int>(std::min<int64_t>(ranks - rank, 16 * kMaxRankTiles));
     with_type(accumulations[0].x.dtype, [&](auto type) {
       using T = decltype(type);
-      if (args.r <= 16) launch<T, 1>(args, aligned, stream);
-      else if (args.r <= 32) launch<T, 2>(args, aligned, stream);
-      else launch<T, kMaxRankTiles>(args, aligned, stream);
+      if (args.r <= 16) launch<T, 1>(args, count, aligned, stream);
+      else if (args.r <= 32) launch<T, 2>(args, count, aligned, stream);
+      else launch<T, kMaxRankTiles>(args, count, aligned, stream);
     });
     check_launch("lora: dA and dB");
+  }
+}
+
+}  // namespace
+
+void accumulate(const Accumulation (&accumulations)[2], cudaStream_t stream) {
+  int64_t m = accumulations[0].x.shape[0];
+  if (m == 0) return;
+  bool aligned = true, listed = false;
+  for (const Accumulation& a : accumulations) {
+    aligned = aligned && rows_aligned(a.x) && a.x.shape[1] % kRun == 0;
+    listed = listed || present(a.blocks.indices);
+  }
+  if (!listed) {
+    Args args{};
+    args.m = m;
+    return accumulate_rows(args, accumulations, 2, aligned, stream);
+  }
+  // A launch for each list: blocks that several lists name are added to by one after the other.
+  for (const Accumulation& a : accumulations) {
+    int64_t rows = present(a.blocks.indices) ? a.blocks.rows_per_list : m;
+    for (int64_t first = 0, list = 0; first < m; first += rows, ++list) {
+      Args args{};
+      args.first = first;
+      args.m = std::min(rows, m - first);
+      args.list = list;
+      accumulate_rows(args, &a, 1, aligned, stream);
+    }
   }
 }
 

@@ -17,19 +17,25 @@ pnb_tensor transposed(pnb_tensor t) {
 }  // namespace
 
 void lora_project(const Device&, const pnb_lora_project_params& p) {
+  if (lora::streams(p)) return lora::stream_project(p);
   for (const auto* one = &p; one != nullptr; one = one->next) {
-    lora::project(one->x, one->a, one->dropout, 1.0f, one->h, stream_of(p.stream));
+    lora::project({one->x, one->a, one->h, one->x_blocks, one->dropout, 1.0f}, stream_of(p.stream));
   }
 }
 
-void lora_gradients(const Device&, const pnb_lora_gradients_params& p) {
+void lora_gradients(const Device& device, const pnb_lora_gradients_params& p) {
+  if (lora::streams(p)) return lora::stream_gradients(device, p);
   cudaStream_t stream = stream_of(p.stream);
   for (const auto* one = &p; one != nullptr; one = one->next) {
-    lora::project(one->dy, transposed(one->b), pnb_dropout{}, one->scaling, one->dh, stream);
-    lora::accumulate({{one->dy, one->h, transposed(one->db), pnb_dropout{}, one->scaling}, {one->x, one->dh, one->da, one->dropout, 1.0f}}, stream);
+    lora::project({one->dy, transposed(one->b), one->dh, one->dy_blocks, pnb_dropout{}, one->scaling}, stream);
+    lora::accumulate({{one->dy, one->h, transposed(one->db), one->dy_blocks, pnb_dropout{}, one->scaling},
+                      {one->x, one->dh, one->da, one->x_blocks, one->dropout, 1.0f}},
+                     stream);
   }
 }
 
-uint64_t lora_gradients_workspace(const Device&, const pnb_lora_gradients_params&) { return 0; }
+uint64_t lora_gradients_workspace(const Device& device, const pnb_lora_gradients_params& p) {
+  return lora::streams(p) ? lora::stream_gradients_workspace(device, p) : 0;
+}
 
 }  // namespace pnb::cuda

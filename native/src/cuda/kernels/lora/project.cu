@@ -23,21 +23,24 @@ struct Args {
   const float* factor;
   float* h;
   DropoutParams dropout;
-  int64_t m, columns, x_stride, h_row, h_rank, factor_rank, factor_column;
+  Columns blocks;
+  int64_t m, columns, width, x_stride, h_row, h_rank, factor_rank, factor_column;
   int r;
   float scale;
   bool factor_aligned;  // a lane's eight floats of the factor are neighbours, at a multiple of 16 bytes
 };
 
-__device__ void load_factor(const Args& p, int rank, int64_t column, float (&v)[kRun]) {
+// Of the neurons behind the first `columns` of x's columns.
+__device__ void load_factor(const Args& p, int rank, int64_t list, int64_t column, int64_t columns, float (&v)[kRun]) {
   const float* row = p.factor + rank * p.factor_rank;
-  if (rank < p.r && p.factor_aligned && column < p.columns) {
-    auto run = Pack<float, kRun>::load(row + column);
+  int64_t neuron = column < columns ? p.blocks.neuron(list, column) : 0;
+  if (rank < p.r && p.factor_aligned && column < columns) {
+    auto run = Pack<float, kRun>::load(row + neuron);
 #pragma unroll
     for (int i = 0; i < kRun; ++i) v[i] = run.v[i];
   } else {
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) v[i] = rank < p.r && column + i < p.columns ? row[(column + i) * p.factor_column] : 0.0f;
+    for (int i = 0; i < kRun; ++i) v[i] = rank < p.r && column + i < columns ? row[(neuron + i) * p.factor_column] : 0.0f;
   }
 }
 
@@ -49,34 +52,37 @@ __global__ void __launch_bounds__(kWarps * kWarp) project_kernel(Args p) {
   int64_t first_row = static_cast<int64_t>(blockIdx.x) * kRows;
   const T* x = static_cast<const T*>(p.x);
   bool drops = p.dropout.active();
+  int64_t list = p.blocks.list_of(first_row);  // of all rows here: kRows divides the rows of a list
+  int64_t columns = p.blocks.active(list, p.columns);
 
   float sums[kRowTiles][kRankTiles][4] = {};
 #pragma unroll 2
-  for (int64_t column = warp * kColumns + lane_run; column - lane_run < p.columns; column += kWarps * kColumns) {
+  for (int64_t column = warp * kColumns + lane_run; column - lane_run < columns; column += kWarps * kColumns) {
     Pack<T, kRun> runs[kRowTiles][2];  // rows g and g + 8
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         int64_t row = first_row + 16 * tile + 8 * half + group;
-        runs[tile][half] = load_run<kAligned>(x + row * p.x_stride, column, row < p.m ? p.columns : 0);
+        runs[tile][half] = load_run<kAligned>(x + row * p.x_stride, column, row < p.m ? columns : 0);
       }
     }
     if (drops) {
       DropoutMask mask(p.dropout);
+      int64_t neuron = column < columns ? p.blocks.neuron(list, column) : 0;
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           int64_t row = first_row + 16 * tile + 8 * half + group;
-          drop(runs[tile][half], mask, static_cast<uint64_t>(row * p.columns + column));
+          drop(runs[tile][half], mask, static_cast<uint64_t>(row * p.width + neuron));
         }
       }
     }
 #pragma unroll
     for (int rank_tile = 0; rank_tile < kRankTiles; ++rank_tile) {
       float factor[kRun];
-      load_factor(p, 8 * rank_tile + group, column, factor);
+      load_factor(p, 8 * rank_tile + group, list, column, columns, factor);
 #pragma unroll
       for (int from = 0; from < kRun; from += 4) {  // four of the eight serve one product
         uint32_t b[2][kFloatParts];
@@ -135,13 +141,14 @@ void launch(const Args& args, bool aligned, cudaStream_t stream) {
 
 }  // namespace
 
-void project(const pnb_tensor& x, const pnb_tensor& factor, const pnb_dropout& dropout, float scale, const pnb_tensor& h,
-             cudaStream_t stream) {
+void project(const Projection& p, cudaStream_t stream) {
+  const pnb_tensor &x = p.x, &factor = p.factor, &h = p.h;
   if (x.shape[0] == 0) return;
-  if (small_rank_projects(x, factor.shape[0])) return project_small_rank(x, factor, dropout, scale, h, stream);
   Args args{};
   args.x = x.data;
-  args.dropout = DropoutParams(dropout);
+  args.dropout = DropoutParams(p.dropout);
+  args.blocks = Columns(p.blocks);
+  args.width = factor.shape[1];
   args.m = x.shape[0];
   args.columns = x.shape[1];
   args.x_stride = x.stride[0];
@@ -149,9 +156,9 @@ void project(const pnb_tensor& x, const pnb_tensor& factor, const pnb_dropout& d
   args.h_rank = h.stride[1];
   args.factor_rank = factor.stride[0];
   args.factor_column = factor.stride[1];
-  args.scale = scale;
+  args.scale = p.scale;
   bool x_aligned = rows_aligned(x) && args.columns % kRun == 0;
-  args.factor_aligned = rows_aligned(factor) && factor.stride[1] == 1 && args.columns % kRun == 0;
+  args.factor_aligned = rows_aligned(factor) && factor.stride[1] == 1 && args.width % kRun == 0;
   for (int64_t rank = 0; rank < factor.shape[0]; rank += 8 * kMaxRankTiles) {
     args.factor = static_cast<const float*>(factor.data) + rank * args.factor_rank;
     args.h = static_cast<float*>(h.data) + rank * args.h_rank;

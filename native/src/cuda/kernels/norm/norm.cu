@@ -1,19 +1,28 @@
 #include "cuda/kernels/norm/norm.h"
 
+#include <algorithm>
+
+#include "cuda/kernels/cluster.cuh"
 #include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/norm/rows.cuh"
 #include "cuda/kernels/reduce.cuh"
 
-// A block takes a row. Where rows are aligned and short enough, a thread holds up to four 16-byte vectors of it in
-// registers, so that memory is read once and four loads are in flight before the first is needed; an operand that is
-// written over is read whole before. Other rows are read again for each sum.
+// Where a warp's columns divide a row, a block takes many rows and each of its threads the same eight columns of all of them:
+// gamma and beta stay in registers, the next rows are on their way while these are reduced, and one barrier serves several
+// rows. A mean over the rows of a pool is then a sum that a thread keeps.
+// Other rows are a block's each. Aligned ones lie in registers, up to four 16-byte vectors a thread, and are read once; the
+// rest are read again for each sum. An operand that is written over has been read before.
 
 namespace pnb::cuda {
 
 namespace {
 
+namespace cg = cooperative_groups;
+
 constexpr int kVectors = 4;
 constexpr int kThreads = 512;       // at most; 512 * 4 vectors hold 16384 elements of bf16, 8192 of f32
 constexpr int kPlainThreads = 256;  // of the kernels for other rows
+constexpr int kPoolRows = 16;       // of a block, where it has a cluster to share a pool with
 
 struct Forward {
   const void* x;
@@ -22,9 +31,19 @@ struct Forward {
   void* y;
   float* mean;  // or NULL
   float* rstd;
-  int64_t x_stride, y_stride;
+  float* pooled;  // or NULL
+  const int32_t* valid_rows;  // or NULL
+  int64_t m, x_stride, y_stride, pool_rows;
+  int64_t rows;  // of a block that takes several
   int h;
   float epsilon;
+  bool parameters_aligned;
+
+  // How many rows of the pool that starts at `first` count.
+  __device__ int64_t pooled_rows(int64_t first) const {
+    int64_t valid = valid_rows == nullptr ? m : min(m, static_cast<int64_t>(*valid_rows));
+    return max(static_cast<int64_t>(0), min(pool_rows, valid - first));
+  }
 };
 
 struct Backward {
@@ -35,8 +54,10 @@ struct Backward {
   const float* gamma;
   const void* residual;  // or NULL
   void* dx;
-  int64_t dy_stride, x_stride, residual_stride, dx_stride;
+  int64_t m, dy_stride, x_stride, residual_stride, dx_stride;
+  int64_t rows;  // of a block that takes several
   int h;
+  bool parameters_aligned;
 };
 
 template <typename T>
@@ -68,7 +89,7 @@ __device__ void keep_statistics(const Forward& p, float mean, float rstd) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) forward_vectors(Forward p, bool parameters_aligned) {
+__global__ void __launch_bounds__(kThreads) forward_vectors(Forward p) {
   constexpr int kCount = kVector<T>;
   __shared__ float shared[kWarp];
   const T* x = row_of<T>(p.x, p.x_stride);
@@ -103,8 +124,8 @@ __global__ void __launch_bounds__(kThreads) forward_vectors(Forward p, bool para
     int at = (i * blockDim.x + threadIdx.x) * kCount;
     if (at >= p.h) continue;
     float gamma[kCount], beta[kCount];
-    load_parameter(p.gamma + at, parameters_aligned, gamma);
-    load_parameter(p.beta + at, parameters_aligned, beta);
+    load_parameter(p.gamma + at, p.parameters_aligned, gamma);
+    load_parameter(p.beta + at, p.parameters_aligned, beta);
 #pragma unroll
     for (int j = 0; j < kCount; ++j) row[i].v[j] = from_float<T>((to_float(row[i].v[j]) - mean) * rstd * gamma[j] + beta[j]);
     row[i].store(y + at);
@@ -127,8 +148,139 @@ __global__ void forward_plain(Forward p) {
   keep_statistics(p, mean, rstd);
 }
 
+// A block takes a pool's rows, one after another, and a thread adds up its own columns in memory.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) backward_vectors(Backward p, bool parameters_aligned) {
+__global__ void forward_pooled_plain(Forward p) {
+  __shared__ float shared[kWarp];
+  int64_t first = blockIdx.x * p.pool_rows;
+  int64_t counted = p.pooled_rows(first);
+  float* pooled = p.pooled + static_cast<int64_t>(blockIdx.x) * p.h;
+  for (int i = threadIdx.x; i < p.h; i += blockDim.x) pooled[i] = 0.0f;
+  for (int64_t row = first; row < min(p.m, first + p.pool_rows); ++row) {
+    const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
+    T* y = static_cast<T*>(p.y) + row * p.y_stride;
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < p.h; i += blockDim.x) sum += to_float(x[i]);
+    float mean = block_sum(sum, shared) / p.h;
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < p.h; i += blockDim.x) squares += (to_float(x[i]) - mean) * (to_float(x[i]) - mean);
+    float rstd = 1.0f / sqrtf(block_sum(squares, shared) / p.h + p.epsilon);
+    for (int i = threadIdx.x; i < p.h; i += blockDim.x) {
+      float value = (to_float(x[i]) - mean) * rstd * p.gamma[i] + p.beta[i];
+      y[i] = from_float<T>(value);
+      if (row - first < counted) pooled[i] += value;
+    }
+    if (threadIdx.x == 0 && p.mean != nullptr) {
+      p.mean[row] = mean;
+      p.rstd[row] = rstd;
+    }
+  }
+  for (int i = threadIdx.x; i < p.h; i += blockDim.x) pooled[i] = counted > 0 ? pooled[i] / static_cast<float>(counted) : 0.0f;
+}
+
+// A block takes p.rows rows, of one pool where there are pools; the blocks of a cluster share a pool and their sums meet in
+// shared memory.
+template <typename T, int kRows, int kMostThreads, bool kPooled>
+__global__ void __launch_bounds__(kMostThreads) forward_rows(Forward p) {
+  extern __shared__ float pool_sums[];
+  __shared__ Statistics<kRows> shared[2];
+  int64_t first = blockIdx.x * p.rows;
+  int64_t end = min(p.m, first + p.rows);
+  int64_t pool_first = 0, counted_end = 0;
+  if constexpr (kPooled) {
+    pool_first = blockIdx.x / cg::this_cluster().num_blocks() * p.pool_rows;
+    first = pool_first + cg::this_cluster().block_rank() * p.rows;
+    end = min(min(p.m, pool_first + p.pool_rows), first + p.rows);
+    counted_end = pool_first + p.pooled_rows(pool_first);
+  }
+  int column = threadIdx.x * kRowColumns;
+  const T* x = static_cast<const T*>(p.x) + column;
+  T* y = static_cast<T*>(p.y) + column;
+  using Run = Pack<T, kRowColumns>;
+  Run next[kRows];
+  auto load = [&](int64_t from) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (from + i < end) next[i] = Run::load(x + (from + i) * p.x_stride);
+    }
+  };
+  load(first);
+  float gamma[kRowColumns], beta[kRowColumns], sums[kRowColumns] = {};
+  load_parameter(p.gamma + column, p.parameters_aligned, gamma);
+  load_parameter(p.beta + column, p.parameters_aligned, beta);
+  int buffer = 0;
+  for (int64_t row = first; row < end; row += kRows, buffer ^= 1) {
+    Run now[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) now[i] = next[i];
+    load(row + kRows);
+    float2 of[kRows];  // sum, and sum of squared distances from the mean
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      float sum = 0.0f, squares = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kRowColumns; ++j) sum += to_float(now[i].v[j]);
+#pragma unroll
+      for (int j = 0; j < kRowColumns; ++j) {
+        float distance = to_float(now[i].v[j]) - sum * (1.0f / kRowColumns);
+        squares += distance * distance;
+      }
+      of[i] = make_float2(sum, squares);
+    }
+    Moments moments[kRows];
+    moments_of_rows(of, shared[buffer], p.h, moments);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (row + i >= end) break;
+      float mean = moments[i].mean;
+      float rstd = 1.0f / sqrtf(moments[i].variance + p.epsilon);
+      bool counts = kPooled && row + i < counted_end;
+#pragma unroll
+      for (int j = 0; j < kRowColumns; ++j) {
+        float value = (to_float(now[i].v[j]) - mean) * rstd * gamma[j] + beta[j];
+        now[i].v[j] = from_float<T>(value);
+        if (counts) sums[j] += value;
+      }
+      now[i].store(y + (row + i) * p.y_stride);
+      if (threadIdx.x == 0 && p.mean != nullptr) {
+        p.mean[row + i] = mean;
+        p.rstd[row + i] = rstd;
+      }
+    }
+  }
+  if constexpr (kPooled) {
+    cg::cluster_group cluster = cg::this_cluster();
+    if (cluster.num_blocks() > 1) {
+#pragma unroll
+      for (int j = 0; j < kRowColumns; ++j) pool_sums[column + j] = sums[j];
+      cluster.sync();
+      if (cluster.block_rank() == 0) {
+        for (unsigned other = 1; other < cluster.num_blocks(); ++other) {
+          const float* found = cluster.map_shared_rank(pool_sums + column, other);
+#pragma unroll
+          for (int j = 0; j < kRowColumns; ++j) sums[j] += found[j];
+        }
+      }
+      cluster.sync();  // before a block ends, the first has read
+    }
+    if (cluster.block_rank() == 0) {
+      int64_t counted = counted_end - pool_first;
+      Pack<float, kRowColumns> pooled;
+#pragma unroll
+      for (int j = 0; j < kRowColumns; ++j) pooled.v[j] = counted > 0 ? sums[j] / static_cast<float>(counted) : 0.0f;
+      float* to = p.pooled + pool_first / p.pool_rows * p.h + column;
+      if (p.parameters_aligned) {
+        pooled.store(to);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kRowColumns; ++j) to[j] = pooled.v[j];
+      }
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) backward_vectors(Backward p) {
   constexpr int kCount = kVector<T>;
   __shared__ float2 shared[kWarp];
   const T* x = row_of<T>(p.x, p.x_stride);
@@ -151,7 +303,7 @@ __global__ void __launch_bounds__(kThreads) backward_vectors(Backward p, bool pa
     int at = (i * blockDim.x + threadIdx.x) * kCount;
     if (at >= p.h) continue;
     float gamma[kCount];
-    load_parameter(p.gamma + at, parameters_aligned, gamma);
+    load_parameter(p.gamma + at, p.parameters_aligned, gamma);
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
       float g = to_float(gradients[i].v[j]) * gamma[j];
@@ -168,7 +320,7 @@ __global__ void __launch_bounds__(kThreads) backward_vectors(Backward p, bool pa
     int at = (i * blockDim.x + threadIdx.x) * kCount;
     if (at >= p.h) continue;
     float gamma[kCount];
-    load_parameter(p.gamma + at, parameters_aligned, gamma);
+    load_parameter(p.gamma + at, p.parameters_aligned, gamma);
     Pack<T, kCount> result;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
@@ -205,6 +357,82 @@ __global__ void backward_plain(Backward p) {
   }
 }
 
+template <typename T, int kRows, int kMostThreads, bool kResidual>
+__global__ void __launch_bounds__(kMostThreads) backward_rows(Backward p) {
+  __shared__ Statistics<kRows> shared[2];
+  int64_t first = blockIdx.x * p.rows;
+  int64_t end = min(p.m, first + p.rows);
+  int column = threadIdx.x * kRowColumns;
+  const T* x = static_cast<const T*>(p.x) + column;
+  const T* dy = static_cast<const T*>(p.dy) + column;
+  const T* residual = static_cast<const T*>(p.residual) + column;
+  T* dx = static_cast<T*>(p.dx) + column;
+  using Run = Pack<T, kRowColumns>;
+  struct Row {
+    Run x, dy, residual;
+    float mean, rstd;
+  };
+  Row next[kRows];
+  auto load = [&](int64_t from) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      int64_t row = from + i;
+      if (row >= end) break;
+      next[i].x = Run::load(x + row * p.x_stride);
+      next[i].dy = Run::load(dy + row * p.dy_stride);
+      if constexpr (kResidual) next[i].residual = Run::load(residual + row * p.residual_stride);
+      next[i].mean = p.mean[row];
+      next[i].rstd = p.rstd[row];
+    }
+  };
+  load(first);
+  float gamma[kRowColumns];
+  load_parameter(p.gamma + column, p.parameters_aligned, gamma);
+  int buffer = 0;
+  for (int64_t row = first; row < end; row += kRows, buffer ^= 1) {
+    Row now[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) now[i] = next[i];
+    load(row + kRows);
+    float2 of[kRows];  // sums of g and of g times the normalised input, where g = dy * gamma
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      of[i] = make_float2(0.0f, 0.0f);
+#pragma unroll
+      for (int j = 0; j < kRowColumns; ++j) {
+        float g = to_float(now[i].dy.v[j]) * gamma[j];
+        of[i].x += g;
+        of[i].y += g * ((to_float(now[i].x.v[j]) - now[i].mean) * now[i].rstd);
+      }
+    }
+    sums_of_rows(of, shared[buffer]);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (row + i >= end) break;
+      float mean_g = of[i].x / p.h;
+      float mean_gx = of[i].y / p.h;
+      Run result;
+#pragma unroll
+      for (int j = 0; j < kRowColumns; ++j) {
+        float normalised = (to_float(now[i].x.v[j]) - now[i].mean) * now[i].rstd;
+        float d = now[i].rstd * (to_float(now[i].dy.v[j]) * gamma[j] - mean_g - normalised * mean_gx);
+        if constexpr (kResidual) d += to_float(now[i].residual.v[j]);
+        result.v[j] = from_float<T>(d);
+      }
+      result.store(dx + (row + i) * p.dx_stride);
+    }
+  }
+}
+
+// Rows for each of about as many blocks as the device holds at once, a multiple of `step`.
+int64_t rows_of_block(const Device& device, int64_t m, int threads, int step) {
+  int64_t blocks = std::max(2, 512 / threads) * static_cast<int64_t>(device.multiprocessors);
+  return round_up(ceil_div(m, blocks), step);
+}
+
+// Whether the kernels that keep a thread at its columns can take rows of this length.
+bool many_rows(int64_t h, bool rows_aligned) { return rows_aligned && h % (kRowColumns * kWarp) == 0 && h <= kRowColumns * kMostRowThreads; }
+
 // Threads a row, so that each has at most kVectors vectors; 0 where the row does not fit or is not aligned.
 template <typename T>
 int vector_threads(int64_t h, bool rows_aligned) {
@@ -215,53 +443,98 @@ int vector_threads(int64_t h, bool rows_aligned) {
 
 }  // namespace
 
-void layer_norm_forward(const Device&, const pnb_layer_norm_forward_params& p) {
+void layer_norm_forward(const Device& device, const pnb_layer_norm_forward_params& p) {
   int64_t m = p.x.shape[0];
   int64_t h = p.x.shape[1];
   if (m == 0 || h == 0) return;
-  Forward args{p.x.data,
-               static_cast<const float*>(p.gamma.data),
-               static_cast<const float*>(p.beta.data),
-               p.y.data,
-               static_cast<float*>(p.mean.data),
-               static_cast<float*>(p.rstd.data),
-               p.x.stride[0],
-               p.y.stride[0],
-               static_cast<int>(h),
-               p.epsilon};
-  bool parameters_aligned = aligned(args.gamma) && aligned(args.beta);
+  cudaStream_t stream = stream_of(p.stream);
+  Forward args{};
+  args.x = p.x.data;
+  args.gamma = static_cast<const float*>(p.gamma.data);
+  args.beta = static_cast<const float*>(p.beta.data);
+  args.y = p.y.data;
+  args.mean = static_cast<float*>(p.mean.data);
+  args.rstd = static_cast<float*>(p.rstd.data);
+  args.m = m;
+  args.x_stride = p.x.stride[0];
+  args.y_stride = p.y.stride[0];
+  args.h = static_cast<int>(h);
+  args.epsilon = p.epsilon;
+  args.parameters_aligned = aligned(args.gamma) && aligned(args.beta);
+  bool pooled = present(p.pooled);
+  if (pooled) {
+    args.pooled = static_cast<float*>(p.pooled.data);
+    args.valid_rows = static_cast<const int32_t*>(p.valid_rows.data);
+    args.pool_rows = p.pool_rows;
+    args.parameters_aligned = args.parameters_aligned && aligned(args.pooled);
+  }
+  int64_t pools = pooled ? ceil_div(m, p.pool_rows) : 0;
+  bool all_aligned = rows_aligned(p.x) && rows_aligned(p.y);
   with_type(p.x.dtype, [&](auto type) {
     using T = decltype(type);
-    int threads = vector_threads<T>(h, rows_aligned(p.x) && rows_aligned(p.y));
-    if (threads > 0) forward_vectors<T><<<m, threads, 0, stream_of(p.stream)>>>(args, parameters_aligned);
-    else forward_plain<T><<<m, kPlainThreads, 0, stream_of(p.stream)>>>(args);
+    if (many_rows(h, all_aligned)) {
+      int threads = static_cast<int>(h / kRowColumns);
+      bool narrow = threads <= kMostRowThreads / 2;
+      if (pooled) {
+        int cluster = cluster_for(pools, pools * ceil_div(std::min(m, p.pool_rows), kPoolRows));
+        args.rows = ceil_div(p.pool_rows, cluster);
+        auto kernel = narrow ? forward_rows<T, 4, kMostRowThreads / 2, true> : forward_rows<T, 2, kMostRowThreads, true>;
+        size_t shared = cluster > 1 ? h * sizeof(float) : 0;
+        launch_clusters(kernel, dim3(static_cast<unsigned>(pools * cluster)), threads, shared, cluster, stream, "layer_norm_forward", args);
+      } else {
+        args.rows = rows_of_block(device, m, threads, narrow ? 4 : 2);
+        auto kernel = narrow ? forward_rows<T, 4, kMostRowThreads / 2, false> : forward_rows<T, 2, kMostRowThreads, false>;
+        kernel<<<static_cast<unsigned>(ceil_div(m, args.rows)), threads, 0, stream>>>(args);
+      }
+      return;
+    }
+    if (pooled) {
+      forward_pooled_plain<T><<<static_cast<unsigned>(pools), kPlainThreads, 0, stream>>>(args);
+      return;
+    }
+    int threads = vector_threads<T>(h, all_aligned);
+    if (threads > 0) forward_vectors<T><<<static_cast<unsigned>(m), threads, 0, stream>>>(args);
+    else forward_plain<T><<<static_cast<unsigned>(m), kPlainThreads, 0, stream>>>(args);
   });
   check_launch("layer_norm_forward");
 }
 
-void layer_norm_backward(const Device&, const pnb_layer_norm_backward_params& p) {
+void layer_norm_backward(const Device& device, const pnb_layer_norm_backward_params& p) {
   int64_t m = p.x.shape[0];
   int64_t h = p.x.shape[1];
   if (m == 0 || h == 0) return;
-  Backward args{p.dy.data,
-                p.x.data,
-                static_cast<const float*>(p.mean.data),
-                static_cast<const float*>(p.rstd.data),
-                static_cast<const float*>(p.gamma.data),
-                p.residual.data,
-                p.dx.data,
-                p.dy.stride[0],
-                p.x.stride[0],
-                p.residual.stride[0],
-                p.dx.stride[0],
-                static_cast<int>(h)};
-  bool parameters_aligned = aligned(args.gamma);
+  cudaStream_t stream = stream_of(p.stream);
+  Backward args{};
+  args.dy = p.dy.data;
+  args.x = p.x.data;
+  args.mean = static_cast<const float*>(p.mean.data);
+  args.rstd = static_cast<const float*>(p.rstd.data);
+  args.gamma = static_cast<const float*>(p.gamma.data);
+  args.residual = p.residual.data;
+  args.dx = p.dx.data;
+  args.m = m;
+  args.dy_stride = p.dy.stride[0];
+  args.x_stride = p.x.stride[0];
+  args.residual_stride = p.residual.stride[0];
+  args.dx_stride = p.dx.stride[0];
+  args.h = static_cast<int>(h);
+  args.parameters_aligned = aligned(args.gamma);
+  bool all_aligned = rows_aligned(p.x) && rows_aligned(p.dy) && rows_aligned(p.residual) && rows_aligned(p.dx);
   with_type(p.x.dtype, [&](auto type) {
     using T = decltype(type);
-    bool all_aligned = rows_aligned(p.x) && rows_aligned(p.dy) && rows_aligned(p.residual) && rows_aligned(p.dx);
+    if (many_rows(h, all_aligned)) {
+      int threads = static_cast<int>(h / kRowColumns);
+      bool narrow = threads <= kMostRowThreads / 2;
+      args.rows = rows_of_block(device, m, threads, narrow ? 2 : 1);
+      auto kernel = present(p.residual)
+                        ? (narrow ? backward_rows<T, 2, kMostRowThreads / 2, true> : backward_rows<T, 1, kMostRowThreads, true>)
+                        : (narrow ? backward_rows<T, 2, kMostRowThreads / 2, false> : backward_rows<T, 1, kMostRowThreads, false>);
+      kernel<<<static_cast<unsigned>(ceil_div(m, args.rows)), threads, 0, stream>>>(args);
+      return;
+    }
     int threads = vector_threads<T>(h, all_aligned);
-    if (threads > 0) backward_vectors<T><<<m, threads, 0, stream_of(p.stream)>>>(args, parameters_aligned);
-    else backward_plain<T><<<m, kPlainThreads, 0, stream_of(p.stream)>>>(args);
+    if (threads > 0) backward_vectors<T><<<static_cast<unsigned>(m), threads, 0, stream>>>(args);
+    else backward_plain<T><<<static_cast<unsigned>(m), kPlainThreads, 0, stream>>>(args);
   });
   check_launch("layer_norm_backward");
 }

@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import dev.penumbra.cli.Cli.Outcome;
 import dev.penumbra.cli.DemoCommand.Skill;
+import dev.penumbra.cli.DemoCommand.Tuned;
 import dev.penumbra.train.StepMetrics;
 import java.io.IOException;
 import java.nio.file.Path;
@@ -22,8 +23,8 @@ class DemoCommandTest {
         Outcome outcome = Cli.run("demo", "--output", output.toString(), "--seconds", "1", "--threads", "1");
         assertThat(outcome.err()).isEmpty();
         assertThat(outcome.code()).isZero();
-        assertThat(outcome.out()).containsSubsequence("Prompt:", "Before:", "1/", "After:", "Held-out loss",
-                "adapter written, read again and checked", "Report:  " + output.resolve("report.html"));
+        assertThat(outcome.out()).containsSubsequence("Prompt:", "Before:", "Dense:", "1/", "Sparse:", "1/", "After:",
+                "held-out loss", "dense", "100%", "sparse", "Held-out loss", "adapter was written, read again and checked", "Report:  " + output.resolve("report.html"));
         assertThat(output.resolve("adapter_model.safetensors")).exists();
         assertThat(output.resolve("report.html")).content().contains("<svg", "Held-out loss", "real tokens/s");
     }
@@ -48,7 +49,9 @@ class DemoCommandTest {
     void theFactsAreThoseOfTheSteps() {
         List<StepMetrics> steps = List.of(new StepMetrics(1, 3, 0, 1, 900, 0, 250),
                 new StepMetrics(2, 2, 0, 1, 1100, 0, 750));
-        assertThat(DemoCommand.facts("a device", steps, "a prompt\n", new Skill(4, "a"), new Skill(1, "b")))
+        Tuned tuned = new Tuned(null, steps, 1);
+        assertThat(tuned.stepMs()).isEqualTo(500);
+        assertThat(DemoCommand.facts("a device", tuned, tuned, "a prompt\n", new Skill(4, "a"), new Skill(1, "b")))
                 .containsEntry("Time", "1.0 s, 500.0 ms a step, 2000 real tokens/s")
                 .containsEntry("Held-out loss", "4.0000 before, 1.0000 after (75.0% lower)")
                 .containsEntry("Prompt", "a prompt").containsEntry("Device", "a device").containsKey("LoRA");

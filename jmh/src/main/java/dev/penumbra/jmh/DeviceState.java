@@ -4,14 +4,19 @@ import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.Backends;
 import dev.penumbra.backend.Device;
 import dev.penumbra.backend.FrozenWeight;
+import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Operation;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
+import java.util.Collections;
 import java.util.List;
+import java.util.Random;
 import java.util.SplittableRandom;
+import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 import org.openjdk.jmh.annotations.Setup;
 import org.openjdk.jmh.annotations.TearDown;
@@ -77,6 +82,20 @@ public abstract class DeviceState extends BenchmarkSizes {
         return tensor;
     }
 
+    /** Lists of random blocks, {@code kept} of all and at least one, for every {@code rowsPerList} tokens. */
+    final BlockList blocks(int all, double kept, int size, int rowsPerList) {
+        int count = Math.max(1, Math.toIntExact(Math.round(kept * all)));
+        int lists = Math.ceilDiv(tokens(), rowsPerList);
+        Random shuffling = new Random(42);
+        int[] indices = IntStream.range(0, lists).flatMap(list -> {
+            List<Integer> order = IntStream.range(0, all).boxed().collect(Collectors.toList());
+            Collections.shuffle(order, shuffling);
+            return order.stream().limit(count).sorted().mapToInt(Integer::intValue);
+        }).toArray();
+        int[] counts = IntStream.generate(() -> count).limit(lists).toArray();
+        return new BlockList(of(indices).reshape(lists, count), of(counts), size, rowsPerList);
+    }
+
     /** A frozen weight W [out, in] with values as a trained layer's, packed for both directions. */
     final FrozenWeight weight(DType dtype, long out, long in) {
         try (Arena staging = Arena.ofConfined()) {
@@ -112,6 +131,11 @@ public abstract class DeviceState extends BenchmarkSizes {
 
     /** As {@link #measure(Operation)}, with the work as the caller counts it. */
     final void measure(Operation operation, long flops, long bytes) {
-        Meter.add(backend.milliseconds(() -> backend.run(operation)), flops, bytes);
+        measure(List.of(operation), flops, bytes);
+    }
+
+    /** Runs operations one after another, as one. */
+    final void measure(List<? extends Operation> operations, long flops, long bytes) {
+        Meter.add(backend.milliseconds(() -> operations.forEach(backend::run)), flops, bytes);
     }
 }

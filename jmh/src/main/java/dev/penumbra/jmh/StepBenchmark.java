@@ -3,6 +3,7 @@ package dev.penumbra.jmh;
 import dev.penumbra.Penumbra;
 import dev.penumbra.backend.Device;
 import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.train.StepMetrics;
 import java.io.IOException;
@@ -51,7 +52,7 @@ public class StepBenchmark extends BenchmarkSizes {
     @Benchmark
     public List<StepMetrics> steps() throws IOException {
         List<StepMetrics> steps = new ArrayList<>();
-        TrainingRun.trainer(penumbra, data, LossOn.ALL, batch, seqLen, WARMUP + METERED, false).listener(steps::add).run();
+        TrainingRun.trainer(penumbra, data, LossOn.ALL, batch, seqLen, WARMUP + METERED, false, SparsityConfig.OFF).listener(steps::add).run();
         steps.subList(WARMUP, steps.size())
                 .forEach(step -> Meter.add(step.stepMs(), shape.stepFlops(batch, seqLen), 0));
         return steps;

@@ -1,6 +1,7 @@
 package dev.penumbra.jmh;
 
 import dev.penumbra.backend.Device;
+import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -12,7 +13,7 @@ import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
 
-/** A dense step beside PEFT's: the same weights, the same tokens, every token supervised. */
+/** A step, dense and sparse, beside PEFT's: the same weights, the same tokens, every token supervised. */
 @Command(name = "step-vs-peft", description = "Time a LoRA step beside transformers + PEFT, on the same random model and tokens.", mixinStandardHelpOptions = true, showDefaultValues = true)
 final class StepVsPeftCommand implements Callable<Integer> {
 
@@ -37,6 +38,12 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private int threads;
     @Option(names = "--steps", defaultValue = "7", description = "Steps that are measured.")
     private int steps;
+    @Option(names = "--sparsity-passes", split = ",", description = "Time steps too that compute only --budget of the MLP's blocks: ${COMPLETION-CANDIDATES}.")
+    private List<Pass> sparsityPasses = List.of();
+    @Option(names = "--budget", defaultValue = "0.25", description = "Part of the MLP's blocks.")
+    private double budget;
+    @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
+    private int block;
     @Option(names = "--record", description = "Write jmh/results/<device>-step-<model>-<rows>x<tokens>.json.")
     private boolean record;
     @Spec
@@ -53,6 +60,12 @@ final class StepVsPeftCommand implements Callable<Integer> {
         Side ours = Side.penumbra(options);
         List<String> unpadded = new ArrayList<>(options);
         unpadded.addAll(List.of("--pad", "none"));
+        List<Side> sparse = new ArrayList<>();
+        for (Pass pass : sparsityPasses) {
+            List<String> with = new ArrayList<>(options);
+            with.addAll(List.of("--sparsity-pass", pass.name(), "--budget", "" + budget, "--mlp-block", "" + block));
+            sparse.add(Side.penumbra(with));
+        }
         Side peer = Side.fastestPeft(unpadded, variants);
         if (Math.abs(ours.firstLoss() - peer.firstLoss()) > LOSS_TOLERANCE * peer.firstLoss()) {
             throw new IllegalStateException("expected both to compute the same first loss, found " + ours.firstLoss()
@@ -64,8 +77,15 @@ final class StepVsPeftCommand implements Callable<Integer> {
                 dtype.name().toLowerCase(Locale.ROOT), device == Device.Kind.CPU ? threads + " threads" : "GPU");
         Comparison comparison = new Comparison(Results.command(spec), ours, peer)
                 .lessIsBetter(what, "ms", ours.ms(), peer.ms())
-                .lessIsBetter("peak memory of that run", "MiB", ours.peakMib(), peer.peakMib())
-                .print();
+                .lessIsBetter("peak memory of that run", "MiB", ours.peakMib(), peer.peakMib());
+        for (int i = 0; i < sparse.size(); i++) {
+            String named = what + ", " + DeclaredSparsity.name(sparsityPasses.get(i), budget);
+            comparison.lessIsBetter(named, "ms", sparse.get(i).ms(), peer.ms())
+                    .lessIsBetter(named + ", beside our own dense step", "ms", sparse.get(i).ms(), ours.ms())
+                    .lessIsBetter(named + ", peak memory beside our own dense step's", "MiB", sparse.get(i).peakMib(),
+                            ours.peakMib());
+        }
+        comparison.print();
         if (record) {
             comparison.record(name);
         }

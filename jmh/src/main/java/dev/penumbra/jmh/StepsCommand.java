@@ -5,6 +5,8 @@ import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.Backends;
 import dev.penumbra.backend.Device;
 import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.predict.SparsityConfig;
+import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.train.StepMetrics;
 import java.nio.file.Path;
@@ -13,6 +15,7 @@ import java.util.Collections;
 import java.util.List;
 import java.util.concurrent.Callable;
 import java.util.stream.DoubleStream;
+import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
 import tools.jackson.databind.node.ObjectNode;
@@ -43,6 +46,14 @@ final class StepsCommand implements Callable<Integer> {
     private Device.Kind device;
     @Option(names = "--threads", defaultValue = "2", description = "CPU threads.")
     private int threads;
+    @Option(names = "--sparsity-pass", description = "Compute only --budget of the MLP's blocks: ${COMPLETION-CANDIDATES}")
+    private @Nullable Pass sparsityPass;
+    @Option(names = "--budget", defaultValue = "0.25", description = "Part of the MLP's blocks with --sparsity-pass.")
+    private double budget;
+    @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
+    private int block;
+    @Option(names = "--rows-per-list", defaultValue = "0", description = "Tokens that share a list; 0: the whole batch.")
+    private int rowsPerList;
 
     @Override
     public Integer call() throws Exception {
@@ -57,7 +68,10 @@ final class StepsCommand implements Callable<Integer> {
                 Backend backend = penumbra.model().backend();
                 description = backend.describe();
                 List<Long> used = new ArrayList<>();
-                TrainingRun.trainer(penumbra, data, loss, batchSize, seqLen, warmup + steps, shuffle)
+                TrainingRun.trainer(penumbra, data, loss, batchSize, seqLen, warmup + steps, shuffle,
+                        sparsityPass == null
+                                ? SparsityConfig.OFF
+                                : DeclaredSparsity.config(sparsityPass, budget, block, rowsPerList))
                         .listener(metrics::add)
                         .listener(step -> used.add(free - backend.freeBytes().orElse(0)))
                         .run();

@@ -1,0 +1,93 @@
+// Which tile a block computes when. The blocks of a persistent grid walk over all tiles in the same order; how many there are
+// may depend on lists that only the device knows. Every role of a block walks by itself, so that nothing has to be handed over.
+#pragma once
+
+#include "cuda/kernels/gemm/blocks.cuh"
+
+namespace pnb::cuda::sm90 {
+
+// Two warpgroups of a block take turns at tiles of this size; a step along k is what a bulk copy's 128-byte rows hold.
+constexpr int kTileM = 128;
+constexpr int kTileN = 128;
+constexpr int kTileK = 64;
+constexpr int kSliceK = 16;  // of one instruction
+constexpr int kSlicesAStep = kTileK / kSliceK;
+
+// A row group is the tiles that a cluster computes together, one above the other.
+struct Schedule {
+  int32_t cluster;            // tiles in a row group, and blocks in a cluster: 1 or 2
+  int32_t row_groups;         // of the product
+  int32_t row_groups_a_list;  // that share a list
+  int32_t columns;            // of tiles, where no list says how many
+  int32_t band;               // row groups that are computed before the next column of tiles
+};
+
+// Row groups that are computed before the next column of tiles: their rows of a and a few columns of b stay in L2 together.
+constexpr int kRowGroups = 8;
+
+template <Gather kGather>
+class Walk {
+ public:
+  __device__ Walk(const Schedule& schedule, const Blocks& blocks, int k)
+      : schedule_(schedule),
+        blocks_(blocks),
+        rank_(static_cast<int>(blockIdx.x) % schedule.cluster),
+        index_(static_cast<int>(blockIdx.x) / schedule.cluster),
+        stride_(static_cast<int>(gridDim.x) / schedule.cluster),
+        slices_((k + kSliceK - 1) / kSliceK) {
+    find();
+  }
+
+  __device__ bool valid() const { return valid_; }
+  __device__ void next() {
+    index_ += stride_;
+    find();
+  }
+
+  __device__ int row() const { return row_; }        // the tile's first in d
+  __device__ int column() const { return column_; }  // likewise
+  __device__ int active() const { return active_; }  // compact columns of the tile's list
+  // Instructions along k, and the steps that hold them.
+  __device__ int slices() const { return slices_; }
+  __device__ int steps() const { return (slices_ + kSlicesAStep - 1) / kSlicesAStep; }
+
+ private:
+  __device__ void find() {
+    valid_ = false;
+    while (list_ * schedule_.row_groups_a_list < schedule_.row_groups) {
+      int rows = min(schedule_.row_groups_a_list, schedule_.row_groups - list_ * schedule_.row_groups_a_list);
+      int columns = schedule_.columns;
+      if constexpr (kGather != Gather::kNone) {
+        active_ = ActiveBlocks(blocks_, first_row_of_list()).columns();
+        if constexpr (kGather == Gather::kColumns) columns = (active_ + kTileN - 1) / kTileN;
+        else slices_ = active_ / kSliceK;
+      }
+      int place = index_ - first_;
+      if (place < rows * columns) {
+        int band = place / (schedule_.band * columns);
+        int rows_in_band = min(schedule_.band, rows - band * schedule_.band);
+        place -= band * schedule_.band * columns;
+        int column = place / rows_in_band;
+        int row_group = list_ * schedule_.row_groups_a_list + band * schedule_.band + (place - column * rows_in_band);
+        row_ = (row_group * schedule_.cluster + rank_) * kTileM;
+        column_ = column * kTileN;
+        valid_ = true;
+        return;
+      }
+      first_ += rows * columns;
+      ++list_;
+    }
+  }
+
+  __device__ int first_row_of_list() const { return list_ * schedule_.row_groups_a_list * schedule_.cluster * kTileM; }
+
+  const Schedule& schedule_;
+  const Blocks& blocks_;
+  int rank_;
+  int index_, stride_;           // in the walk, of clusters
+  int list_ = 0, first_ = 0;     // the list that index_ is in, and its first tile's index
+  int row_ = 0, column_ = 0, active_ = 0, slices_;
+  bool valid_ = false;
+};
+
+}  // namespace pnb::cuda::sm90

@@ -1,0 +1,475 @@
+#include <algorithm>
+
+#include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/lora/parts.cuh"
+#include "cuda/kernels/lora/passes.h"
+#include "cuda/kernels/reduce.cuh"
+
+// Three launches for a whole chain. The first reads every adapter's dy once: a block has some rows and some columns of it, and
+// makes its part of dh = dy B, a sum over columns, and of dB = dy^T h, a sum over rows. The second reads x once and makes parts
+// of dA for all adapters. The third adds up the parts, in the order of rows and columns, and is the only one that writes
+// results: nothing depends on which block comes first.
+//
+// A warp takes 64 columns and sixteen rows a step. Lanes hold rows as memory has them, which is the left operand of a product
+// over columns; transposed in registers they are the right operand of a product over rows.
+
+namespace pnb::cuda::lora {
+
+namespace {
+
+constexpr int kSets = 2;                // of 32 columns: four lanes' runs
+constexpr int kWarpColumns = kSets * 4 * kRun;
+constexpr int kStepRows = 16;
+constexpr int kMostRows = 128;          // of a block: what the rows of a list are a multiple of
+constexpr int kMostSteps = kMostRows / kStepRows;
+constexpr int kMostPasses = 4;          // in one launch: what a kernel's parameters hold
+
+struct Rank {
+  const float* left;  // the sum of `chunks` of these, each [m] with a stride
+  int64_t left_row, left_chunk;
+  int chunks;
+  const float* factor;
+  int64_t factor_column;
+};
+
+struct Pass {
+  const __nv_bfloat16* x;
+  DropoutParams dropout;
+  Columns blocks;
+  int64_t columns, width, x_stride;
+  int r;
+  float left_scale;
+  float* partial;  // [ranges, kRanks, columns]
+  float* low;      // [column blocks, m, kRanks], or NULL: no product over columns
+  Rank ranks[kStreamRanks];
+};
+
+struct Args {
+  int64_t m;
+  int rows;  // of a block
+  Pass passes[kMostPasses];
+};
+static_assert(sizeof(Args) <= 4096);
+
+// Steps of loads on their way: 64 KB a multiprocessor either way.
+template <int kWarps>
+constexpr int kAhead = 32 / kWarps;
+
+template <int kRanks, int kWarps, bool kLow, bool kDrops>
+__global__ void __launch_bounds__(kWarps * kWarp, 1) stream_gradients_kernel(const __grid_constant__ Args args) {
+  using Form = Parts<kRanks>;
+  constexpr int kDepth = kAhead<kWarps>;
+  extern __shared__ float low_found[];  // [kWarps][rows][kRanks]
+  __shared__ uint4 lefts[kMostSteps][Form::kLefts][kWarp];
+  const Pass& p = args.passes[blockIdx.z];
+  int64_t first_column = static_cast<int64_t>(blockIdx.y) * kWarps * kWarpColumns;
+  if (first_column >= p.columns) return;
+  int warp = threadIdx.x / kWarp;
+  int lane = threadIdx.x % kWarp;
+  int group = lane / 4;
+  int64_t first_row = static_cast<int64_t>(blockIdx.x) * args.rows;
+  int64_t end_row = min(args.m, first_row + args.rows);
+  int steps = static_cast<int>(ceil_div(end_row - first_row, kStepRows));
+  int64_t list = p.blocks.list_of(first_row);
+  int64_t columns = p.blocks.active(list, p.columns);
+  int64_t column = first_column + warp * kWarpColumns + lane % 4 * kRun;
+  using Run = Pack<__nv_bfloat16, kRun>;
+  Run runs[kDepth][kSets][2];
+  auto load = [&](Run (&to)[kSets][2], int step) {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int64_t row = first_row + step * kStepRows + 8 * half + group;
+        to[set][half] = load_run<true>(p.x + row * p.x_stride, column + set * 4 * kRun, row < end_row ? columns : 0);
+      }
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < kDepth; ++i) load(runs[i], i);
+
+  int64_t neurons[kSets];
+#pragma unroll
+  for (int set = 0; set < kSets; ++set) {
+    int64_t at = column + set * 4 * kRun;
+    neurons[set] = at < columns ? p.blocks.neuron(list, at) : 0;
+  }
+  uint32_t factor[kLow ? kSets : 1][2][Form::kFactors][2];
+  if constexpr (kLow) {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) Form::load_factor(p.ranks, p.r, neurons[set], column + set * 4 * kRun < columns, factor[set]);
+  }
+  for (int i = threadIdx.x; i < steps * kWarp; i += kWarps * kWarp) {
+    int64_t from = first_row + i / kWarp * kStepRows;
+    uint4 left[Form::kLefts];
+    Form::make_left(
+        i % kWarp,
+        [&](int token, int rank) {
+          int64_t row = from + token;
+          if (rank >= p.r || row >= end_row) return 0.0f;
+          const Rank& of = p.ranks[rank];
+          const float* at = of.left + row * of.left_row;
+          float sum = 0.0f;
+          for (int chunk = 0; chunk < of.chunks; ++chunk) sum += at[chunk * of.left_chunk];
+          return p.left_scale * sum;
+        },
+        left);
+#pragma unroll
+    for (int k = 0; k < Form::kLefts; ++k) lefts[i / kWarp][k][i % kWarp] = left[k];
+  }
+  __syncthreads();
+
+  float sums[kSets][4][4] = {};
+  for (int first = 0; first < steps; first += kDepth) {
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i) {
+      int step = first + i;
+      if (step >= steps) break;
+      auto& rows = runs[i];
+      if constexpr (kDrops) {
+        DropoutMask mask(p.dropout);
+#pragma unroll
+        for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            int64_t row = first_row + step * kStepRows + 8 * half + group;
+            drop(rows[set][half], mask, static_cast<uint64_t>(row * p.width + neurons[set]));
+          }
+        }
+      }
+      if constexpr (kLow) {
+        float low[Form::kTiles][4] = {};
+#pragma unroll
+        for (int set = 0; set < kSets; ++set) Form::project(rows[set], factor[set], low);
+        Form::store_low(low, low_found + (warp * args.rows + step * kStepRows) * kRanks);
+      }
+      uint4 left[Form::kLefts];
+#pragma unroll
+      for (int k = 0; k < Form::kLefts; ++k) left[k] = lefts[step][k][lane];
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) Form::accumulate(rows[set], left, sums[set]);
+      load(rows, step + kDepth);
+    }
+  }
+
+#pragma unroll
+  for (int set = 0; set < kSets; ++set) {
+    int64_t at = column + set * 4 * kRun;
+    Form::results(sums[set], [&](int rank, const float(&v)[kRun]) {
+      if (at >= columns || rank >= p.r) return;
+      Pack<float, kRun> pack;
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) pack.v[i] = v[i];
+      pack.store(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + at);
+    });
+  }
+  if constexpr (kLow) {
+    __syncthreads();
+    int count = static_cast<int>(end_row - first_row) * kRanks;
+    float* to = p.low + (blockIdx.y * args.m + first_row) * kRanks;
+    for (int i = threadIdx.x; i < count; i += kWarps * kWarp) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k) sum += low_found[k * args.rows * kRanks + i];
+      to[i] = sum;
+    }
+  }
+}
+
+// d[rank, neuron] += scale * the parts of all ranges that have the neuron.
+struct Sum {
+  const float* partial;
+  float* d;
+  Columns blocks;
+  int64_t columns, neurons, lists, d_rank, d_column;
+  int ranges, ranges_per_list, pitch, r;  // pitch: ranks of a partial
+  float scale;
+};
+
+// dh[row, rank] = scale * the parts of all blocks of columns.
+struct LowSum {
+  const float* low;
+  float* dh;
+  int64_t dh_row, dh_rank;
+  int chunks, pitch, r;
+};
+
+constexpr int kFinished = 4;  // adapters of a launch
+struct FinishArgs {
+  Sum sums[2 * kFinished];
+  LowSum lows[kFinished];
+  int64_t m;
+  int adapters;
+  float scaling;
+};
+static_assert(sizeof(FinishArgs) <= 4096);
+
+constexpr int kFinishThreads = 128;
+
+__device__ float add_ranges(const float* from, int64_t stride, int count) {
+  float sum = 0.0f;
+#pragma unroll 16
+  for (int i = 0; i < count; ++i) sum += from[i * stride];
+  return sum;
+}
+
+// Where a list has a block, or -1; for a warp whose lanes all ask for the same.
+__device__ int place_of(const Columns& blocks, int64_t list, int block) {
+  int count = blocks.counts[list], found = -1;
+  const int32_t* indices = blocks.indices + list * blocks.list_stride;
+#pragma unroll 4
+  for (int i = threadIdx.x % kWarp; i < count; i += kWarp) found = indices[i] == block ? i : found;
+  return __reduce_max_sync(~0u, found);
+}
+
+__global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_constant__ FinishArgs args) {
+  int64_t thread = static_cast<int64_t>(blockIdx.x) * kFinishThreads + threadIdx.x;
+  int sums = 2 * args.adapters;
+  if (static_cast<int>(blockIdx.y) >= sums) {
+    const LowSum& p = args.lows[blockIdx.y - sums];
+    if (thread >= args.m * p.r) return;
+    int64_t row = thread / p.r, rank = thread % p.r;
+    float sum = 0.0f;
+    for (int i = 0; i < p.chunks; ++i) sum += p.low[(i * args.m + row) * p.pitch + rank];
+    p.dh[row * p.dh_row + rank * p.dh_rank] = args.scaling * sum;
+    return;
+  }
+  const Sum& p = args.sums[blockIdx.y];
+  int64_t padded = round_up(p.neurons, kWarp);  // a warp stays within a rank
+  int64_t neuron = thread % padded, rank = thread / padded;
+  if (rank >= p.r) return;
+  int64_t range = p.pitch * p.columns;
+  float sum = 0.0f;
+  if (!p.blocks.listed()) {
+    if (neuron >= p.neurons) return;
+    sum = add_ranges(p.partial + rank * p.columns + neuron, range, p.ranges);
+  } else {
+    int block = static_cast<int>(neuron / p.blocks.size);
+    bool any = false;
+    for (int64_t list = 0; list < p.lists; ++list) {
+      int place = place_of(p.blocks, list, block);
+      if (place < 0) continue;
+      any = true;
+      int64_t first = list * p.ranges_per_list;
+      int count = static_cast<int>(min(static_cast<int64_t>(p.ranges_per_list), p.ranges - first));
+      sum += add_ranges(p.partial + first * range + rank * p.columns + place * p.blocks.size + neuron % p.blocks.size, range, count);
+    }
+    if (!any) return;
+  }
+  float* d = p.d + rank * p.d_rank + neuron * p.d_column;
+  *d += p.scale * sum;
+}
+
+// Ranks that a kernel computes with.
+int form(int64_t r) { return r <= 4 ? 4 : r <= 8 ? 8 : 16; }
+
+// How passes over matrices of `columns` columns each are shared out.
+struct Grid {
+  int warps = 0, rows = 0;
+
+  int64_t column_blocks(int64_t columns) const { return ceil_div(columns, static_cast<int64_t>(warps) * kWarpColumns); }
+  int64_t ranges(int64_t m) const { return ceil_div(m, rows); }
+};
+
+// The largest blocks that keep most of the device busy: large ones leave fewer parts to add up.
+Grid choose_grid(const Device& device, int64_t m, const int64_t* columns, int count, int ranks) {
+  Grid grid;
+  for (Grid choice : {Grid{16, 128}, Grid{8, 128}, Grid{8, 64}, Grid{8, 32}}) {
+    if (choice.warps == 16 && ranks == 16) continue;  // the parts of its factors fill the registers
+    grid = choice;
+    int64_t blocks = 0;
+    for (int i = 0; i < count; ++i) blocks += grid.column_blocks(columns[i]) * grid.ranges(m);
+    if (4 * blocks >= 3 * device.multiprocessors) break;
+  }
+  return grid;
+}
+
+// Up to kFinished neighbours of a chain, where their parts lie in the workspace, and how the passes are shared out.
+struct Plan {
+  const pnb_lora_gradients_params* adapters[kFinished];
+  int count = 0;
+  const pnb_lora_gradients_params* rest = nullptr;  // of the chain
+  bool together = true;                             // one pass over x serves all
+  int out_ranks = 0, in_ranks = 0;                  // of a partial
+  int first_rank[kFinished];                        // in the common pass
+  Grid out_grid, in_grid;
+  uint64_t low[kFinished], out_partial[kFinished], in_partial[kFinished];  // in floats
+  uint64_t floats = 0;
+
+  uint64_t take(int64_t size) {
+    uint64_t at = floats;
+    floats += static_cast<uint64_t>(round_up(size, 64));
+    return at;
+  }
+};
+
+Plan make_plan(const Device& device, const pnb_lora_gradients_params& first) {
+  Plan plan;
+  int64_t m = first.x.shape[0], in = first.x.shape[1];
+  int64_t total = 0, widest = 0, outs[kFinished], ins[kFinished];
+  const auto* one = &first;
+  for (; one != nullptr && plan.count < kFinished; one = one->next) {
+    int i = plan.count++;
+    plan.adapters[i] = one;
+    plan.first_rank[i] = static_cast<int>(total);
+    outs[i] = one->dy.shape[1];
+    ins[i] = in;
+    total += one->a.shape[0];
+    widest = std::max(widest, one->a.shape[0]);
+    // Dropout makes x another one for each adapter.
+    plan.together = plan.together && (one->dropout.p == 0.0f || (i == 0 && one->next == nullptr));
+  }
+  plan.rest = one;
+  plan.together = plan.together && total <= kStreamRanks;
+  plan.out_ranks = form(widest);
+  plan.in_ranks = form(plan.together ? total : widest);
+  plan.out_grid = choose_grid(device, m, outs, plan.count, plan.out_ranks);
+  plan.in_grid = choose_grid(device, m, ins, plan.together ? 1 : plan.count, plan.in_ranks);
+  for (int i = 0; i < plan.count; ++i) {
+    plan.low[i] = plan.take(plan.out_grid.column_blocks(outs[i]) * m * plan.out_ranks);
+    plan.out_partial[i] = plan.take(plan.out_grid.ranges(m) * plan.out_ranks * outs[i]);
+    plan.in_partial[i] = plan.together && i > 0 ? plan.in_partial[0] : plan.take(plan.in_grid.ranges(m) * plan.in_ranks * in);
+  }
+  return plan;
+}
+
+template <int kRanks, int kWarps, bool kLow, bool kDrops>
+void launch_pass(const Args& args, dim3 grid, cudaStream_t stream) {
+  auto kernel = stream_gradients_kernel<kRanks, kWarps, kLow, kDrops>;
+  size_t shared = kLow ? static_cast<size_t>(kWarps) * static_cast<size_t>(args.rows) * kRanks * sizeof(float) : 0;
+  if (kLow) allow_shared_memory(kernel, shared, "lora_gradients");
+  kernel<<<grid, kWarps * kWarp, shared, stream>>>(args);
+  check_launch(kLow ? "lora: dy B and dB" : "lora: dA");
+}
+
+template <bool kLow, bool kDrops>
+void launch_ranks(const Args& args, const Grid& shape, int ranks, dim3 grid, cudaStream_t stream) {
+  if (ranks == 16) launch_pass<16, 8, kLow, kDrops>(args, grid, stream);
+  else if (ranks == 8 && shape.warps == 8) launch_pass<8, 8, kLow, kDrops>(args, grid, stream);
+  else if (ranks == 8) launch_pass<8, 16, kLow, kDrops>(args, grid, stream);
+  else if (shape.warps == 8) launch_pass<4, 8, kLow, kDrops>(args, grid, stream);
+  else launch_pass<4, 16, kLow, kDrops>(args, grid, stream);
+}
+
+void launch(Args& args, int passes, const Grid& shape, int ranks, bool low, cudaStream_t stream) {
+  int64_t blocks = 0;
+  bool drops = false;
+  for (int i = 0; i < passes; ++i) {
+    blocks = std::max(blocks, shape.column_blocks(args.passes[i].columns));
+    drops = drops || args.passes[i].dropout.active();
+  }
+  if (blocks == 0) return;
+  args.rows = shape.rows;
+  dim3 grid(static_cast<unsigned>(shape.ranges(args.m)), static_cast<unsigned>(blocks), static_cast<unsigned>(passes));
+  if (low) launch_ranks<true, false>(args, shape, ranks, grid, stream);
+  else if (drops) launch_ranks<false, true>(args, shape, ranks, grid, stream);
+  else launch_ranks<false, false>(args, shape, ranks, grid, stream);
+}
+
+Pass pass_over(const pnb_tensor& x, const pnb_block_list& blocks, int64_t width) {
+  Pass pass{};
+  pass.x = static_cast<const __nv_bfloat16*>(x.data);
+  pass.blocks = Columns(blocks);
+  pass.columns = x.shape[1];
+  pass.width = width;
+  pass.x_stride = x.stride[0];
+  return pass;
+}
+
+Sum sum_of(const Pass& pass, const Grid& grid, int64_t m, int pitch, int first_rank, int64_t r, const pnb_tensor& d, int rank_dim, float scale) {
+  Sum sum{};
+  sum.partial = pass.partial + first_rank * pass.columns;
+  sum.d = static_cast<float*>(d.data);
+  sum.blocks = pass.blocks;
+  sum.columns = pass.columns;
+  sum.neurons = pass.width;
+  sum.lists = pass.blocks.listed() ? ceil_div(m, pass.blocks.rows_per_list) : 1;
+  sum.d_rank = d.stride[rank_dim];
+  sum.d_column = d.stride[1 - rank_dim];
+  sum.ranges = static_cast<int>(grid.ranges(m));
+  sum.ranges_per_list = sum.lists > 1 ? static_cast<int>(pass.blocks.rows_per_list / grid.rows) : sum.ranges;
+  sum.pitch = pitch;
+  sum.r = static_cast<int>(r);
+  sum.scale = scale;
+  return sum;
+}
+
+void run(const Plan& plan, const pnb_lora_gradients_params& first, cudaStream_t stream) {
+  auto* space = static_cast<float*>(first.workspace.data);
+  int64_t m = first.x.shape[0];
+  Args out{}, in{};
+  FinishArgs finish{};
+  out.m = in.m = finish.m = m;
+  finish.adapters = plan.count;
+  finish.scaling = first.scaling;
+  int64_t most = 0;  // threads of one part of the last launch
+  for (int i = 0; i < plan.count; ++i) {
+    const auto& one = *plan.adapters[i];
+    int64_t r = one.a.shape[0];
+    Pass& pass = out.passes[i] = pass_over(one.dy, one.dy_blocks, one.b.shape[0]);
+    pass.left_scale = 1.0f;
+    pass.r = static_cast<int>(r);
+    pass.partial = space + plan.out_partial[i];
+    pass.low = space + plan.low[i];
+    for (int64_t k = 0; k < r; ++k) {
+      pass.ranks[k] = {static_cast<const float*>(one.h.data) + k * one.h.stride[1], one.h.stride[0], 0, 1,
+                       static_cast<const float*>(one.b.data) + k * one.b.stride[1], one.b.stride[0]};
+    }
+    int chunks = static_cast<int>(plan.out_grid.column_blocks(pass.columns));
+    finish.lows[i] = {pass.low, static_cast<float*>(one.dh.data), one.dh.stride[0], one.dh.stride[1], chunks, plan.out_ranks, static_cast<int>(r)};
+    finish.sums[2 * i] = sum_of(pass, plan.out_grid, m, plan.out_ranks, 0, r, one.db, 1, one.scaling);
+
+    Pass& over_x = in.passes[plan.together ? 0 : i];
+    int first_rank = plan.together ? plan.first_rank[i] : 0;
+    if (first_rank == 0) {
+      over_x = pass_over(one.x, one.x_blocks, one.a.shape[1]);
+      over_x.dropout = DropoutParams(one.dropout);
+      over_x.left_scale = one.scaling;
+      over_x.partial = space + plan.in_partial[i];
+    }
+    for (int64_t k = 0; k < r; ++k) {
+      over_x.ranks[first_rank + k] = {pass.low + k, plan.out_ranks, m * plan.out_ranks, chunks, nullptr, 0};
+    }
+    over_x.r += static_cast<int>(r);
+    finish.sums[2 * i + 1] = sum_of(over_x, plan.in_grid, m, plan.in_ranks, first_rank, r, one.da, 0, over_x.dropout.keep);
+    most = std::max({most, m * r, r * round_up(pass.width, kWarp), r * round_up(over_x.width, kWarp)});
+  }
+  launch(out, plan.count, plan.out_grid, plan.out_ranks, true, stream);
+  launch(in, plan.together ? 1 : plan.count, plan.in_grid, plan.in_ranks, false, stream);
+  dim3 grid(static_cast<unsigned>(ceil_div(most, kFinishThreads)), static_cast<unsigned>(3 * plan.count));
+  finish_kernel<<<grid, kFinishThreads, 0, stream>>>(finish);
+  check_launch("lora_gradients: sums of the parts");
+}
+
+}  // namespace
+
+bool streams(const pnb_lora_gradients_params& p) {
+  bool fits = streams(p.x);
+  for (const auto* one = &p; one != nullptr; one = one->next) {
+    fits = fits && streams(one->dy) && one->a.shape[0] >= 1 && one->a.shape[0] <= kStreamRanks;
+  }
+  return fits;
+}
+
+uint64_t stream_gradients_workspace(const Device& device, const pnb_lora_gradients_params& p) {
+  uint64_t floats = 0;
+  for (const auto* first = &p; first != nullptr;) {
+    Plan plan = make_plan(device, *first);
+    floats = std::max(floats, plan.floats);
+    first = plan.rest;
+  }
+  return floats * sizeof(float);
+}
+
+void stream_gradients(const Device& device, const pnb_lora_gradients_params& p) {
+  if (p.x.shape[0] == 0) return;
+  for (const auto* first = &p; first != nullptr;) {
+    Plan plan = make_plan(device, *first);
+    pnb_lora_gradients_params head = *first;
+    head.workspace = p.workspace;
+    run(plan, head, stream_of(p.stream));
+    first = plan.rest;
+  }
+}
+
+}  // namespace pnb::cuda::lora

@@ -1,0 +1,276 @@
+#include <algorithm>
+
+#include "cuda/kernels/cluster.cuh"
+#include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/reduce.cuh"
+#include "cuda/kernels/sparse/sparse.h"
+
+// A block takes a list: it sorts the scores in registers and shared memory, sums them up in that order, and gathers what is
+// chosen by its place. The sum of all scores, and of those before one, are sums of f32 in the order of the choice, one addition
+// after another: whoever adds up like this chooses the same blocks, to the last of them.
+
+namespace pnb::cuda {
+
+namespace {
+
+namespace cg = cooperative_groups;
+
+constexpr int kMostThreads = 1024;
+constexpr int kMostBlocks = 4096;
+
+struct Select {
+  const float* scores;
+  int32_t* indices;
+  int32_t* counts;
+  float* summary;  // or NULL; with it, the grid is one cluster
+  int64_t lists, scores_stride, indices_stride;
+  int blocks, capacity;
+  float coverage;
+};
+
+// Falling scores, of equal ones rising indices, are falling keys.
+__device__ inline uint64_t key_of(float score, int index) {
+  return static_cast<uint64_t>(__float_as_uint(score)) << 32 | (0xffffffffu - static_cast<uint32_t>(index));
+}
+__device__ inline float score_of(uint64_t key) { return __uint_as_float(static_cast<uint32_t>(key >> 32)); }
+__device__ inline int index_of(uint64_t key) { return static_cast<int>(0xffffffffu - static_cast<uint32_t>(key)); }
+
+// Bitonic sort of kEach * blockDim.x keys, falling; thread t holds places kEach * t on.
+template <int kEach>
+__device__ void sort(uint64_t (&keys)[kEach], uint64_t* shared) {
+  int count = kEach * static_cast<int>(blockDim.x);
+  int first = kEach * static_cast<int>(threadIdx.x);
+  for (int run = 2; run <= count; run *= 2) {
+    for (int distance = run / 2; distance > 0; distance /= 2) {
+      if (distance < kEach) {
+#pragma unroll
+        for (int d = kEach / 2; d > 0; d /= 2) {
+          if (d != distance) continue;
+#pragma unroll
+          for (int i = 0; i < kEach; ++i) {
+            if ((i & d) != 0) continue;
+            uint64_t low = keys[i], high = keys[i | d];
+            bool swap = ((first + i) & run) == 0 ? low < high : low > high;
+            keys[i] = swap ? high : low;
+            keys[i | d] = swap ? low : high;
+          }
+        }
+        continue;
+      }
+      bool across = distance >= kEach * kWarp;
+      if (across) {
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < kEach; ++i) shared[i * blockDim.x + threadIdx.x] = keys[i];
+        __syncthreads();
+      }
+      int mask = distance / kEach;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        uint64_t other = across ? shared[i * blockDim.x + (threadIdx.x ^ mask)] : __shfl_xor_sync(~0u, keys[i], mask);
+        // The lower of two places gets the larger key where the run falls.
+        bool lower = ((first + i) & distance) == 0;
+        bool falls = ((first + i) & run) == 0;
+        keys[i] = (lower == falls) == (other > keys[i]) ? other : keys[i];
+      }
+    }
+  }
+}
+
+constexpr int kBatch = 16;
+
+// sums[i] = sums[i - 1] + values[i], by one thread; the next values are on their way while it adds.
+__device__ void add_in_order(const float* values, float* sums, int count) {
+  float next[kBatch];
+#pragma unroll
+  for (int i = 0; i < kBatch; ++i) next[i] = values[i];
+  float sum = 0.0f;
+  for (int from = 0; from < count; from += kBatch) {
+    float now[kBatch];
+    int following = min(from + kBatch, count - kBatch);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      now[i] = next[i];
+      next[i] = values[following + i];
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      sum = __fadd_rn(sum, now[i]);
+      sums[from + i] = sum;
+    }
+  }
+}
+
+struct Shared {
+  uint64_t keys[kMostBlocks];
+  float values[kMostBlocks];  // sorted
+  float sums[kMostBlocks];    // of the values up to here
+  uint8_t chosen[kMostBlocks];
+  int warps[kWarp];
+};
+
+struct Outcome {
+  double covered, whole;  // sums of scores
+  int64_t kept, cut;
+};
+
+template <int kEach>
+__device__ void select(const Select& p, int64_t list, Shared& shared, Outcome& outcome) {
+  int count = kEach * static_cast<int>(blockDim.x);
+  int first = kEach * static_cast<int>(threadIdx.x);
+  const float* scores = p.scores + list * p.scores_stride;
+  uint64_t keys[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    int at = i * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);  // any order will do
+    float score = at < p.blocks ? scores[at] : 0.0f;
+    keys[i] = key_of(score > 0.0f ? score : 0.0f, at);
+  }
+  sort<kEach>(keys, shared.keys);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    shared.values[first + i] = score_of(keys[i]);
+    shared.chosen[first + i] = 0;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) add_in_order(shared.values, shared.sums, count);
+  __syncthreads();
+
+  // Wanted are the first of those that have a score, until the sum of the ones before reaches the target.
+  float whole = shared.sums[count - 1];
+  float target = __fmul_rn(p.coverage, whole);
+  int wanted = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    int place = first + i;
+    float before = place == 0 ? 0.0f : shared.sums[place - 1];
+    wanted += __syncthreads_count(score_of(keys[i]) > 0.0f && (p.coverage == 1.0f || before < target));
+  }
+  int kept = min(wanted, p.capacity);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (first + i < kept) shared.chosen[index_of(keys[i])] = 1;
+  }
+  __syncthreads();
+
+  // The chosen before this thread's places: of its warp, by shuffles, and of the warps before.
+  int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  int own = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) own += shared.chosen[first + i];
+  int up_to = own;
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    int other = __shfl_up_sync(~0u, up_to, step);
+    if (lane >= step) up_to += other;
+  }
+  if (lane == kWarp - 1) shared.warps[warp] = up_to;
+  __syncthreads();
+  int to = up_to - own;
+  for (int i = 0; i < warp; ++i) to += shared.warps[i];
+  int32_t* indices = p.indices + list * p.indices_stride;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    if (shared.chosen[first + i]) indices[to++] = first + i;
+  }
+  if (threadIdx.x == 0) {
+    p.counts[list] = kept;
+    outcome.kept += kept;
+    outcome.cut += wanted > p.capacity;
+    outcome.covered += kept == 0 ? 0.0f : shared.sums[kept - 1];
+    outcome.whole += whole;
+  }
+  __syncthreads();  // before the next list writes here
+}
+
+template <int kEach>
+__global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
+  extern __shared__ __align__(16) char memory[];
+  __shared__ Outcome outcome;
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  if (threadIdx.x == 0) outcome = {};
+  for (int64_t list = blockIdx.x; list < p.lists; list += gridDim.x) select<kEach>(p, list, shared, outcome);
+  if (p.summary == nullptr) return;
+  cg::cluster_group cluster = cg::this_cluster();
+  cluster.sync();
+  if (cluster.block_rank() == 0 && threadIdx.x == 0) {
+    Outcome all{};
+    for (unsigned other = 0; other < cluster.num_blocks(); ++other) {
+      Outcome one = *cluster.map_shared_rank(&outcome, other);
+      all.covered += one.covered;
+      all.whole += one.whole;
+      all.kept += one.kept;
+      all.cut += one.cut;
+    }
+    double blocks = static_cast<double>(max(p.lists * p.blocks, static_cast<int64_t>(1)));
+    p.summary[PNB_SUMMARY_KEPT] = static_cast<float>(static_cast<double>(all.kept) / blocks);
+    p.summary[PNB_SUMMARY_COVERED] = all.whole == 0 ? 1.0f : static_cast<float>(all.covered / all.whole);
+    p.summary[PNB_SUMMARY_CUT] = static_cast<float>(static_cast<double>(all.cut) / static_cast<double>(max(p.lists, static_cast<int64_t>(1))));
+  }
+  cluster.sync();  // before a block ends, the first has read
+}
+
+struct Relative {
+  const float* mass;
+  float* scores;
+  int blocks, size;
+  float threshold, share;
+};
+
+constexpr int kRelativeThreads = 256;
+
+// A warp takes a block of neurons.
+__global__ void __launch_bounds__(kRelativeThreads) relative_kernel(Relative p) {
+  int block = (static_cast<int>(blockIdx.x) * kRelativeThreads + static_cast<int>(threadIdx.x)) / kWarp;
+  int lane = threadIdx.x % kWarp;
+  if (block >= p.blocks) return;
+  const float* mass = p.mass + static_cast<int64_t>(block) * p.size;
+  float sum = 0.0f, largest = 0.0f;
+  for (int j = lane; j < p.size; j += kWarp) {
+    sum += mass[j];
+    largest = fmaxf(largest, mass[j]);
+  }
+  sum = warp_combine(sum, [](float a, float b) { return a + b; });
+  largest = warp_combine(largest, [](float a, float b) { return fmaxf(a, b); });
+  float limit = __fmul_rn(p.threshold, largest);
+  int below = 0;
+  for (int j = lane; j < p.size; j += kWarp) below += mass[j] < limit;
+  below = warp_combine(below, [](int a, int b) { return a + b; });
+  bool dropped = static_cast<float>(below) >= __fmul_rn(p.share, static_cast<float>(p.size));
+  if (lane == 0) p.scores[block] = dropped ? 0.0f : sum;
+}
+
+}  // namespace
+
+void select_blocks(const pnb_select_blocks_params& p) {
+  Select args{static_cast<const float*>(p.scores.data),
+              static_cast<int32_t*>(p.blocks.indices.data),
+              static_cast<int32_t*>(p.blocks.counts.data),
+              static_cast<float*>(p.summary.data),
+              p.scores.shape[0],
+              p.scores.stride[0],
+              p.blocks.indices.stride[0],
+              static_cast<int>(p.scores.shape[1]),
+              static_cast<int>(p.blocks.indices.shape[1]),
+              p.coverage};
+  if (args.lists == 0 && args.summary == nullptr) return;
+  int places = kWarp;
+  while (places < args.blocks) places *= 2;
+  int each = std::max(1, places / kMostThreads);
+  auto kernel = each == 1 ? select_kernel<1> : each == 2 ? select_kernel<2> : select_kernel<4>;
+  allow_shared_memory(kernel, sizeof(Shared), "select_blocks");
+  // What all lists came to is added up within one cluster.
+  int cluster = args.summary == nullptr ? 1 : static_cast<int>(std::clamp<int64_t>(args.lists, 1, kMaxCluster));
+  auto blocks = static_cast<unsigned>(args.summary == nullptr ? args.lists : cluster);
+  launch_clusters(kernel, dim3(blocks), places / each, sizeof(Shared), cluster, stream_of(p.stream), "select_blocks", args);
+}
+
+void relative_mass(const pnb_relative_mass_params& p) {
+  Relative args{static_cast<const float*>(p.neuron_mass.data), static_cast<float*>(p.scores.data), static_cast<int>(p.scores.shape[1]), p.block_size,
+                p.threshold, p.share};
+  if (args.blocks == 0) return;
+  relative_kernel<<<static_cast<unsigned>(ceil_div(args.blocks, kRelativeThreads / kWarp)), kRelativeThreads, 0, stream_of(p.stream)>>>(args);
+  check_launch("relative_mass");
+}
+
+}  // namespace pnb::cuda
