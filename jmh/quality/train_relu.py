@@ -1,7 +1,7 @@
 """Trains an OPT-shaped ReLU model for real, on the Python sources found on this machine, and writes what `jmh/run quality`
 tunes it on: C and C++ headers, which are text of another kind.
 
-    train_relu.py --output DIR --seconds 260 --device cuda
+    train_relu.py --output DIR --seconds 300 --device cuda
 
 writes into DIR: model/ (Hugging Face), pretrain.jsonl (Python the model was not trained on), tune.jsonl and held.jsonl
 (headers, apart by file), as {"context": [ids], "completion": [ids]}, and train.json, which says what was done.
@@ -42,13 +42,14 @@ def parse():
     parser.add_argument("--output", required=True)
     parser.add_argument("--shape", choices=SHAPES, default="opt-125m")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=260, help="for everything")
+    parser.add_argument("--seconds", type=float, default=300, help="for everything")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--tokenizer", help="folder with a tokenizer.json; without it, byte-level BPE is trained")
     parser.add_argument("--vocab-size", type=int, default=16384, help="of the tokenizer that is trained")
-    parser.add_argument("--megabytes", type=float, default=500, help="most Python text")
+    parser.add_argument("--megabytes", type=float, default=170, help="most Python text")
+    parser.add_argument("--read-seconds", type=float, default=40, help="for reading text of each kind, where files are slow")
     parser.add_argument("--header-megabytes", type=float, default=12, help="most header text")
     parser.add_argument("--tune-samples", type=int, default=300)
     parser.add_argument("--held-samples", type=int, default=64)
@@ -61,9 +62,9 @@ def log(message):
     print(f"{time.time() - BEGAN:6.1f}s  {message}", flush=True)
 
 
-def texts(files, limit, longest):
-    """Distinct readable texts, at most `limit` characters in all."""
-    seen, total = set(), 0
+def texts(files, limit, longest, seconds):
+    """Distinct readable texts, at most `limit` characters in all, as many as there is time for."""
+    seen, total, end = set(), 0, time.time() + seconds
     for path in files:
         try:
             with open(path, encoding="utf-8") as file:
@@ -76,7 +77,7 @@ def texts(files, limit, longest):
         seen.add(digest)
         total += len(text)
         yield text
-        if total > limit:
+        if total > limit or time.time() > end:
             return
 
 
@@ -270,8 +271,8 @@ def main():
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     shape = SHAPES[options.shape]
-    documents = list(texts(python_files(options.roots), options.megabytes * 1e6, 400_000))
-    headers = list(texts(header_files(), options.header_megabytes * 1e6, 20_000))
+    documents = list(texts(python_files(options.roots), options.megabytes * 1e6, 400_000, options.read_seconds))
+    headers = list(texts(header_files(), options.header_megabytes * 1e6, 20_000, options.read_seconds))
     log(f"{len(documents)} Python files, {sum(map(len, documents)) / 1e6:.0f}M characters; {len(headers)} headers")
     if len(documents) < 10 or len(headers) < 10:
         raise SystemExit(f"expected 10 Python files and 10 headers or more, found {len(documents)} and {len(headers)}")

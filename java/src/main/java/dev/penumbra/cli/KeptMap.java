@@ -32,8 +32,8 @@ final class KeptMap {
         int rowHeight = Math.clamp(240 / layers, 4, 16);
         int height = TOP + layers * rowHeight + BOTTOM;
         StringBuilder svg = new StringBuilder(String.format(Locale.ROOT,
-                "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"Kept part of the MLP blocks by layer and step\">%n", WIDTH,
-                height));
+                "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"Kept part of the MLP blocks by layer and step\">%n",
+                WIDTH, height));
         for (int layer = 0; layer < layers; layer++) {
             row(svg, steps, layer, columns, width, TOP + layer * rowHeight, rowHeight);
         }
@@ -77,6 +77,7 @@ final class KeptMap {
     }
 
     private static void text(StringBuilder svg, double x, double y, String anchor, String text) {
-        svg.append(String.format(Locale.ROOT, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">%s</text>%n", x, y, anchor, text));
+        svg.append(String.format(Locale.ROOT, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">%s</text>%n", x, y, anchor,
+                text));
     }
 }

@@ -12,7 +12,10 @@ import org.jspecify.annotations.Nullable;
 /** An MLP's matrices with a row for each neuron, in the order of the neurons' places, as they are packed. */
 final class NeuronRows {
 
-    /** Rows and columns that are turned at once: their cache lines stay in the first level's cache. */
+    /**
+     * Rows and columns that are turned at once, in an array of their own: rows of a matrix lie a power of two apart, and a column
+     * of it would find place in few of the first cache's sets.
+     */
     private static final int TILE = 64;
 
     private NeuronRows() {
@@ -32,42 +35,57 @@ final class NeuronRows {
         Tensor rows = Tensor.allocate(owner, fc2.dtype(), Shape.of(neurons, hidden));
         MemorySegment from = fc2.segment();
         MemorySegment to = rows.segment();
-        boolean wide = fc2.dtype().byteSize() == 4;
         // Where each original neuron goes: the source, a mapped file, is read in its order.
         int[] places = (order == null ? NeuronOrder.identity(neurons) : order.inverse()).toArray();
+        boolean wide = fc2.dtype().byteSize() == Integer.BYTES;
         IntStream.range(0, Math.ceilDiv(hidden, TILE)).parallel().forEach(band -> {
             int first = band * TILE;
-            int end = Math.min(hidden, first + TILE);
-            for (int column = 0; column < neurons; column += TILE) {
-                int lastColumn = Math.min(neurons, column + TILE);
-                if (wide) {
-                    turnWide(from, to, first, end, column, lastColumn, hidden, neurons, places);
-                } else {
-                    turnNarrow(from, to, first, end, column, lastColumn, hidden, neurons, places);
-                }
+            int height = Math.min(hidden - first, TILE);
+            if (wide) {
+                turnInts(from, to, first, height, hidden, places);
+            } else {
+                turnShorts(from, to, first, height, hidden, places);
             }
         });
         return rows;
     }
 
-    private static void turnWide(MemorySegment from, MemorySegment to, int first, int end, int column, int lastColumn,
-            int hidden, int neurons, int[] places) {
-        for (int j = column; j < lastColumn; j++) {
-            long row = (long) places[j] * hidden;
-            for (int i = first; i < end; i++) {
-                to.set(ValueLayout.JAVA_INT_UNALIGNED, 4 * (row + i),
-                        from.get(ValueLayout.JAVA_INT_UNALIGNED, 4 * ((long) i * neurons + j)));
+    /** Rows [first, first + height) of a matrix of 4-byte elements become columns. */
+    private static void turnInts(MemorySegment from, MemorySegment to, int first, int height, int hidden, int[] places) {
+        int[] tile = new int[TILE * TILE];
+        int[] row = new int[TILE];
+        for (int column = 0; column < places.length; column += TILE) {
+            int width = Math.min(places.length - column, TILE);
+            for (int i = 0; i < height; i++) {
+                long at = ((long) (first + i) * places.length + column) * Integer.BYTES;
+                MemorySegment.copy(from, ValueLayout.JAVA_INT_UNALIGNED, at, tile, i * TILE, width);
+            }
+            for (int j = 0; j < width; j++) {
+                for (int i = 0; i < height; i++) {
+                    row[i] = tile[i * TILE + j];
+                }
+                long at = ((long) places[column + j] * hidden + first) * Integer.BYTES;
+                MemorySegment.copy(row, 0, to, ValueLayout.JAVA_INT_UNALIGNED, at, height);
             }
         }
     }
 
-    private static void turnNarrow(MemorySegment from, MemorySegment to, int first, int end, int column, int lastColumn,
-            int hidden, int neurons, int[] places) {
-        for (int j = column; j < lastColumn; j++) {
-            long row = (long) places[j] * hidden;
-            for (int i = first; i < end; i++) {
-                to.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * (row + i),
-                        from.get(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * ((long) i * neurons + j)));
+    /** As {@link #turnInts}, of 2-byte elements. */
+    private static void turnShorts(MemorySegment from, MemorySegment to, int first, int height, int hidden, int[] places) {
+        short[] tile = new short[TILE * TILE];
+        short[] row = new short[TILE];
+        for (int column = 0; column < places.length; column += TILE) {
+            int width = Math.min(places.length - column, TILE);
+            for (int i = 0; i < height; i++) {
+                long at = ((long) (first + i) * places.length + column) * Short.BYTES;
+                MemorySegment.copy(from, ValueLayout.JAVA_SHORT_UNALIGNED, at, tile, i * TILE, width);
+            }
+            for (int j = 0; j < width; j++) {
+                for (int i = 0; i < height; i++) {
+                    row[i] = tile[i * TILE + j];
+                }
+                long at = ((long) places[column + j] * hidden + first) * Short.BYTES;
+                MemorySegment.copy(row, 0, to, ValueLayout.JAVA_SHORT_UNALIGNED, at, height);
             }
         }
     }

@@ -132,6 +132,13 @@ final class OptMlp {
         return elements.slice(0, 0, rows * columns).reshape(rows, columns);
     }
 
+    /** Where a dense layer's activation of a band lies. */
+    private Tensor activation(int layer, Band band, boolean keeps) {
+        return keeps
+                ? band.of(matrix(kept[layer], batch.rows(), config.ffnDim()))
+                : matrix(scratch, band.rows(), config.ffnDim());
+    }
+
     private boolean isSparse(int layer, boolean sparse) {
         return sparse && selection != null && selection.isSparse(layer);
     }
@@ -159,8 +166,8 @@ final class OptMlp {
             }
         }
         boolean keeps = kept[i] != null && !recomputes(i, sparse);
-        for (Band band : keeps ? List.of(whole()) : bands()) {
-            Tensor activation = matrix(keeps ? kept[i] : scratch, band.rows(), config.ffnDim());
+        for (Band band : bands()) {
+            Tensor activation = activation(i, band, keeps);
             fc1(i, band, band.of(input), activation, null, true);
             if (look != null) {
                 look.at(band, activation);
@@ -221,8 +228,8 @@ final class OptMlp {
         }
         boolean recomputes = recomputes(i, sparse);
         boolean keeps = kept[i] != null && !recomputes;
-        for (Band band : keeps ? List.of(whole()) : bands()) {
-            Tensor activation = matrix(keeps ? kept[i] : scratch, band.rows(), config.ffnDim());
+        for (Band band : bands()) {
+            Tensor activation = activation(i, band, keeps);
             if (recomputes) {
                 fc1(i, band, band.of(input), activation, null, false);
             }

@@ -72,7 +72,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
     private final @Nullable Tensor dX;
     private final @Nullable Tensor dBlock;
     private final @Nullable Tensor dQkv;
-    private final Tensor bandRows;
+    private final Tensor validInBands;
 
     private final Tensor stagedIds;
     private final Tensor stagedPositions;
@@ -80,7 +80,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
     private final Tensor stagedRows;
     private final Tensor stagedTargets;
     private final Tensor stagedDropout;
-    private final Tensor stagedBandRows;
+    private final Tensor stagedValidInBands;
 
     private int m;
     private int batchTokens;
@@ -127,8 +127,8 @@ final class OptPass implements ModelPass, OptMlp.Batch {
                         firstMlpGradient());
         mlp = new OptMlp(model, adapters, buffers, selection, this, capacity, lowest, training, observer != null);
         int bands = Math.ceilDiv(capacity, mlp.bandRows());
-        bandRows = inputs("rows of bands", bands);
-        stagedBandRows = buffers.stage("staged rows of bands", DType.I32, bands);
+        validInBands = inputs("rows of bands", bands);
+        stagedValidInBands = buffers.stage("staged rows of bands", DType.I32, bands);
 
         DType dtype = model.dtype();
         int h = config.hiddenSize();
@@ -215,9 +215,9 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, model.dtype(), capacity, width);
     }
 
-    /** The first layer in which the gradient of an activation is computed; that of a pass without any lies past the last. */
+    /** The first layer whose activation gets a gradient; one past the last, or more, where none does. */
     private int firstMlpGradient() {
-        boolean reached = lowest < config.numHiddenLayers() && (hasAny(lowest, QKV) || hasAny(lowest, OUT) || hasAny(lowest, FC1));
+        boolean reached = hasAny(lowest, QKV) || hasAny(lowest, OUT) || hasAny(lowest, FC1);
         return reached ? lowest : lowest + 1;
     }
 
@@ -247,7 +247,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
 
     @Override
     public Tensor validRows(Band band) {
-        return bandRows.slice(0, band.index(), band.index() + 1L);
+        return validInBands.slice(0, band.index(), band.index() + 1L);
     }
 
     @Override
@@ -270,8 +270,8 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         if (mode == Mode.SPARSE) {
             selection.draw(dropout);
         }
-        adapters.setDropping(dropout != null && adapter != null && adapter.config().loraDropout() > 0);
         dropping = dropout != null && adapter != null && adapter.config().loraDropout() > 0;
+        adapters.setDropping(dropping);
         if (dropping) {
             stagedDropout.segment().set(ValueLayout.JAVA_LONG, 0, dropout.seed());
             stagedDropout.segment().set(ValueLayout.JAVA_LONG, 8, dropout.offset());
@@ -322,11 +322,11 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         send(padded(batch.rows(), supervised, LinearCrossEntropy.NO_ROW), stagedRows, rows);
         send(Arrays.copyOf(batch.targets(), supervised), stagedTargets, targets);
         int valid = batch.cuSeqlens()[batch.samples()];
-        int[] rowsOfBands = new int[Math.ceilDiv(m, mlp.bandRows())];
-        for (int b = 0; b < rowsOfBands.length; b++) {
-            rowsOfBands[b] = Math.clamp(valid - (long) b * mlp.bandRows(), 0, mlp.bandRows());
+        int[] inBands = new int[Math.ceilDiv(m, mlp.bandRows())];
+        for (int b = 0; b < inBands.length; b++) {
+            inBands[b] = Math.clamp(valid - (long) b * mlp.bandRows(), 0, mlp.bandRows());
         }
-        send(rowsOfBands, stagedBandRows, bandRows);
+        send(inBands, stagedValidInBands, validInBands);
     }
 
     /** The next multiple of {@code block}, within the capacity. */

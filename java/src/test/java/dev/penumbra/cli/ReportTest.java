@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Random;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import javax.xml.parsers.DocumentBuilderFactory;
@@ -80,7 +81,7 @@ class ReportTest {
 
     @Test
     void aLongRunOfManyLayersIsDrawnInFewRectangles() {
-        java.util.Random random = new java.util.Random(3);
+        Random random = new Random(3);
         List<StepMetrics> steps = IntStream.rangeClosed(1, 5000)
                 .mapToObj(i -> sparse(i, random.doubles(48).boxed().toArray(Double[]::new))).toList();
         String page = Report.html("A run", steps, Map.of());

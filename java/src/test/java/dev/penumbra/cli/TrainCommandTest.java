@@ -208,8 +208,9 @@ class TrainCommandTest {
 
     @Test
     void aCalibratedRunPredictsItsBlocksInBothPasses() throws IOException {
-        Outcome calibrated = Cli.run("calibrate", "--model", model, "--data", data, "--output", path("calibration"),
-                "--seq-len", "64", "--batches", "6", "--held-out-batches", "2", "--batch-size", "2", "--epochs", "1", "--rank",
+        String text = Cli.data(folder.resolve("sample.jsonl"), 300).toString();
+        Outcome calibrated = Cli.run("calibrate", "--model", model, "--data", text, "--output", path("calibration"),
+                "--seq-len", "64", "--batches", "6", "--held-out-batches", "2", "--batch-size", "8", "--epochs", "1", "--rank",
                 "8", "--threads", "2");
         assertThat(calibrated.err()).isEmpty();
         assertThat(calibrated.code()).isZero();
@@ -222,7 +223,7 @@ class TrainCommandTest {
                     first.path("mlp_kept").asDouble(), first.path("mlp_covered").asDouble(), first.path("mlp_cut").asDouble(),
                     first.path("mlp_true_coverage").asDouble());
             assertThat(first.path("mlp_kept").asDouble()).isBetween(0.01, 0.99);
-            assertThat(first.path("mlp_true_coverage").asDouble()).isBetween(0.3, 1.0);
+            assertThat(first.path("mlp_true_coverage").asDouble()).isBetween(0.1, 1.0);
         }
         Outcome evaluated = Cli.run("eval", "--model", model, "--data", data, "--seq-len", "64", "--adapter",
                 path("predicted"));

@@ -65,6 +65,11 @@ final class SparseFixture implements AutoCloseable {
     /** Takes the backend, and closes it. */
     SparseFixture(Path folder, Backend backend, boolean preNorm, int layers, Set<String> targets, IntPredicate dead,
             List<NeuronOrder> orders) throws IOException {
+        this(folder, backend, preNorm, layers, targets, dead, orders, 0);
+    }
+
+    SparseFixture(Path folder, Backend backend, boolean preNorm, int layers, Set<String> targets, IntPredicate dead,
+            List<NeuronOrder> orders, double dropout) throws IOException {
         this.backend = backend;
         Random random = new Random(17);
         sizes(preNorm, layers).write(folder, random, dead);
@@ -72,7 +77,7 @@ final class SparseFixture implements AutoCloseable {
         Opt opt = Opt.open(backend, arena, files, DType.F32, orders);
         opt.load();
         model = opt;
-        adapter = LoraAdapter.create(backend, arena, new LoraConfig(3, 6, 0, targets, false), model.adaptableLayers(),
+        adapter = LoraAdapter.create(backend, arena, new LoraConfig(3, 6, dropout, targets, false), model.adaptableLayers(),
                 model.peftPrefix(), 3);
         float[] parameters = new float[Math.toIntExact(adapter.parameters().shape().size())];
         for (LoraAdapter.Site site : adapter.sites()) {
@@ -183,10 +188,10 @@ final class SparseFixture implements AutoCloseable {
     }
 
     /** The loss alone. */
-    double loss(ModelPass pass, Mode mode) {
+    double loss(ModelPass pass, Mode mode, @Nullable DropoutSeed seed) {
         Tensor loss = backend.allocate(arena, DType.F32, Shape.of(1));
         backend.run(new Fill(0, loss));
-        pass.load(batch(), null, mode);
+        pass.load(batch(), seed, mode);
         pass.forward();
         pass.addLoss(loss);
         return Scalars.read(backend, loss);
