@@ -87,7 +87,7 @@ __device__ void produce(const Args& a, Shared<kDim, kWarpgroups>& shared, const 
   Ring<kSlots<kDim>> ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit, S::kRows);
     CausalKeyBlocks blocks = place.blocks(place.row);
     shared.query_empty[query.slot].wait(query.parity ^ 1);
@@ -280,7 +280,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups>& shared, const 
 
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit, S::kRows);
     CausalKeyBlocks blocks = place.blocks(place.row + 64 * warpgroup);
     const int row = place.row + own_row;

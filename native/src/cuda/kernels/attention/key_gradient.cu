@@ -76,7 +76,7 @@ __device__ void produce(const Args& a, Shared<kDim>& shared, const Units& units)
   Ring<kSlots<kDim>> ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit);
     CausalQueryBlocks blocks = place.blocks(place.row);
     shared.key_empty[key.slot].wait(key.parity ^ 1);
@@ -123,7 +123,7 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
   Ring<kSlots<kDim>> scores_ring, ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit);
     CausalQueryBlocks blocks = place.blocks(place.row + 64 * warpgroup);
     const int rows[2] = {place.row + own_row, place.row + own_row + 8};

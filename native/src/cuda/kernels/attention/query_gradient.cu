@@ -79,7 +79,7 @@ __device__ void produce(const Args& a, Shared<kDim>& shared, const Units& units)
   Ring<kSlots<kDim>> ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit, S::kRows);
     CausalKeyBlocks blocks = place.blocks(place.row);
     Barrier& query_full = shared.query_full[query.slot];
@@ -127,7 +127,7 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
   Ring<kSlots<kDim>> scores_ring, ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit, S::kRows);
     CausalKeyBlocks blocks = place.blocks(place.row + 64 * warpgroup);
     const int rows[2] = {place.row + own_row, place.row + own_row + 8};
