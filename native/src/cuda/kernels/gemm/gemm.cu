@@ -44,16 +44,9 @@ double filled(const Product& p, int tile, int multiprocessors) {
   return static_cast<double>(tiles) / static_cast<double>(waves * multiprocessors);
 }
 
-bool dropout(const Epilogue& e) {
-  for (int t = 0; t < e.term_count; ++t) {
-    if (e.terms[t].dropout.active()) return true;
-  }
-  return false;
-}
-
 sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& device) {
   const TileKernels& kernels = tile_kernels(device.arch);
-  if (p.gather != Gather::kNone) return dropout(p.epilogue) ? kernels.blocks_dropout[!along_k] : kernels.blocks[!along_k];
+  if (p.gather != Gather::kNone) return p.epilogue.dropout() ? kernels.blocks_dropout[!along_k] : kernels.blocks[!along_k];
   if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
   bool wide = p.k >= kernels.wide_k &&
               filled(p, kernels.wide_tile, device.multiprocessors) >= filled(p, kernels.tile, device.multiprocessors);

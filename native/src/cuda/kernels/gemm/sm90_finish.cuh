@@ -1,5 +1,5 @@
 // What a warpgroup does with a tile's sums: terms with dropout, bias, activation and its mask, residual, rounding, and the
-// bulk copy to d. What it needs of memory is asked for before the tile's wgmmas begin.
+// bulk copy to d.
 //
 // A thread of warp w has rows 16 w + lane / 4 + {0, 8} of each half of a tile, and columns 2 (lane % 4) + {0, 1} of each
 // eight: sums[i][4 j + 2 y + x] is row 64 i + 16 w + lane / 4 + 8 y, column 8 j + 2 (lane % 4) + x.
@@ -23,15 +23,9 @@ struct Finish {
   bool residual_copied;  // by bulk copies; else threads read it, because terms' factors take the room
 };
 
-inline bool has_dropout(const Epilogue& e) {
-  bool dropout = false;
-  for (int t = 0; t < e.term_count; ++t) dropout |= e.terms[t].dropout.active();
-  return dropout;
-}
-
 inline Finish finish_of(const Product& p) {
   Finish finish{p.epilogue, p.m, p.n, p.epilogue_columns(), static_cast<const __nv_bfloat16*>(p.residual.data), p.residual.row_stride};
-  finish.residual_copied = p.residual.data != nullptr && !has_dropout(p.epilogue);
+  finish.residual_copied = p.residual.data != nullptr && !p.epilogue.dropout();
   return finish;
 }
 
@@ -86,10 +80,18 @@ class TileFinish {
     }
   }
 
-  __device__ void apply(Sums& sums) {
+  // The bias of the column that has this thread's number in the tile; asked for before the tile's wgmmas.
+  __device__ float bias() const {
+    float bias = 0.0f;
+    if (f_.epilogue.bias != nullptr && own_column() < f_.columns) bias = __ldg(f_.epilogue.bias + own_column());
+    asm volatile("" : "+f"(bias));
+    return bias;
+  }
+
+  __device__ void apply(Sums& sums, float bias) {
     const Epilogue& e = f_.epilogue;
     if (e.bias != nullptr) {
-      shared_.bias[warpgroup_][thread_] = own_column() < f_.columns ? __ldg(e.bias + own_column()) : 0.0f;
+      shared_.bias[warpgroup_][thread_] = bias;
       synchronize();
     }
     // Tiles leave in turn: warpgroup 0's wait for every second phase, warpgroup 1's for the others.

@@ -323,6 +323,7 @@ struct Relay {
       const TileInfo& other = reader.next();
       bool others = hopper::uniform(other.valid) != 0;
       int steps_of_other = others ? hopper::uniform(Steps::count(other)) : 0;
+      float bias = TileFinish<kGather, kDropout>(args.finish, args.d, shared.finish, *tile, warpgroup, thread).bias();
       hopper::sync_threads(kTurn + warpgroup, 2 * hopper::kWarpgroup);
 
       float sums[2][kTileN / 2];
@@ -399,7 +400,7 @@ struct Relay {
 #pragma unroll
         for (int i = 0; i < kTileN / 2; ++i) sums[0][i] = sums[1][i] = 0.0f;
       }
-      TileFinish<kGather, kDropout>(args.finish, args.d, shared.finish, *tile, warpgroup, thread).apply(sums);
+      TileFinish<kGather, kDropout>(args.finish, args.d, shared.finish, *tile, warpgroup, thread).apply(sums, bias);
       if (thread == 0 && others) TileFinish<kGather, kDropout>::fetch_residual(args.finish, args.residual, shared.finish, other);
       release_tile(*tile);
       release_tile(other);
