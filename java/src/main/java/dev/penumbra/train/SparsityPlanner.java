@@ -18,7 +18,7 @@ import org.jspecify.annotations.Nullable;
 public final class SparsityPlanner {
 
     /** Batches differ: so much more room than most of the sample text's needed. */
-    private static final double HEADROOM = 1.25;
+    public static final double HEADROOM = 1.25;
 
     private SparsityPlanner() {
     }

@@ -10,15 +10,31 @@ import java.util.List;
  * One way to tune that the quality experiment looks at.
  *
  * @param ordered whether neurons lie in the calibration's order, or as in the checkpoint
- * @param equalCoverage whether layers share a coverage that keeps {@code budget} of all blocks, instead of each keeping it
+ * @param spread how layers share the budget
  */
 record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, double coverage, double budget, boolean ordered,
-        boolean equalCoverage) {
+        Spread spread) {
+
+    /** How layers share a budget. */
+    enum Spread {
+        /** Each keeps it. */
+        UNIFORM("a layer"),
+        /** They cover as much as one another, and keep it in the mean. */
+        EQUAL("at equal coverage"),
+        /** Upper layers keep more, as {@link TaperedBudgets} says. */
+        TAPERED("more in upper layers");
+
+        final String words;
+
+        Spread(String words) {
+            this.words = words;
+        }
+    }
 
     /** The first steps are dense, as SparseLoRA's are. */
     static final double DENSE_WARMUP = 0.05;
 
-    static final Quality DENSE = new Quality(SelectionPolicy.OFF, Pass.BACKWARD, 128, 0, 1, 1, true, false);
+    static final Quality DENSE = new Quality(SelectionPolicy.OFF, Pass.BACKWARD, 128, 0, 1, 1, true, Spread.UNIFORM);
 
     /** Tells it from others, in files. */
     String key() {
@@ -26,36 +42,42 @@ record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, do
                 ? "dense"
                 : String.format(java.util.Locale.ROOT, "%s-%s-b%d-r%d-c%.3f-k%.3f%s%s", policy.word(),
                         pass.name().toLowerCase(java.util.Locale.ROOT), block, rowsPerList, coverage, budget,
-                        ordered ? "" : "-unordered", equalCoverage ? "-equal" : "");
+                        ordered ? "" : "-unordered",
+                        spread == Spread.UNIFORM ? "" : "-" + spread.name().toLowerCase(java.util.Locale.ROOT));
     }
 
     /** @param coverageOf the coverage that keeps a budget over all layers */
     SparsityConfig config(java.util.function.ToDoubleFunction<Quality> coverageOf, int senseEvery) {
-        double asked = equalCoverage ? coverageOf.applyAsDouble(this) : coverage;
-        return policy == SelectionPolicy.OFF
-                ? SparsityConfig.OFF
-                : new SparsityConfig(policy, pass, asked, equalCoverage ? 1 : budget, block, rowsPerList, DENSE_WARMUP, senseEvery,
-                        false);
+        if (policy == SelectionPolicy.OFF) {
+            return SparsityConfig.OFF;
+        }
+        double asked = switch (spread) {
+            case UNIFORM -> coverage;
+            case EQUAL -> coverageOf.applyAsDouble(this);
+            case TAPERED -> TaperedBudgets.COVERAGE;
+        };
+        return new SparsityConfig(policy, pass, asked, spread == Spread.UNIFORM ? budget : 1, block, rowsPerList, DENSE_WARMUP,
+                senseEvery, false);
     }
 
     private Quality with(int otherBlock, int rows) {
-        return new Quality(policy, pass, otherBlock, rows, coverage, budget, ordered, equalCoverage);
+        return new Quality(policy, pass, otherBlock, rows, coverage, budget, ordered, spread);
     }
 
-    private Quality equally() {
-        return new Quality(policy, pass, block, rowsPerList, coverage, budget, ordered, true);
+    private Quality spread(Spread other) {
+        return new Quality(policy, pass, block, rowsPerList, coverage, budget, ordered, other);
     }
 
     private Quality unordered() {
-        return new Quality(policy, pass, block, rowsPerList, coverage, budget, false, equalCoverage);
+        return new Quality(policy, pass, block, rowsPerList, coverage, budget, false, spread);
     }
 
     private static Quality budget(SelectionPolicy policy, Pass pass, double budget) {
-        return new Quality(policy, pass, 32, 256, 1, budget, true, false);
+        return new Quality(policy, pass, 32, 256, 1, budget, true, Spread.UNIFORM);
     }
 
     private static Quality coverage(SelectionPolicy policy, Pass pass, double coverage) {
-        return new Quality(policy, pass, 32, 256, coverage, 1, true, false);
+        return new Quality(policy, pass, 32, 256, coverage, 1, true, Spread.UNIFORM);
     }
 
     /** What the claims rest on. */
@@ -63,7 +85,8 @@ record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, do
         List<Quality> main = new ArrayList<>(List.of(DENSE));
         for (double budget : new double[]{0.5, 0.25}) {
             main.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, budget));
-            main.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, budget).equally());
+            main.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, budget).spread(Spread.EQUAL));
+            main.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, budget).spread(Spread.TAPERED));
         }
         for (double coverage : new double[]{0.99, 0.98, 0.95}) {
             main.add(coverage(SelectionPolicy.PREDICTED, Pass.BOTH, coverage));
@@ -80,7 +103,7 @@ record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, do
         List<Quality> more = new ArrayList<>();
         more.add(budget(SelectionPolicy.ORACLE, Pass.BOTH, 0.5));
         more.add(budget(SelectionPolicy.LOW_RANK, Pass.BOTH, 0.5));
-        more.add(budget(SelectionPolicy.PREDICTED, Pass.BOTH, 0.5).equally());
+        more.add(budget(SelectionPolicy.PREDICTED, Pass.BOTH, 0.5).spread(Spread.EQUAL));
         more.add(coverage(SelectionPolicy.PREDICTED, Pass.BOTH, 0.999));
         for (double budget : new double[]{0.5, 0.25}) {
             Quality oracle = budget(SelectionPolicy.ORACLE, Pass.BACKWARD, budget);

@@ -16,6 +16,7 @@ import dev.penumbra.model.ModelPass;
 import dev.penumbra.model.ModelPass.Mode;
 import dev.penumbra.model.PassOptions;
 import dev.penumbra.model.PassShape;
+import dev.penumbra.predict.MlpExposure;
 import dev.penumbra.predict.MlpSparsity;
 import dev.penumbra.predict.SelectionPolicy;
 import dev.penumbra.predict.SparsityConfig;
@@ -79,7 +80,7 @@ final class QualityRun {
         TrainConfig config = TrainConfig.builder().steps(steps).batchSize(batchSize).seqLen(seqLen).lr(LR)
                 .warmupSteps(Math.min(WARMUP, steps / 4)).seed(seed).sparsity(sparsity).build();
         List<StepMetrics> metrics = new ArrayList<>();
-        new Trainer(penumbra.model(), adapter, config, tune, null).exposure(subject.calibration()).listener(metrics::add).run();
+        new Trainer(penumbra.model(), adapter, config, tune, null).exposure(exposure(quality)).listener(metrics::add).run();
         ObjectNode row = Results.object();
         row.put("key", quality.key());
         row.put("policy", quality.policy().word());
@@ -89,7 +90,7 @@ final class QualityRun {
         row.put("coverage", sparsity.coverage());
         row.put("budget", quality.budget());
         row.put("ordered", quality.ordered());
-        row.put("equal_coverage", quality.equalCoverage());
+        row.put("spread", quality.spread().words);
         row.put("seed", seed);
         row.put("steps", steps);
         row.put("dense_eval", Evaluator.loss(penumbra.model(), adapter, held, batchSize, seqLen));
@@ -130,7 +131,7 @@ final class QualityRun {
 
     /** What a policy's lists hold of the true mass, and what the best ones of the same size would, layer by layer. */
     private ObjectNode measured(Quality quality, LoraAdapter adapter) throws IOException {
-        MlpSparsity own = plan(config(quality, 1));
+        MlpSparsity own = plan(quality, 1);
         Lists lists = lists(own, adapter);
         SparsityConfig c = own.config();
         SparsityConfig oracle = new SparsityConfig(SelectionPolicy.ORACLE, c.pass(), 1, 0.5, c.blockSize(), c.rowsPerList(),
@@ -180,8 +181,14 @@ final class QualityRun {
         return lists;
     }
 
-    private MlpSparsity plan(SparsityConfig config) throws IOException {
-        return SparsityPlanner.plan(subject.penumbra().model(), config, subject.calibration());
+    private MlpSparsity plan(Quality quality, int senseEvery) throws IOException {
+        return SparsityPlanner.plan(subject.penumbra().model(), config(quality, senseEvery), exposure(quality));
+    }
+
+    private @Nullable MlpExposure exposure(Quality quality) {
+        return quality.spread() == Quality.Spread.TAPERED
+                ? new TaperedBudgets(subject.calibration(), quality.budget(), SparsityPlanner.HEADROOM)
+                : subject.calibration();
     }
 
     /** By layer, the cosine between the adapter's gradient and the dense one, on held-out text. */
@@ -190,7 +197,7 @@ final class QualityRun {
         double[] cosines = new double[layers];
         List<Batch> batches = heldBatches();
         try (Arena arena = Arena.ofShared()) {
-            Gradients gradients = new Gradients(arena, adapter, plan(config(quality, 0)));
+            Gradients gradients = new Gradients(arena, adapter, plan(quality, 0));
             for (Batch batch : batches) {
                 float[] dense = gradients.of(batch, Mode.DENSE);
                 float[] sparse = gradients.of(batch, Mode.SPARSE);

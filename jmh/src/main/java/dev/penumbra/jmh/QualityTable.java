@@ -41,11 +41,9 @@ final class QualityTable {
         JsonNode first = rows.getFirst();
         boolean off = first.get("policy").stringValue().equals("off");
         double loss = mean(rows, QualityTable::loss);
-        String asked = first.get("equal_coverage").booleanValue()
-                ? String.format(Locale.ROOT, "budget %.2f, layers at one coverage", first.get("budget").doubleValue())
-                : first.get("budget").doubleValue() < 1
-                        ? String.format(Locale.ROOT, "budget %.2f", first.get("budget").doubleValue())
-                        : String.format(Locale.ROOT, "coverage %.3f", first.get("coverage").doubleValue());
+        String asked = first.get("budget").doubleValue() < 1
+                ? String.format(Locale.ROOT, "%.2f %s", first.get("budget").doubleValue(), first.get("spread").stringValue())
+                : String.format(Locale.ROOT, "coverage %.3f", first.get("coverage").doubleValue());
         JsonNode before = first.path("before");
         JsonNode after = first.path("after");
         double mean = 0;

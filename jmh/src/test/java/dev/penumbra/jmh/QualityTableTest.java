@@ -12,13 +12,13 @@ class QualityTableTest {
 
     private static final String DENSE = """
             {"key": "dense", "policy": "off", "pass": "backward", "block": 128, "rows_per_list": 0, "coverage": 1, "budget": 1,
-             "ordered": true, "equal_coverage": false, "seed": %d, "dense_eval": %s, "kept": 1, "step_ms": 4}""";
+             "ordered": true, "spread": "a layer", "seed": %d, "dense_eval": %s, "kept": 1, "step_ms": 4}""";
 
     @Test
     void seedsOfOneWayAreARowBesideDense() {
         String oracle = """
                 {"key": "o", "policy": "oracle", "pass": "backward", "block": 32, "rows_per_list": 256, "coverage": 1,
-                 "budget": 0.5, "ordered": true, "equal_coverage": false, "seed": %d, "dense_eval": %s, "kept": 0.5, "step_ms": 3
+                 "budget": 0.5, "ordered": true, "spread": "a layer", "seed": %d, "dense_eval": %s, "kept": 0.5, "step_ms": 3
                  %s}""";
         String measured = """
                 , "before": {"true_coverage": 0.8, "kept": 0.5, "oracle_coverage": 1.0},
@@ -33,7 +33,7 @@ class QualityTableTest {
                 .contains("opt-125m, trained on 100M tokens of Python (held-out loss 1.250)")
                 .contains("Dense LoRA: 2.0100, its seeds from 2.0000 to 2.0200 (1.00%)")
                 .contains("| dense |  |  |  |  | 1.000 | 2.0100 |  | 0.0200 |  |  |  | 4.0 |")
-                .contains("| oracle | backward | 32 | 256 | budget 0.50 | 0.500 | 2.0300 | +1.00% | 0.0200 | 0.8000, 0.9000 | "
+                .contains("| oracle | backward | 32 | 256 | 0.50 a layer | 0.500 | 2.0300 | +1.00% | 0.0200 | 0.8000, 0.9000 | "
                         + "0.800, 0.900 | 0.8000, 0.7000 | 3.0 |")
                 .endsWith("`jmh/run quality`; a device; 2026-01-02.\n");
     }
