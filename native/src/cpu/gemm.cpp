@@ -9,8 +9,14 @@
 #include "cpu/weight.h"
 
 // Notes. On two Zen 4 cores a bf16 product of OPT-125M's shapes runs at 330-400 GFLOP/s; whatever oneDNN can fuse (bias,
-// residual) is free. Its ReLU would turn NaN into 0, so ReLU and its mask are a pass of their own. Low-rank terms are added to an f32 product a few hundred rows at a time, so that the rows are
-// still in the second-level cache when the epilogue reads them, and d is rounded once.
+// residual) is free. Its ReLU would turn NaN into 0, so ReLU and its mask are a pass of their own. Low-rank terms are added to
+// an f32 product a few hundred rows at a time, so that the rows are still in the second-level cache when the epilogue reads
+// them, and d is rounded once.
+//
+// Listed blocks are copied out of the packed weight into one that is as compact as the product, in the same layout. For a
+// quarter of the blocks of OPT-125M's fc1 (1.2 MB) that is a few hundredths of the product over 1024 tokens: the four products
+// of an MLP together take 0.25 of the dense ones' time with blocks of 64 or 128, and 0.26-0.27 with blocks of 32, in processor
+// time of one thread.
 
 namespace pnb::cpu {
 

@@ -164,6 +164,7 @@ Matrix PackedWeight::listed(int32_t use, std::span<const Run> runs, int64_t neur
       source += slabs, target += slabs, left -= slabs;
     }
   }
+  // oneDNN wants zeros where a tile is filled in part.
   int64_t filled = neurons / Slabs::kNeurons;
   if (filled % to.group != 0) pieces.push_back({nullptr, d + to.offset(filled), to.bytes, to.runs, 0, to.stride});
 #pragma omp parallel for num_threads(threads) schedule(static, 1)

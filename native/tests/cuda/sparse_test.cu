@@ -191,6 +191,51 @@ void select(int64_t lists, int64_t blocks, int64_t capacity, float coverage, Sco
   close({told[PNB_SUMMARY_CUT]}, {static_cast<double>(cut) / lists}, 1e-6, what + " cut");
 }
 
+// Kernels that begin early, behind a copy, behind each other and behind a plain kernel, in a graph: replayed, they see the
+// scores that are there then.
+void captured() {
+  int64_t blocks = 256;
+  Tensor source(PNB_DTYPE_F32, {1, blocks}), scores(PNB_DTYPE_F32, {1, blocks}), indices(PNB_DTYPE_I32, {1, blocks}, 0), counts(PNB_DTYPE_I32, {1}, 0);
+  Tensor mass(PNB_DTYPE_F32, {blocks * 32});
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t ready;
+  cuda(cudaStreamCreate(&stream));
+  auto select = params<pnb_select_blocks_params>();
+  select.stream = stream, select.coverage = 1, select.scores = scores.t, select.blocks.indices = indices.t, select.blocks.counts = counts.t;
+  auto relative = params<pnb_relative_mass_params>();
+  relative.stream = stream, relative.block_size = 32, relative.threshold = 0, relative.share = 1, relative.neuron_mass = mass.t, relative.scores = scores.t;
+  auto fill = params<pnb_fill_params>();
+  fill.stream = stream, fill.d = mass.t, fill.value = 3;
+  ok("captured", [&] {
+    backend().select_blocks(select);  // loads the kernels
+    cuda(cudaStreamSynchronize(stream));
+    cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    cuda(cudaMemcpyAsync(scores.t.data, source.t.data, blocks * 4, cudaMemcpyDeviceToDevice, stream));
+    backend().select_blocks(select);
+    backend().fill(fill);
+    backend().relative_mass(relative);
+    backend().select_blocks(select);
+    backend().select_blocks(select);
+    cuda(cudaMemsetAsync(indices.t.data, 0, 4, stream));
+    cuda(cudaMemcpyAsync(scores.t.data, source.t.data, blocks * 4, cudaMemcpyDeviceToDevice, stream));
+    backend().select_blocks(select);
+    cuda(cudaStreamEndCapture(stream, &graph));
+  });
+  cuda(cudaGraphInstantiate(&ready, graph, 0));
+  for (int replay = 0; replay < 3; ++replay) {
+    std::vector<double> values(blocks);
+    int64_t positive = 0;
+    for (double& v : values) v = static_cast<double>(generator()() % 3), positive += v > 0;
+    source.set(values);
+    cuda(cudaGraphLaunch(ready, stream));
+    cuda(cudaStreamSynchronize(stream), "a captured choice");
+    expect(counts.values()[0] == static_cast<double>(positive), "captured choice: expected " + std::to_string(positive) + " blocks, found " +
+                                                                    std::to_string(counts.values()[0]));
+  }
+  cudaGraphExecDestroy(ready), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
+}
+
 void pooled_norm(int64_t m, int64_t h, int64_t pool_rows, int32_t dtype, int64_t valid, bool in_place) {
   std::string what = std::string("pooled norm ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " + std::to_string(h) + "] pools of " +
                      std::to_string(pool_rows) + ", valid " + std::to_string(valid);
@@ -260,6 +305,7 @@ int main() {
     }
   }
   select(64, 128, 0, 0.5f, Scores::kAny, true);
+  captured();
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
     pooled_norm(128, 2048, 16, dtype, -1, false);
     pooled_norm(75, 768, 16, dtype, 50, true);

@@ -10,7 +10,8 @@ using namespace test;
 namespace {
 
 constexpr int64_t kTokens = 4096;
-constexpr int kSets = 8;  // of operands
+constexpr int kSets = 8;           // of operands
+constexpr float kWarmUp = 150.0f;  // ms
 
 template <typename Params>
 Params params() {
@@ -21,7 +22,8 @@ Params params() {
 
 double copy_rate = 1;  // GB/s
 
-// Microseconds of a call out of a graph of `calls` of them, call i with operands i % kSets; the median of eleven replays.
+// Microseconds of a call out of a graph of `calls` of them, call i with operands i % kSets; the median of eleven replays, after
+// as many as bring the clocks up.
 double microseconds(const std::function<void(int, cudaStream_t)>& call, int calls = 48) {
   cudaStream_t stream;
   cuda(cudaStreamCreate(&stream));
@@ -37,15 +39,18 @@ double microseconds(const std::function<void(int, cudaStream_t)>& call, int call
   cuda(cudaEventCreate(&start));
   cuda(cudaEventCreate(&stop));
   std::vector<float> times;
-  for (int i = 0; i < 14; ++i) {
+  float warm = 0;
+  for (int i = 0; i < 11 || warm < kWarmUp; ++i) {
     cuda(cudaEventRecord(start, stream));
     cuda(cudaGraphLaunch(ready, stream));
     cuda(cudaEventRecord(stop, stream));
     cuda(cudaEventSynchronize(stop), "a timed graph");
     float ms;
     cuda(cudaEventElapsedTime(&ms, start, stop));
-    if (i >= 3) times.push_back(ms * 1000 / static_cast<float>(calls));
+    warm += ms;
+    times.push_back(ms * 1000 / static_cast<float>(calls));
   }
+  times.erase(times.begin(), times.end() - 11);
   std::sort(times.begin(), times.end());
   cudaEventDestroy(start);
   cudaEventDestroy(stop);

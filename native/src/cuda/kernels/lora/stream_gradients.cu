@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/lora/parts.cuh"
 #include "cuda/kernels/lora/passes.h"
 #include "cuda/kernels/reduce.cuh"
@@ -57,6 +58,7 @@ constexpr int kAhead = 32 / kWarps;
 
 template <int kRanks, int kWarps, bool kLow, bool kDrops>
 __global__ void __launch_bounds__(kWarps * kWarp, 1) stream_gradients_kernel(const __grid_constant__ Args args) {
+  let_next_begin();
   using Form = Parts<kRanks>;
   constexpr int kDepth = kAhead<kWarps>;
   extern __shared__ float low_found[];  // [kWarps][rows][kRanks]
@@ -99,6 +101,7 @@ __global__ void __launch_bounds__(kWarps * kWarp, 1) stream_gradients_kernel(con
 #pragma unroll
     for (int set = 0; set < kSets; ++set) Form::load_factor(p.ranks, p.r, neurons[set], column + set * 4 * kRun < columns, factor[set]);
   }
+  after_previous();  // which made the left values, where this is the pass over x
   for (int i = threadIdx.x; i < steps * kWarp; i += kWarps * kWarp) {
     int64_t from = first_row + i / kWarp * kStepRows;
     uint4 left[Form::kLefts];
@@ -223,6 +226,7 @@ __device__ int place_of(const Columns& blocks, int64_t list, int block) {
 }
 
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_constant__ FinishArgs args) {
+  after_previous();
   int64_t thread = static_cast<int64_t>(blockIdx.x) * kFinishThreads + threadIdx.x;
   int sums = 2 * args.adapters;
   if (static_cast<int>(blockIdx.y) >= sums) {
@@ -338,8 +342,8 @@ void launch_pass(const Args& args, dim3 grid, cudaStream_t stream) {
   auto kernel = stream_gradients_kernel<kRanks, kWarps, kLow, kDrops>;
   size_t shared = kLow ? static_cast<size_t>(kWarps) * static_cast<size_t>(args.rows) * kRanks * sizeof(float) : 0;
   if (kLow) allow_shared_memory(kernel, shared, "lora_gradients");
-  kernel<<<grid, kWarps * kWarp, shared, stream>>>(args);
-  check_launch(kLow ? "lora: dy B and dB" : "lora: dA");
+  // x and its lists were there before the first pass, which is the kernel before: only what it makes is waited for.
+  launch(kernel, {grid, kWarps * kWarp, shared, stream, 1, !kLow}, kLow ? "lora: dy B and dB" : "lora: dA", args);
 }
 
 template <bool kLow, bool kDrops>
@@ -351,7 +355,7 @@ void launch_ranks(const Args& args, const Grid& shape, int ranks, dim3 grid, cud
   else launch_pass<4, 16, kLow, kDrops>(args, grid, stream);
 }
 
-void launch(Args& args, int passes, const Grid& shape, int ranks, bool low, cudaStream_t stream) {
+void launch_passes(Args& args, int passes, const Grid& shape, int ranks, bool low, cudaStream_t stream) {
   int64_t blocks = 0;
   bool drops = false;
   for (int i = 0; i < passes; ++i) {
@@ -434,11 +438,10 @@ void run(const Plan& plan, const pnb_lora_gradients_params& first, cudaStream_t 
     finish.sums[2 * i + 1] = sum_of(over_x, plan.in_grid, m, plan.in_ranks, first_rank, r, one.da, 0, over_x.dropout.keep);
     most = std::max({most, m * r, r * round_up(pass.width, kWarp), r * round_up(over_x.width, kWarp)});
   }
-  launch(out, plan.count, plan.out_grid, plan.out_ranks, true, stream);
-  launch(in, plan.together ? 1 : plan.count, plan.in_grid, plan.in_ranks, false, stream);
+  launch_passes(out, plan.count, plan.out_grid, plan.out_ranks, true, stream);
+  launch_passes(in, plan.together ? 1 : plan.count, plan.in_grid, plan.in_ranks, false, stream);
   dim3 grid(static_cast<unsigned>(ceil_div(most, kFinishThreads)), static_cast<unsigned>(3 * plan.count));
-  finish_kernel<<<grid, kFinishThreads, 0, stream>>>(finish);
-  check_launch("lora_gradients: sums of the parts");
+  launch(finish_kernel, {grid, kFinishThreads, 0, stream, 1, true}, "lora_gradients: sums of the parts", finish);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/lora/parts.cuh"
 #include "cuda/kernels/lora/passes.h"
 #include "cuda/kernels/reduce.cuh"
@@ -38,6 +39,7 @@ template <int kRanks, bool kDrops>
 __global__ void __launch_bounds__(kMostWarps * kWarp) stream_project_kernel(const __grid_constant__ Args p) {
   using Form = Parts<kRanks>;
   extern __shared__ float found[];  // [warps][kRows][kRanks]
+  after_previous();
   int warps = static_cast<int>(blockDim.x) / kWarp;
   int warp = threadIdx.x / kWarp;
   int lane = threadIdx.x % kWarp;
@@ -97,12 +99,11 @@ __global__ void __launch_bounds__(kMostWarps * kWarp) stream_project_kernel(cons
 }
 
 template <int kRanks>
-void launch(const Args& args, cudaStream_t stream) {
+void launch_ranks(const Args& args, cudaStream_t stream) {
   int warps = static_cast<int>(std::clamp<int64_t>(ceil_div(args.columns, kWarpColumns), 1, kMostWarps));
   size_t shared = static_cast<size_t>(warps) * kRows * kRanks * sizeof(float);
   auto kernel = args.dropout.active() ? stream_project_kernel<kRanks, true> : stream_project_kernel<kRanks, false>;
-  kernel<<<static_cast<unsigned>(ceil_div(args.m, kRows)), warps * kWarp, shared, stream>>>(args);
-  check_launch("lora: h = x A^T");
+  launch(kernel, {dim3(static_cast<unsigned>(ceil_div(args.m, kRows))), warps * kWarp, shared, stream, 1, true}, "lora: h = x A^T", args);
 }
 
 }  // namespace
@@ -134,9 +135,9 @@ void stream_project(const pnb_lora_project_params& p) {
     const auto* next = one->next;
     if (next != nullptr && !args.dropout.active() && next->dropout.p == 0.0f && args.r + next->a.shape[0] <= kStreamRanks) continue;
     if (args.r > 0) {
-      if (args.r <= 4) launch<4>(args, stream_of(p.stream));
-      else if (args.r <= 8) launch<8>(args, stream_of(p.stream));
-      else launch<16>(args, stream_of(p.stream));
+      if (args.r <= 4) launch_ranks<4>(args, stream_of(p.stream));
+      else if (args.r <= 8) launch_ranks<8>(args, stream_of(p.stream));
+      else launch_ranks<16>(args, stream_of(p.stream));
     }
     args.r = 0;
   }

@@ -2,13 +2,13 @@
 
 #include <algorithm>
 
-#include "cuda/kernels/cluster.cuh"
 #include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/norm/rows.cuh"
 #include "cuda/kernels/reduce.cuh"
 
 // Where a warp's columns divide a row, a block takes many rows and each of its threads the same eight columns of all of them:
-// gamma and beta stay in registers, the next rows are on their way while these are reduced, and one barrier serves several
+// gamma and beta stay in registers, bulk copies bring the next rows while these are reduced, and one barrier serves several
 // rows. A mean over the rows of a pool is then a sum that a thread keeps.
 // Other rows are a block's each. Aligned ones lie in registers, up to four 16-byte vectors a thread, and are read once; the
 // rest are read again for each sum. An operand that is written over has been read before.
@@ -35,6 +35,7 @@ struct Forward {
   const int32_t* valid_rows;  // or NULL
   int64_t m, x_stride, y_stride, pool_rows;
   int64_t rows;  // of a block that takes several
+  int stages;    // of rows on their way to it
   int h;
   float epsilon;
   bool parameters_aligned;
@@ -56,6 +57,7 @@ struct Backward {
   void* dx;
   int64_t m, dy_stride, x_stride, residual_stride, dx_stride;
   int64_t rows;  // of a block that takes several
+  int stages;    // of rows on their way to it
   int h;
   bool parameters_aligned;
 };
@@ -182,8 +184,8 @@ __global__ void forward_pooled_plain(Forward p) {
 // shared memory.
 template <typename T, int kRows, int kMostThreads, bool kPooled>
 __global__ void __launch_bounds__(kMostThreads) forward_rows(Forward p) {
-  extern __shared__ float pool_sums[];
   __shared__ Statistics<kRows> shared[2];
+  after_previous();
   int64_t first = blockIdx.x * p.rows;
   int64_t end = min(p.m, first + p.rows);
   int64_t pool_first = 0, counted_end = 0;
@@ -194,41 +196,30 @@ __global__ void __launch_bounds__(kMostThreads) forward_rows(Forward p) {
     counted_end = pool_first + p.pooled_rows(pool_first);
   }
   int column = threadIdx.x * kRowColumns;
-  const T* x = static_cast<const T*>(p.x) + column;
+  RowRing<T, kRows, 1> ring({static_cast<const T*>(p.x)}, {p.x_stride}, p.h, p.stages, first, end);
   T* y = static_cast<T*>(p.y) + column;
-  using Run = Pack<T, kRowColumns>;
-  Run next[kRows];
-  auto load = [&](int64_t from) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (from + i < end) next[i] = Run::load(x + (from + i) * p.x_stride);
-    }
-  };
-  load(first);
   float gamma[kRowColumns], beta[kRowColumns], sums[kRowColumns] = {};
   load_parameter(p.gamma + column, p.parameters_aligned, gamma);
   load_parameter(p.beta + column, p.parameters_aligned, beta);
   int buffer = 0;
   for (int64_t row = first; row < end; row += kRows, buffer ^= 1) {
-    Run now[kRows];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) now[i] = next[i];
-    load(row + kRows);
+    Pack<T, kRowColumns> now[1][kRows];
+    ring.take(now, column);
     float2 of[kRows];  // sum, and sum of squared distances from the mean
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       float sum = 0.0f, squares = 0.0f;
 #pragma unroll
-      for (int j = 0; j < kRowColumns; ++j) sum += to_float(now[i].v[j]);
+      for (int j = 0; j < kRowColumns; ++j) sum += to_float(now[0][i].v[j]);
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) {
-        float distance = to_float(now[i].v[j]) - sum * (1.0f / kRowColumns);
+        float distance = to_float(now[0][i].v[j]) - sum * (1.0f / kRowColumns);
         squares += distance * distance;
       }
       of[i] = make_float2(sum, squares);
     }
     Moments moments[kRows];
-    moments_of_rows(of, shared[buffer], p.h, moments);
+    moments_of_rows(of, shared[buffer], p.h, moments, [&] { ring.refill(); });
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (row + i >= end) break;
@@ -237,11 +228,11 @@ __global__ void __launch_bounds__(kMostThreads) forward_rows(Forward p) {
       bool counts = kPooled && row + i < counted_end;
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) {
-        float value = (to_float(now[i].v[j]) - mean) * rstd * gamma[j] + beta[j];
-        now[i].v[j] = from_float<T>(value);
+        float value = (to_float(now[0][i].v[j]) - mean) * rstd * gamma[j] + beta[j];
+        now[0][i].v[j] = from_float<T>(value);
         if (counts) sums[j] += value;
       }
-      now[i].store(y + (row + i) * p.y_stride);
+      now[0][i].store(y + (row + i) * p.y_stride);
       if (threadIdx.x == 0 && p.mean != nullptr) {
         p.mean[row + i] = mean;
         p.rstd[row + i] = rstd;
@@ -251,6 +242,7 @@ __global__ void __launch_bounds__(kMostThreads) forward_rows(Forward p) {
   if constexpr (kPooled) {
     cg::cluster_group cluster = cg::this_cluster();
     if (cluster.num_blocks() > 1) {
+      float* pool_sums = reinterpret_cast<float*>(ring.after());
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) pool_sums[column + j] = sums[j];
       cluster.sync();
@@ -359,64 +351,63 @@ __global__ void backward_plain(Backward p) {
 
 template <typename T, int kRows, int kMostThreads, bool kResidual>
 __global__ void __launch_bounds__(kMostThreads) backward_rows(Backward p) {
+  constexpr int kOperands = kResidual ? 3 : 2;
   __shared__ Statistics<kRows> shared[2];
+  after_previous();
   int64_t first = blockIdx.x * p.rows;
   int64_t end = min(p.m, first + p.rows);
   int column = threadIdx.x * kRowColumns;
-  const T* x = static_cast<const T*>(p.x) + column;
-  const T* dy = static_cast<const T*>(p.dy) + column;
-  const T* residual = static_cast<const T*>(p.residual) + column;
+  const void* operands[] = {p.x, p.dy, p.residual};
+  const int64_t strides[] = {p.x_stride, p.dy_stride, p.residual_stride};
+  const T* from[kOperands];
+  int64_t stride[kOperands];
+#pragma unroll
+  for (int k = 0; k < kOperands; ++k) from[k] = static_cast<const T*>(operands[k]), stride[k] = strides[k];
+  RowRing<T, kRows, kOperands> ring(from, stride, p.h, p.stages, first, end);
   T* dx = static_cast<T*>(p.dx) + column;
-  using Run = Pack<T, kRowColumns>;
-  struct Row {
-    Run x, dy, residual;
-    float mean, rstd;
-  };
-  Row next[kRows];
-  auto load = [&](int64_t from) {
+  float next_mean[kRows], next_rstd[kRows];
+  auto load_statistics = [&](int64_t row) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      int64_t row = from + i;
-      if (row >= end) break;
-      next[i].x = Run::load(x + row * p.x_stride);
-      next[i].dy = Run::load(dy + row * p.dy_stride);
-      if constexpr (kResidual) next[i].residual = Run::load(residual + row * p.residual_stride);
-      next[i].mean = p.mean[row];
-      next[i].rstd = p.rstd[row];
+      if (row + i >= end) break;
+      next_mean[i] = p.mean[row + i];
+      next_rstd[i] = p.rstd[row + i];
     }
   };
-  load(first);
+  load_statistics(first);
   float gamma[kRowColumns];
   load_parameter(p.gamma + column, p.parameters_aligned, gamma);
   int buffer = 0;
   for (int64_t row = first; row < end; row += kRows, buffer ^= 1) {
-    Row now[kRows];
+    float mean[kRows], rstd[kRows];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) now[i] = next[i];
-    load(row + kRows);
+    for (int i = 0; i < kRows; ++i) mean[i] = next_mean[i], rstd[i] = next_rstd[i];
+    load_statistics(row + kRows);
+    Pack<T, kRowColumns> now[kOperands][kRows];
+    ring.take(now, column);
     float2 of[kRows];  // sums of g and of g times the normalised input, where g = dy * gamma
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       of[i] = make_float2(0.0f, 0.0f);
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) {
-        float g = to_float(now[i].dy.v[j]) * gamma[j];
+        float g = to_float(now[1][i].v[j]) * gamma[j];
         of[i].x += g;
-        of[i].y += g * ((to_float(now[i].x.v[j]) - now[i].mean) * now[i].rstd);
+        of[i].y += g * ((to_float(now[0][i].v[j]) - mean[i]) * rstd[i]);
       }
     }
-    sums_of_rows(of, shared[buffer]);
+    sums_of_rows(of, shared[buffer], [&] { ring.refill(); });
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       if (row + i >= end) break;
       float mean_g = of[i].x / p.h;
       float mean_gx = of[i].y / p.h;
-      Run result;
+      Pack<T, kRowColumns> result;
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) {
-        float normalised = (to_float(now[i].x.v[j]) - now[i].mean) * now[i].rstd;
-        float d = now[i].rstd * (to_float(now[i].dy.v[j]) * gamma[j] - mean_g - normalised * mean_gx);
-        if constexpr (kResidual) d += to_float(now[i].residual.v[j]);
+        float normalised = (to_float(now[0][i].v[j]) - mean[i]) * rstd[i];
+        float d = rstd[i] * (to_float(now[1][i].v[j]) * gamma[j] - mean_g - normalised * mean_gx);
+        if constexpr (kResidual) d += to_float(now[kOperands - 1][i].v[j]);
         result.v[j] = from_float<T>(d);
       }
       result.store(dx + (row + i) * p.dx_stride);
@@ -428,6 +419,12 @@ __global__ void __launch_bounds__(kMostThreads) backward_rows(Backward p) {
 int64_t rows_of_block(const Device& device, int64_t m, int threads, int step) {
   int64_t blocks = std::max(2, 512 / threads) * static_cast<int64_t>(device.multiprocessors);
   return round_up(ceil_div(m, blocks), step);
+}
+
+// Stages of so many bytes: what keeps the memory busy, and lets two blocks share a multiprocessor.
+int stages_of(size_t bytes) {
+  constexpr size_t kRing = 96 << 10;
+  return static_cast<int>(std::clamp<size_t>(kRing / bytes, 2, 4));
 }
 
 // Whether the kernels that keep a thread at its columns can take rows of this length.
@@ -475,16 +472,21 @@ void layer_norm_forward(const Device& device, const pnb_layer_norm_forward_param
     if (many_rows(h, all_aligned)) {
       int threads = static_cast<int>(h / kRowColumns);
       bool narrow = threads <= kMostRowThreads / 2;
+      size_t stage = (narrow ? 4 : 2) * static_cast<size_t>(h) * sizeof(T);
+      args.stages = stages_of(stage);
+      size_t ring = stage * args.stages;
       if (pooled) {
         int cluster = cluster_for(pools, pools * ceil_div(std::min(m, p.pool_rows), kPoolRows));
         args.rows = ceil_div(p.pool_rows, cluster);
         auto kernel = narrow ? forward_rows<T, 4, kMostRowThreads / 2, true> : forward_rows<T, 2, kMostRowThreads, true>;
-        size_t shared = cluster > 1 ? h * sizeof(float) : 0;
-        launch_clusters(kernel, dim3(static_cast<unsigned>(pools * cluster)), threads, shared, cluster, stream, "layer_norm_forward", args);
+        size_t shared = ring + (cluster > 1 ? h * sizeof(float) : 0);
+        allow_shared_memory(kernel, shared, "layer_norm_forward");
+        launch(kernel, {dim3(static_cast<unsigned>(pools * cluster)), threads, shared, stream, cluster, true}, "layer_norm_forward", args);
       } else {
         args.rows = rows_of_block(device, m, threads, narrow ? 4 : 2);
         auto kernel = narrow ? forward_rows<T, 4, kMostRowThreads / 2, false> : forward_rows<T, 2, kMostRowThreads, false>;
-        kernel<<<static_cast<unsigned>(ceil_div(m, args.rows)), threads, 0, stream>>>(args);
+        allow_shared_memory(kernel, ring, "layer_norm_forward");
+        launch(kernel, {dim3(static_cast<unsigned>(ceil_div(m, args.rows))), threads, ring, stream, 1, true}, "layer_norm_forward", args);
       }
       return;
     }
@@ -529,7 +531,11 @@ void layer_norm_backward(const Device& device, const pnb_layer_norm_backward_par
       auto kernel = present(p.residual)
                         ? (narrow ? backward_rows<T, 2, kMostRowThreads / 2, true> : backward_rows<T, 1, kMostRowThreads, true>)
                         : (narrow ? backward_rows<T, 2, kMostRowThreads / 2, false> : backward_rows<T, 1, kMostRowThreads, false>);
-      kernel<<<static_cast<unsigned>(ceil_div(m, args.rows)), threads, 0, stream>>>(args);
+      size_t stage = (narrow ? 2 : 1) * (present(p.residual) ? 3 : 2) * static_cast<size_t>(h) * sizeof(T);
+      args.stages = stages_of(stage);
+      allow_shared_memory(kernel, stage * args.stages, "layer_norm_backward");
+      dim3 grid(static_cast<unsigned>(ceil_div(m, args.rows)));
+      launch(kernel, {grid, threads, stage * args.stages, stream, 1, true}, "layer_norm_backward", args);
       return;
     }
     int threads = vector_threads<T>(h, all_aligned);

@@ -1,6 +1,6 @@
-#include "cuda/kernels/cluster.cuh"
 #include "cuda/kernels/columns.cuh"
 #include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/reduce.cuh"
 #include "cuda/kernels/sparse/sparse.h"
 
@@ -80,35 +80,47 @@ __device__ void finish(const Mass& p, int64_t first, float (&found)[2][kColumns]
   cluster.sync();  // before a block ends, the first has read
 }
 
-constexpr int kValues = 8;       // neighbours of a row that a thread takes
-constexpr int kRowLanes = 8;     // rows side by side in a block
-constexpr int kValueColumns = kValues * kWarp;
+constexpr int kValues = 8;        // neighbours of a row that a thread takes
+constexpr int kSideBySide = 16;   // threads of a row
+constexpr int kRowLanes = 16;     // rows side by side in a block
+constexpr int kValueThreads = kSideBySide * kRowLanes;
+constexpr int kValueColumns = kValues * kSideBySide;
+constexpr int kAhead = 4;         // rows of a thread on their way
 
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kRowLanes * kWarp) mass_of_values(Mass p) {
+__global__ void __launch_bounds__(kValueThreads) mass_of_values(Mass p) {
   __shared__ float sums[kRowLanes][2][kValueColumns];
   __shared__ float found[2][kValueColumns];
   int64_t first = static_cast<int64_t>(blockIdx.y) * kValueColumns;
-  int at = threadIdx.x % kWarp * kValues;
-  int row_lane = threadIdx.x / kWarp;
+  int at = threadIdx.x % kSideBySide * kValues;
+  int row_lane = threadIdx.x / kSideBySide;
+  after_previous();
   Rows rows(p);
   const T* x = static_cast<const T*>(p.data) + first + at;
   float mass[kValues] = {}, fired[kValues] = {};
   if (first + at < p.n) {
-#pragma unroll 8
-    for (int64_t row = rows.first + row_lane; row < rows.end; row += kRowLanes) {
-      Pack<T, kValues> run;
-      if constexpr (kAligned) {
-        run = Pack<T, kValues>::load(x + row * p.stride);
-      } else {
+    for (int64_t from = rows.first + row_lane; from < rows.end; from += kAhead * kRowLanes) {
+      Pack<T, kValues> runs[kAhead];
 #pragma unroll
-        for (int j = 0; j < kValues; ++j) run.v[j] = x[row * p.stride + j];
+      for (int i = 0; i < kAhead; ++i) {
+        int64_t row = from + i * kRowLanes;
+        runs[i] = {};
+        if (row >= rows.end) continue;
+        if constexpr (kAligned) {
+          runs[i] = Pack<T, kValues>::load(x + row * p.stride);
+        } else {
+#pragma unroll
+          for (int j = 0; j < kValues; ++j) runs[i].v[j] = x[row * p.stride + j];
+        }
       }
 #pragma unroll
-      for (int j = 0; j < kValues; ++j) {
-        float v = to_float(run.v[j]);
-        mass[j] += fmaxf(v, 0.0f);
-        fired[j] += v > 0.0f ? 1.0f : 0.0f;
+      for (int i = 0; i < kAhead; ++i) {
+#pragma unroll
+        for (int j = 0; j < kValues; ++j) {
+          float v = to_float(runs[i].v[j]);
+          mass[j] += fmaxf(v, 0.0f);
+          fired[j] += v > 0.0f ? 1.0f : 0.0f;
+        }
       }
     }
   }
@@ -118,7 +130,7 @@ __global__ void __launch_bounds__(kRowLanes * kWarp) mass_of_values(Mass p) {
     sums[row_lane][1][at + j] = fired[j];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < 2 * kValueColumns; i += kRowLanes * kWarp) {
+  for (int i = threadIdx.x; i < 2 * kValueColumns; i += kValueThreads) {
     float sum = 0.0f;
 #pragma unroll
     for (int lane = 0; lane < kRowLanes; ++lane) sum += (&sums[lane][0][0])[i];
@@ -170,6 +182,7 @@ __global__ void __launch_bounds__(kBitThreads) mass_of_bits(Mass p) {
   int64_t first = static_cast<int64_t>(blockIdx.y) * kBitColumns;
   int word = threadIdx.x % kWords;
   int row_lane = threadIdx.x / kWords;
+  after_previous();
   Rows rows(p);
   bool inside = first + 32 * word < p.n;
   const uint8_t* mask = static_cast<const uint8_t*>(p.data) + first / 8 + 4 * word;
@@ -211,6 +224,7 @@ __global__ void __launch_bounds__(kListThreads) add_lists(Mass p, int64_t lists)
   int64_t j = static_cast<int64_t>(blockIdx.x) * kListThreads + threadIdx.x;
   const float* from = blockIdx.y == 0 ? p.list_mass : p.list_fired;
   float* to = blockIdx.y == 0 ? p.neuron_mass : p.neuron_fired;
+  after_previous();
   if (j >= p.n || to == nullptr) return;
   float sum = 0.0f;
   for (int64_t list = 0; list < lists; ++list) sum += from[list * p.n + j];
@@ -263,23 +277,23 @@ void activation_mass(const Device& device, const pnb_activation_mass_params& p) 
     args.neuron_mass = args.neuron_fired = nullptr;
   }
   int64_t groups = ceil_div(shape.n, values ? kValueColumns : kBitColumns);
-  int cluster = cluster_for(groups * shape.lists, (values ? 2 : 1) * device.multiprocessors);
+  int cluster = cluster_for(groups * shape.lists, (values ? 4 : 1) * device.multiprocessors);
   dim3 grid(static_cast<unsigned>(cluster), static_cast<unsigned>(groups), static_cast<unsigned>(shape.lists));
   if (values) {
     with_type(p.x.dtype, [&](auto type) {
       using T = decltype(type);
       auto kernel = rows_aligned(p.x) ? mass_of_values<T, true> : mass_of_values<T, false>;
-      launch_clusters(kernel, grid, kRowLanes * kWarp, 0, cluster, stream, "activation_mass", args);
+      launch(kernel, {grid, kValueThreads, 0, stream, cluster, true}, "activation_mass", args);
     });
   } else {
     bool words = p.relu_mask.stride[0] % 4 == 0 && reinterpret_cast<uintptr_t>(p.relu_mask.data) % 4 == 0;
-    launch_clusters(words ? mass_of_bits<true> : mass_of_bits<false>, grid, kBitThreads, 0, cluster, stream, "activation_mass", args);
+    launch(words ? mass_of_bits<true> : mass_of_bits<false>, {grid, kBitThreads, 0, stream, cluster, true}, "activation_mass", args);
   }
   if (!shape.through_workspace) return;
   args.neuron_mass = static_cast<float*>(p.neuron_mass.data);
   args.neuron_fired = static_cast<float*>(p.neuron_fired.data);
-  add_lists<<<dim3(static_cast<unsigned>(ceil_div(shape.n, kListThreads)), 2), kListThreads, 0, stream>>>(args, shape.lists);
-  check_launch("activation_mass: sums of the lists");
+  dim3 list_grid(static_cast<unsigned>(ceil_div(shape.n, kListThreads)), 2);
+  launch(add_lists, {list_grid, kListThreads, 0, stream, 1, true}, "activation_mass: sums of the lists", args, shape.lists);
 }
 
 }  // namespace pnb::cuda

@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "cuda/kernels/cluster.cuh"
 #include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/reduce.cuh"
 #include "cuda/kernels/sparse/sparse.h"
 
@@ -36,17 +36,26 @@ struct Tile {
   float a[kTileRanks][kTilePitch];
 };
 
-template <bool kAligned>
-__device__ void load_rows(float (*to)[kTilePitch], int rows, const float* from, int64_t stride, int64_t present_rows, int64_t columns) {
+// All of a thread's loads are on their way before the first is stored.
+template <int kRows, bool kAligned>
+__device__ void load_rows(float (*to)[kTilePitch], const float* from, int64_t stride, int64_t present_rows, int64_t columns) {
   if constexpr (kAligned) {
-    for (int i = threadIdx.x; i < rows * (kTileColumns / 4); i += kTileThreads) {
+    constexpr int kLoads = kRows * (kTileColumns / 4) / kTileThreads;
+    float4 v[kLoads];
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      int i = k * kTileThreads + threadIdx.x;
       int row = i / (kTileColumns / 4), column = i % (kTileColumns / 4) * 4;
-      float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if (row < present_rows && column < columns) v = *reinterpret_cast<const float4*>(from + row * stride + column);
-      *reinterpret_cast<float4*>(&to[row][column]) = v;
+      v[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (row < present_rows && column < columns) v[k] = *reinterpret_cast<const float4*>(from + row * stride + column);
+    }
+#pragma unroll
+    for (int k = 0; k < kLoads; ++k) {
+      int i = k * kTileThreads + threadIdx.x;
+      *reinterpret_cast<float4*>(&to[i / (kTileColumns / 4)][i % (kTileColumns / 4) * 4]) = v[k];
     }
   } else {
-    for (int i = threadIdx.x; i < rows * kTileColumns; i += kTileThreads) {
+    for (int i = threadIdx.x; i < kRows * kTileColumns; i += kTileThreads) {
       int row = i / kTileColumns, column = i % kTileColumns;
       to[row][column] = row < present_rows && column < columns ? from[row * stride + column] : 0.0f;
     }
@@ -57,6 +66,8 @@ template <bool kAligned>
 __global__ void __launch_bounds__(kTileThreads) low_rank_kernel(Low p) {
   extern __shared__ __align__(16) char memory[];
   Tile& tile = *reinterpret_cast<Tile*>(memory);
+  let_next_begin();
+  after_previous();
   int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
   int first_rank = static_cast<int>(blockIdx.z) * kTileRanks;
   int64_t end = min(p.h, (blockIdx.x + 1) * p.share);
@@ -66,8 +77,8 @@ __global__ void __launch_bounds__(kTileThreads) low_rank_kernel(Low p) {
   float sums[4][4] = {};
   for (int64_t column = blockIdx.x * p.share; column < end; column += kTileColumns) {
     __syncthreads();
-    load_rows<kAligned>(tile.pooled, kTileRows, p.pooled + first_row * p.pooled_stride + column, p.pooled_stride, p.rows - first_row, end - column);
-    load_rows<kAligned>(tile.a, kTileRanks, p.a + first_rank * p.h + column, p.h, p.r - first_rank, end - column);
+    load_rows<kTileRanks, kAligned>(tile.a, p.a + first_rank * p.h + column, p.h, p.r - first_rank, end - column);
+    load_rows<kTileRows, kAligned>(tile.pooled, p.pooled + first_row * p.pooled_stride + column, p.pooled_stride, p.rows - first_row, end - column);
     __syncthreads();
     constexpr int kWarpColumns = kTileColumns / kTileWarps;
 #pragma unroll
@@ -147,6 +158,7 @@ __global__ void __launch_bounds__(kUnitThreads) units_kernel(Units p) {
   int64_t first_unit = first_score * p.units_per_score;
   int64_t end_unit = first_unit + static_cast<int64_t>(here) * p.units_per_score;
   float score = 0.0f;  // of thread i < here: score i of the block
+  after_previous();
   for (int64_t from = first_unit; from < end_unit; from += kLanes) {
     int64_t unit = min(from + lane % kLanes, end_unit - 1);
     const float* b = p.b + unit * p.r;
@@ -162,7 +174,7 @@ __global__ void __launch_bounds__(kUnitThreads) units_kernel(Units p) {
       }
       int rank = 0;
       if (p.vectors) {
-#pragma unroll 4
+#pragma unroll 8
         for (; rank < p.r; rank += 4) {
           float4 right = *reinterpret_cast<const float4*>(b + rank);
 #pragma unroll
@@ -223,8 +235,8 @@ void predict_mass(const Device& device, const pnb_predict_mass_params& p) {
   low.share = round_up(ceil_div(low.h, cluster), 4);
   auto kernel = rows_aligned(p.pooled) && rows_aligned(p.a) && low.h % 4 == 0 ? low_rank_kernel<true> : low_rank_kernel<false>;
   allow_shared_memory(kernel, sizeof(Tile), "predict_mass");
-  launch_clusters(kernel, dim3(static_cast<unsigned>(cluster), static_cast<unsigned>(row_tiles), static_cast<unsigned>(rank_tiles)), kTileThreads,
-                  sizeof(Tile), cluster, stream, "predict_mass", low);
+  dim3 tiles(static_cast<unsigned>(cluster), static_cast<unsigned>(row_tiles), static_cast<unsigned>(rank_tiles));
+  launch(kernel, {tiles, kTileThreads, sizeof(Tile), stream, cluster, true}, "predict_mass", low);
 
   Units units{low.z,
               static_cast<const float*>(p.b.data),
@@ -245,9 +257,7 @@ void predict_mass(const Device& device, const pnb_predict_mass_params& p) {
   int lanes = few ? 8 : 32;
   units.scores_per_block = std::max(1, lanes / p.units_per_score);
   dim3 grid(static_cast<unsigned>(ceil_div(units.scores_per_list, units.scores_per_block)), static_cast<unsigned>(lists));
-  if (few) units_kernel<8><<<grid, kUnitThreads, 0, stream>>>(units);
-  else units_kernel<32><<<grid, kUnitThreads, 0, stream>>>(units);
-  check_launch("predict_mass: units");
+  launch(few ? units_kernel<8> : units_kernel<32>, {grid, kUnitThreads, 0, stream, 1, true}, "predict_mass: units", units);
 }
 
 }  // namespace pnb::cuda

@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "cuda/kernels/cluster.cuh"
 #include "cuda/kernels/elements.cuh"
+#include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/reduce.cuh"
 #include "cuda/kernels/sparse/sparse.h"
 
@@ -189,6 +189,7 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
   __shared__ Outcome outcome;
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) outcome = {};
+  after_previous();
   for (int64_t list = blockIdx.x; list < p.lists; list += gridDim.x) select<kEach>(p, list, shared, outcome);
   if (p.summary == nullptr) return;
   cg::cluster_group cluster = cg::this_cluster();
@@ -262,7 +263,7 @@ void select_blocks(const pnb_select_blocks_params& p) {
   // What all lists came to is added up within one cluster.
   int cluster = args.summary == nullptr ? 1 : static_cast<int>(std::clamp<int64_t>(args.lists, 1, kMaxCluster));
   auto blocks = static_cast<unsigned>(args.summary == nullptr ? args.lists : cluster);
-  launch_clusters(kernel, dim3(blocks), places / each, sizeof(Shared), cluster, stream_of(p.stream), "select_blocks", args);
+  launch(kernel, {dim3(blocks), places / each, sizeof(Shared), stream_of(p.stream), cluster, true}, "select_blocks", args);
 }
 
 void relative_mass(const pnb_relative_mass_params& p) {

@@ -47,7 +47,8 @@ import org.junit.jupiter.params.provider.MethodSource;
  *
  * <p>A difference says nothing where a neuron crosses ReLU's kink on the way: the step is halved until no bit of any ReLU
  * mask changes between both ends and half of it gives nearly the same slope; a direction in which the smallest step still
- * does not is left out and counted. A model that leaves too few directions is drawn again, and counted. The loss is taken from the logits in double, so that its own rounding does not decide.
+ * does not is left out and counted. A model that leaves too few directions is drawn again, and counted. The loss
+ * is taken from the logits in double, so that its own rounding does not decide.
  */
 class FiniteDifferenceTest {
 
@@ -109,8 +110,8 @@ class FiniteDifferenceTest {
             }
             drawn.close();
         }
-        throw new AssertionError("seed " + seed + ", pre-norm " + preNorm + ": expected a model with enough directions that have"
-                + " a slope, found none in " + (MOST_REDRAWN + 1));
+        throw new AssertionError("seed " + seed + ", pre-norm " + preNorm + ": expected a model with enough directions that"
+                + " have a slope, found none in " + (MOST_REDRAWN + 1));
     }
 
     /**

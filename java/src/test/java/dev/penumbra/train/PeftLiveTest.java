@@ -56,7 +56,8 @@ class PeftLiveTest {
         Process python = making.start();
         boolean ended = python.waitFor(TIMEOUT_MINUTES, TimeUnit.MINUTES);
         python.destroyForcibly();
-        assertThat(ended && python.waitFor() == 0).as(() -> PYTHON + ": expected fixtures within " + TIMEOUT_MINUTES + " minutes, found " + read(log)).isTrue();
+        assertThat(ended && python.waitFor() == 0)
+                .as(() -> PYTHON + ": expected fixtures within " + TIMEOUT_MINUTES + " minutes, found " + read(log)).isTrue();
     }
 
     private static String read(Path log) {
@@ -71,7 +72,8 @@ class PeftLiveTest {
         try (PeftFixture f = new PeftFixture(fixture, Backends.open(Device.CPU, 2, true), DType.F32)) {
             String config = name + " f32, " + f.model.config() + ", " + f.adapter.config();
             PeftParity.Worst worst = PeftParity.requireF32(config, f);
-            System.out.printf("%s: %s, 20 losses %.1e; %d neurons moved off ReLU's kink, %d chaotic configurations drawn again%n",
+            System.out.printf(
+                    "%s: %s, 20 losses %.1e; %d neurons moved off ReLU's kink, %d chaotic configurations drawn again%n",
                     config, worst, PeftParity.requireTwentyLosses(config, f, true),
                     f.told.required("kinks").required("moved").intValue(), f.told.required("redrawn").intValue());
         }

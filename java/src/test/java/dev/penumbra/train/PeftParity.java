@@ -87,7 +87,8 @@ final class PeftParity {
         double worst = 0;
         for (Map.Entry<String, Double> sum : logSums.entrySet()) {
             double part = Math.exp(sum.getValue() / models.size());
-            assertThat(part).as(name + ": " + sum.getKey() + ", as a part of what is allowed, over " + models.size() + " models")
+            assertThat(part)
+                    .as(name + ": " + sum.getKey() + ", as a part of what is allowed, over " + models.size() + " models")
                     .isLessThanOrEqualTo(1);
             worst = Math.max(worst, part);
         }

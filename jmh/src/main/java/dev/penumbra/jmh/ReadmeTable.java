@@ -31,16 +31,36 @@ final class ReadmeTable {
             measured.forEach(report -> comparisons(text, report));
             text.append('\n').append(conditions).append("\n\n");
         });
-        List<JsonNode> benchmarks = reports.stream().filter(r -> r.has("benchmarks")).toList();
-        if (!benchmarks.isEmpty()) {
-            text.append(
-                    "<details><summary>Operations</summary>\n\n| operation | parameters | ms | GFLOP/s | GB/s |\n|---|---|---|---|---|\n");
-            benchmarks.forEach(report -> benchmarks(text, report));
-            text.append("\n`jmh/run benchmarks`; ").append(conditions(benchmarks.getFirst())).append('\n');
-            benchmarks.forEach(report -> attentionFits(text, report));
-            text.append("\n</details>\n\n");
-        }
+        Map<String, List<JsonNode>> byBackend = new LinkedHashMap<>();
+        reports.stream().filter(r -> r.has("benchmarks"))
+                .forEach(r -> byBackend.computeIfAbsent(backend(r), backend -> new ArrayList<>()).add(r));
+        byBackend.values().forEach(measured -> operations(text, measured));
         return text.toString();
+    }
+
+    /** What one device did, with the part of its ceilings where they were measured. */
+    private static void operations(StringBuilder text, List<JsonNode> reports) {
+        JsonNode first = reports.getFirst();
+        boolean onCuda = device(first).equals("CUDA");
+        boolean withCeilings = reports.stream().anyMatch(r -> r.has("ceilings"));
+        text.append("<details><summary>Operations").append(onCuda ? " on the GPU" : "")
+                .append("</summary>\n\n| operation | parameters | ms | GFLOP/s | GB/s |")
+                .append(withCeilings ? " of the ceiling |" : "").append("\n|---|---|---|---|---|")
+                .append(withCeilings ? "---|" : "").append('\n');
+        reports.forEach(report -> benchmarks(text, report, withCeilings));
+        text.append("\n`jmh/run benchmarks").append(onCuda ? " --device CUDA" : "").append("`; ").append(conditions(first))
+                .append('\n');
+        reports.forEach(report -> attentionFits(text, report));
+        text.append("\n</details>\n\n");
+    }
+
+    private static String device(JsonNode report) {
+        return report.required("benchmarks").path(0).path("params").path("device").asString("CPU");
+    }
+
+    /** Files that were recorded on one device stand in one table, whatever their dates. */
+    private static String backend(JsonNode report) {
+        return report.required("machine").required("processor") + "; " + report.required("versions").path("backend");
     }
 
     private static void comparisons(StringBuilder text, JsonNode report) {
@@ -53,13 +73,20 @@ final class ReadmeTable {
         }
     }
 
-    private static void benchmarks(StringBuilder text, JsonNode report) {
+    private static void benchmarks(StringBuilder text, JsonNode report, boolean withCeilings) {
         for (JsonNode result : report.required("benchmarks")) {
             JsonNode params = result.required("params");
             if (isShown(params)) {
-                row(text, result.required("benchmark").stringValue(), parameters(params), plain(result.required("ms")),
-                        result.has("gflops") ? plain(result.get("gflops")) : "",
-                        result.has("gbps") ? plain(result.get("gbps")) : "");
+                List<String> cells = new ArrayList<>(List.of(result.required("benchmark").stringValue(), parameters(params),
+                        plain(result.required("ms")), result.has("gflops") ? plain(result.get("gflops")) : "",
+                        result.has("gbps") ? plain(result.get("gbps")) : ""));
+                if (withCeilings) {
+                    cells.add(result.has("of_ceiling")
+                            ? String.format(Locale.ROOT, "%.2f of %s", result.get("of_ceiling").doubleValue(),
+                                    result.required("ceiling").stringValue())
+                            : "");
+                }
+                row(text, cells.toArray(String[]::new));
             }
         }
     }

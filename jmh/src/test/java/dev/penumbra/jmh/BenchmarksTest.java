@@ -26,7 +26,7 @@ class BenchmarksTest {
         for (RunResult result : results) {
             String[] name = result.getParams().getBenchmark().split("\\.");
             ran.add(name[name.length - 2]);
-            var json = BenchmarksCommand.json(result);
+            var json = BenchmarksCommand.json(result, null);
             assertThat(json.required("ms").doubleValue()).as("%s", json).isPositive();
             assertThat(json.path("gflops").doubleValue(0) + json.path("gbps").doubleValue(0)).as("%s", json).isPositive();
         }

@@ -52,6 +52,22 @@ class ReadmeTableTest {
     }
 
     @Test
+    void aGpusOperationsStandApartWithThePartOfItsCeiling() {
+        String report = "{" + CONDITIONS + """
+                , %s "benchmarks": [{"benchmark": "layernorm.forward", "ms": 0.01, "gbps": 3000, %s "params":
+                {"device": "%s", "shape": "OPT_1_3B", "batch": "4", "seqLen": "1024"}}]}""";
+        JsonNode cpu = JSON.readTree(report.formatted("", "", "CPU"));
+        JsonNode gpu = JSON.readTree(report.formatted("\"ceilings\": [],",
+                "\"ceiling\": \"a copy\", \"of_ceiling\": 0.714,", "CUDA").replace("A processor", "Another"));
+
+        assertThat(ReadmeTable.of(List.of(cpu, gpu)))
+                .contains("| layernorm.forward | opt-1.3b, 4 x 1024 | 0.0100 |  | 3000 |\n")
+                .contains("Operations on the GPU")
+                .contains("| layernorm.forward | opt-1.3b, 4 x 1024 | 0.0100 |  | 3000 | 0.71 of a copy |\n")
+                .contains("`jmh/run benchmarks --device CUDA`; 2 x Another;");
+    }
+
+    @Test
     void aReadmeWithoutTheMarkersIsRefused() {
         assertThatThrownBy(() -> ReadmeTable.replaceIn("# Penumbra\n", "")).hasMessageContaining(ReadmeTable.BEGIN);
     }
