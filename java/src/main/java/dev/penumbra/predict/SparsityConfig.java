@@ -34,7 +34,8 @@ public record SparsityConfig(
     }
 
     /** Dense. */
-    public static final SparsityConfig OFF = new SparsityConfig(SelectionPolicy.OFF, Pass.BACKWARD, 1, 1, 128, 0, 0, 0, false);
+    public static final SparsityConfig OFF = new SparsityConfig(SelectionPolicy.OFF, Pass.BACKWARD, 1, 1, 128, 0, 0, 0,
+            false);
 
     public SparsityConfig {
         require(coverage > 0 && coverage <= 1, "a coverage above 0, at most 1", coverage);
