@@ -16,21 +16,25 @@ struct TileKernels {
   sm90::TileProduct bf16[2];
   sm90::TileProduct wide_bf16[2];
   sm90::TileProduct f32[2];  // d in f32
+  sm90::TileProduct relay[2];           // terms without dropout as k steps, d in bf16
   sm90::TileProduct blocks[2];          // with lists of active blocks, d in bf16
   sm90::TileProduct blocks_dropout[2];  // some term has dropout
   int tile, wide_tile;       // columns of a tile; both have 128 rows
   int wide_k;                // from this k on, the wide tile's better reuse outweighs its epilogue, which nothing hides
+  int relay_ranks;           // from so many on, terms cost less as k steps than as multiply-adds in the epilogue
 };
 
 const TileKernels& tile_kernels(Arch arch) {
   static const TileKernels kSm90 = {{sm90::forward_bf16, sm90::backward_bf16},
                                     {sm90::forward_wide_bf16, sm90::backward_wide_bf16},
                                     {sm90::forward_f32, sm90::backward_f32},
+                                    {sm90::relay_forward, sm90::relay_backward},
                                     {sm90::relay_columns, sm90::relay_steps},
                                     {sm90::relay_columns_dropout, sm90::relay_steps_dropout},
                                     128,
                                     256,
-                                    4096};
+                                    4096,
+                                    12};
   switch (arch) {
     case Arch::kSm90: return kSm90;
   }
@@ -44,10 +48,25 @@ double filled(const Product& p, int tile, int multiprocessors) {
   return static_cast<double>(tiles) / static_cast<double>(waves * multiprocessors);
 }
 
+// Whether the mask can be read and written 32 bits at a time.
+bool mask_of_words(const Product& p) {
+  const Epilogue& e = p.epilogue;
+  return e.mask == nullptr ||
+         ((reinterpret_cast<uintptr_t>(e.mask) | static_cast<uintptr_t>(e.mask_stride)) % 4 == 0 && p.epilogue_columns() % 32 == 0);
+}
+
+// Whether terms without dropout make up most of a product's end.
+bool many_ranks(const Epilogue& e, int enough) {
+  int ranks = 0;
+  for (int t = 0; t < e.term_count; ++t) ranks += e.terms[t].rank;
+  return ranks >= enough && !e.dropout();
+}
+
 sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& device) {
   const TileKernels& kernels = tile_kernels(device.arch);
   if (p.gather != Gather::kNone) return p.epilogue.dropout() ? kernels.blocks_dropout[!along_k] : kernels.blocks[!along_k];
   if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
+  if (many_ranks(p.epilogue, kernels.relay_ranks) && mask_of_words(p)) return kernels.relay[!along_k];
   bool wide = p.k >= kernels.wide_k &&
               filled(p, kernels.wide_tile, device.multiprocessors) >= filled(p, kernels.tile, device.multiprocessors);
   return wide ? kernels.wide_bf16[!along_k] : kernels.bf16[!along_k];
@@ -131,13 +150,6 @@ bool rows_copyable(const Matrix& x, int64_t columns, int32_t dtype) {
 
 bool columns_copyable(const Matrix& x, int64_t rows, int32_t dtype) {
   return copyable(x.data, x.column_stride, x.row_stride, rows, dtype);
-}
-
-// Whether the mask can be read and written 32 bits at a time.
-bool mask_of_words(const Product& p) {
-  const Epilogue& e = p.epilogue;
-  return e.mask == nullptr ||
-         ((reinterpret_cast<uintptr_t>(e.mask) | static_cast<uintptr_t>(e.mask_stride)) % 4 == 0 && p.epilogue_columns() % 32 == 0);
 }
 
 }  // namespace

@@ -14,12 +14,38 @@ constexpr int kColumns = 8;
 constexpr int kThreads = kTile / kRows * (kTile / kColumns);
 constexpr int kPitch = kTile + 4;  // rows stay aligned to 16 bytes, and columns spread over the banks
 
-// A place in a matrix from one in a tile, where no list gathers.
-struct InPlace {
-  __device__ int operator()(int i) const { return i; }
+// Where in b a product's columns and steps lie, and how many there are.
+template <Gather kGather>
+struct Places {
+  int columns, k;
+
+  __device__ Places(const Product& p, int) : columns(p.n), k(p.k) {}
+  __device__ int column(int j) const { return j; }
+  __device__ int step(int x) const { return x; }
 };
 
-// s[kStep][kTile] = x[first .. , from .. from + kStep)^T, zeros outside of x. Neighbouring threads read neighbouring addresses.
+template <>
+struct Places<Gather::kColumns> {
+  ActiveBlocks active;
+  int columns, k;
+
+  __device__ Places(const Product& p, int row) : active(p.blocks, row), columns(active.columns()), k(p.k) {}
+  __device__ int column(int j) const { return active.neuron(j); }
+  __device__ int step(int x) const { return x; }
+};
+
+template <>
+struct Places<Gather::kSteps> {
+  ActiveBlocks active;
+  int columns, k;
+
+  __device__ Places(const Product& p, int row) : active(p.blocks, row), columns(p.n), k(active.columns()) {}
+  __device__ int column(int j) const { return j; }
+  __device__ int step(int x) const { return active.neuron(x); }
+};
+
+// s[kStep][kTile] = x[first .. , from .. from + kStep)^T, each at its place; zeros outside of x. Neighbouring threads read
+// neighbouring addresses.
 template <typename T, typename Outer, typename Step>
 __device__ void fetch(float (&s)[kStep][kPitch], const Matrix& x, int64_t outer_stride, int64_t k_stride, int first, int outer,
                       int from, int k, Outer outer_place, Step step_place) {
@@ -44,27 +70,15 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(const __grid_constant__
   int row = threadIdx.x / (kTile / kColumns) * kRows;
   int column = threadIdx.x % (kTile / kColumns) * kColumns;
 
-  int columns = p.n, k = p.k;
-  if constexpr (kGather != Gather::kNone) {
-    ActiveBlocks active(p.blocks, first_row);
-    if constexpr (kGather == Gather::kColumns) columns = active.columns();
-    else k = active.columns();
-  }
+  Places<kGather> places(p, first_row);
+  int columns = places.columns, k = places.k;
   if (first_column >= columns) return;
   float sums[kRows][kColumns] = {};
   for (int from = 0; from < k; from += kStep) {
-    fetch<T>(a, p.a, p.a.row_stride, p.a.column_stride, first_row, p.m, from, k, InPlace{}, InPlace{});
-    if constexpr (kGather == Gather::kNone) {
-      fetch<T>(b, p.b, p.b.column_stride, p.b.row_stride, first_column, columns, from, k, InPlace{}, InPlace{});
-    } else {
-      ActiveBlocks active(p.blocks, first_row);
-      auto neuron = [&](int i) { return active.neuron(i); };
-      if constexpr (kGather == Gather::kColumns) {
-        fetch<T>(b, p.b, p.b.column_stride, p.b.row_stride, first_column, columns, from, k, neuron, InPlace{});
-      } else {
-        fetch<T>(b, p.b, p.b.column_stride, p.b.row_stride, first_column, columns, from, k, InPlace{}, neuron);
-      }
-    }
+    auto own = [](int i) { return i; };
+    fetch<T>(a, p.a, p.a.row_stride, p.a.column_stride, first_row, p.m, from, k, own, own);
+    fetch<T>(b, p.b, p.b.column_stride, p.b.row_stride, first_column, columns, from, k, [&](int j) { return places.column(j); },
+             [&](int x) { return places.step(x); });
     __syncthreads();
 #pragma unroll
     for (int step = 0; step < kStep; ++step) {
@@ -83,12 +97,8 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(const __grid_constant__
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     int at = first_column + column;
-    int origin = at;
-    if constexpr (kGather == Gather::kColumns) {
-      if (at >= columns) return;
-      origin = ActiveBlocks(p.blocks, first_row).neuron(at);
-    }
-    finish_row<D>(p, first_row + row + i, at, origin, sums[i]);
+    if (at >= columns) return;
+    finish_row<D>(p, first_row + row + i, at, places.column(at), sums[i]);
   }
 }
 

@@ -32,7 +32,7 @@ inline Finish finish_of(const Product& p) {
 // One tile on its way is enough: the other warpgroup's is a main loop away.
 struct FinishShared {
   alignas(1024) char tile[kPanels * kPanelBytes];
-  float bias[2][kTileN];  // each warpgroup's
+  float bias[2][kTileN];     // each warpgroup's
   hopper::Barrier residual;  // has come for the next tile
   hopper::Barrier left;      // the tile before has left for d
 };

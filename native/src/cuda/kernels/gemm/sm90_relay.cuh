@@ -21,9 +21,9 @@ constexpr int kStages = 6;
 constexpr int kHalf = kTileN / 2;  // what one block of a cluster copies of b: columns
 constexpr int kRelayThreads = 3 * hopper::kWarpgroup;
 // Named barriers: 1 and 2 are the warpgroups' own.
-constexpr int kTurn = 3;       // and 4: whose wgmmas are next
+constexpr int kTurn = 3;  // and 4: whose wgmmas are next
 constexpr int kTermsWritten = 5;
-// Registers a thread, of the 512 that a thread of each of the four warpgroups' worth of a multiprocessor shares.
+// Registers a thread. The three warpgroups start with 168 each and divide them anew: 56 + 2 * 224.
 constexpr int kProducerRegisters = 56;
 constexpr int kConsumerRegisters = 224;
 

@@ -1,7 +1,6 @@
 // Which tile a block computes when. The blocks of a persistent grid walk over all tiles in the same order; how many there are
 // may depend on lists that only the device knows. One warp of a block looks ahead and tells the others through shared memory:
-// what is done once a tile has left the instruction cache, and a look-up took the warp that feeds the stages as long as they
-// last.
+// a look-up's instructions have left their cache since the last tile, and fetching them takes as long as the stages last.
 #pragma once
 
 #include "cuda/kernels/attention/hopper.cuh"
@@ -52,9 +51,7 @@ class Walk {
   __device__ int row() const { return row_; }        // the tile's first in d
   __device__ int column() const { return column_; }  // likewise
   __device__ int active() const { return active_; }  // compact columns of the tile's list
-  // Instructions along k, and the steps that hold them.
-  __device__ int slices() const { return slices_; }
-  __device__ int steps() const { return (slices_ + kSlicesAStep - 1) / kSlicesAStep; }
+  __device__ int slices() const { return slices_; }  // of k
 
  private:
   __device__ void find() {
@@ -89,8 +86,8 @@ class Walk {
   const Schedule& schedule_;
   const Blocks& blocks_;
   int rank_;
-  int index_, stride_;           // in the walk, of clusters
-  int list_ = 0, first_ = 0;     // the list that index_ is in, and its first tile's index
+  int index_, stride_;        // in the walk, of clusters
+  int list_ = 0, first_ = 0;  // the list that index_ is in, and its first tile's index
   int row_ = 0, column_ = 0, active_ = 0, slices_;
   bool valid_ = false;
 };
@@ -102,9 +99,9 @@ constexpr int kPanels = kTileN / kPanelColumns;
 struct TileInfo {
   int32_t valid;  // 0: there is none, and none after it
   int32_t row, column;
-  int32_t slices;       // of k
-  int32_t term_slices;  // of low-rank terms
-  int32_t end;          // d has no columns of the tile from this on
+  int32_t slices;           // of k
+  int32_t term_slices;      // of low-rank terms
+  int32_t end;              // d has no columns of the tile from this on
   int32_t origin[kPanels];  // where each panel's first column lies in the weight, bias, mask and terms
 };
 

@@ -1,9 +1,5 @@
 // A persistent product on sm_90: one warp of a block feeds shared memory by bulk tensor copies, two warpgroups take turns
 // at a 128 x 128 tile each, so that one's epilogue runs behind the other's wgmmas.
-//
-// Gathered weight blocks fit in where the mainloop's producer reads a tile's coordinate: a mainloop derived from
-// CUTLASS's, whose load() replaces the tile's coordinate along n (forward) or each step's along k (backward) by
-// list[coordinate], gathers blocks of as many rows of W as a tile or a step has, and nothing else changes.
 #pragma once
 
 #include <cute/tensor.hpp>
