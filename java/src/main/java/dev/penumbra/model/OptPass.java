@@ -403,7 +403,8 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         if (sensing) {
             selection.beginSensing(i, m);
         }
-        mlp.forward(i, mlpInput, mlpResidual, pre ? output : top(b.sum2), mode == Mode.SPARSE && !sensing, look(i, mlpInput));
+        mlp.forward(i, mlpInput, mlpResidual, pre ? output : top(b.sum2), mode == Mode.SPARSE && !sensing,
+                look(i, mlpInput));
         if (sensing) {
             selection.endSensing(i, m);
         }
@@ -428,7 +429,8 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         norm(in, norm, out, mean, rstd, null);
     }
 
-    private void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd, @Nullable Pooling pooling) {
+    private void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd,
+            @Nullable Pooling pooling) {
         buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, top(mean), top(rstd), pooling));
     }
 

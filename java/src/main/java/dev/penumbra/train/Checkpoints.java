@@ -129,7 +129,8 @@ final class Checkpoints {
             JsonNode json = JSON.readTree(Files.readAllBytes(file));
             return new State(json.required("step").intValue(), json.required("epoch").intValue(),
                     json.required("index").intValue(), json.required("seed").longValue(),
-                    json.required("micro_batch").longValue(), json.path("tightness").asInt(0), json.required("settings").stringValue());
+                    json.required("micro_batch").longValue(), json.path("tightness").asInt(0),
+                    json.required("settings").stringValue());
         } catch (JacksonException broken) {
             throw new TrainingException(file + ": expected a checkpoint's state: " + broken.getOriginalMessage(), broken);
         }

@@ -66,7 +66,9 @@ public final class SparsityPlanner {
         int size = config.blockSize();
         int blocks = MlpSparsity.blocks(model.mlpNeurons(), size);
         boolean backward = config.pass() == Pass.BACKWARD;
-        int capacity = policy == SelectionPolicy.ALL ? blocks : Math.max(1, (int) Math.ceil(config.budget() * blocks - 1e-9));
+        int capacity = policy == SelectionPolicy.ALL
+                ? blocks
+                : Math.max(1, (int) Math.ceil(config.budget() * blocks - 1e-9));
         // What has a rule of its own takes what that gives, as far as there is room.
         double coverage = policy == SelectionPolicy.ALL || policy == SelectionPolicy.EXACT || policy == SelectionPolicy.SEED
                 ? 1

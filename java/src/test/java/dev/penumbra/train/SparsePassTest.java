@@ -111,8 +111,8 @@ class SparsePassTest {
     }
 
     /**
-     * A step's loss under a fixed mask is a function of the adapter. Each of its matrices is moved along its own gradient, where a
-     * short way changes the loss enough to be seen in f32 and meets few of ReLU's kinks.
+     * A step's loss under a fixed mask is a function of the adapter. Each of its matrices is moved along its own gradient,
+     * where a short way changes the loss enough to be seen in f32 and meets few of ReLU's kinks.
      */
     @ParameterizedTest
     @CsvSource({"'0,1,2,3,4', true", "'2', true", "'0,3,4', true", "'1,4', false", "'', true"})
@@ -197,7 +197,8 @@ class SparsePassTest {
     @ParameterizedTest
     @CsvSource({"cpu, true", "cpu, false", "java, true"})
     void gradientsOfAMaskAndOfItsComplementAddUp(String name, boolean preNorm) throws IOException {
-        try (SparseFixture f = new SparseFixture(folder, backend(name), preNorm, 1, SparseFixture.ALL, n -> false, List.of())) {
+        try (SparseFixture f = new SparseFixture(folder, backend(name), preNorm, 1, SparseFixture.ALL, n -> false,
+                List.of())) {
             Result dense = f.dense();
             Result none = f.sparse(f.fixed(Pass.BACKWARD));
             for (int[][] parts : new int[][][]{{{3}, {0, 1, 2, 4}}, {{0, 2, 4}, {1, 3}}, {{}, {0, 1, 2, 3, 4}}}) {
@@ -342,7 +343,8 @@ class SparsePassTest {
     @Test
     void whatAPassWasNotOpenedForIsRefused() throws IOException {
         try (SparseFixture f = new SparseFixture(folder, backend("cpu"), true)) {
-            assertThatThrownBy(() -> f.open(null).load(f.batch(), null, Mode.SPARSE)).isInstanceOf(IllegalStateException.class)
+            assertThatThrownBy(() -> f.open(null).load(f.batch(), null, Mode.SPARSE))
+                    .isInstanceOf(IllegalStateException.class)
                     .hasMessageContaining("expected a pass that was opened to choose blocks");
             SparsityConfig config = new SparsityConfig(SelectionPolicy.ORACLE, Pass.BOTH, 0.5, 1, 32, 0, 0, 0, false);
             ModelPass pass = f.open(f.sparsity(config));

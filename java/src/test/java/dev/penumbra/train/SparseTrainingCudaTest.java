@@ -90,8 +90,8 @@ class SparseTrainingCudaTest {
                 kept = Math.max(kept, Math.abs(cuda.get(i).sparsity().meanCovered() - cpu.get(i).sparsity().meanCovered()));
             }
         }
-        System.out.printf("%s %s: worst of %d losses %.1e, of covered shares %.1e from the CPU's%n", sparsity.describe(), dtype,
-                STEPS, worst, kept);
+        System.out.printf("%s %s: worst of %d losses %.1e, of covered shares %.1e from the CPU's%n", sparsity.describe(),
+                dtype, STEPS, worst, kept);
         assertThat(worst).isLessThan(tolerance);
         assertThat(kept).isLessThan(0.02);
     }

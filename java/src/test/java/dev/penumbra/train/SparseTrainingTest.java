@@ -128,7 +128,8 @@ class SparseTrainingTest {
     void aResumedRunWithOtherSparsityIsRefused() throws IOException {
         try (SparseFixture f = fixture(cpu())) {
             train(f, config(sparsity(SelectionPolicy.ORACLE, Pass.BACKWARD)).output(folder.resolve("o")).build(), 4);
-            assertThatThrownBy(() -> train(f, config(SparsityConfig.OFF).output(folder.resolve("o")).resume(true).build(), -1))
+            TrainConfig dense = config(SparsityConfig.OFF).output(folder.resolve("o")).resume(true).build();
+            assertThatThrownBy(() -> train(f, dense, -1))
                     .isInstanceOf(TrainingException.class).hasMessageContaining("sparsity=off")
                     .hasMessageContaining("sparsity=oracle pass=backward");
         }
@@ -143,7 +144,8 @@ class SparseTrainingTest {
             try (SparseFixture f = fixture(fake)) {
                 long[] after = new long[1];
                 runs.add(new ArrayList<>());
-                new Trainer(f.model, f.adapter, config(sparsity(policy, pass)).steps(6).build(), f.data, null).listener(step -> {
+                TrainConfig config = config(sparsity(policy, pass)).steps(6).build();
+                new Trainer(f.model, f.adapter, config, f.data, null).listener(step -> {
                     runs.getLast().add(step);
                     if (step.step() == 1) {
                         after[0] = fake.allocatedBytes();
@@ -217,8 +219,8 @@ class SparseTrainingTest {
                 plain = f.dense();
                 // The fixture's adapter, as files have it.
                 PeftAdapter.write(folder.resolve("given"), f.adapter.config(), "model", f.adapter.toHost(f.arena));
-                try (SparseFixture other = new SparseFixture(folder.resolve("" + preNorm), cpu(), preNorm, 3, SparseFixture.ALL,
-                        n -> false, shuffled(3, 5)); PeftAdapter given = PeftAdapter.read(folder.resolve("given"))) {
+                try (SparseFixture other = new SparseFixture(folder.resolve("" + preNorm), cpu(), preNorm, 3,
+                        SparseFixture.ALL, n -> false, shuffled(3, 5)); PeftAdapter given = PeftAdapter.read(folder.resolve("given"))) {
                     other.adapter.load(given.tensors());
                     float[] gradient = other.dense().gradient();
                     assertThat(other.dense().loss()).isCloseTo(plain.loss(), within(1e-6 * plain.loss()));
@@ -227,7 +229,8 @@ class SparseTrainingTest {
                     f.adapter.setParameters(plain.gradient());
                     var found = other.adapter.toHost(other.arena);
                     f.adapter.toHost(f.arena).forEach((key, matrix) -> assertThat(
-                            PeftFixture.relativeError(found.get(key).toFloats(), matrix.toFloats())).as(key).isLessThan(1e-5));
+                            PeftFixture.relativeError(found.get(key).toFloats(), matrix.toFloats())).as(key)
+                            .isLessThan(1e-5));
                     for (int i = 0; i < 3; i++) {
                         assertThat(other.model.neuronNorms(i).fc2())
                                 .isEqualTo(other.model.neuronOrder(i).apply(f.model.neuronNorms(i).fc2()));
@@ -244,9 +247,10 @@ class SparseTrainingTest {
         List<Double> evaluated = new ArrayList<>();
         try (SparseFixture f = fixture(cpu())) {
             double dense = Evaluator.loss(f.model, f.adapter, f.data, 2, SparseFixture.POSITIONS);
-            SparsityConfig random = new SparsityConfig(SelectionPolicy.RANDOM, Pass.BOTH, 1, 0.2, SparseFixture.BLOCK, 0, 0, 0,
-                    false);
-            new Trainer(f.model, f.adapter, config(random).steps(1).lr(0).build(), f.data, f.data).listener(new StepListener() {
+            SparsityConfig random = new SparsityConfig(SelectionPolicy.RANDOM, Pass.BOTH, 1, 0.2, SparseFixture.BLOCK, 0, 0,
+                    0, false);
+            TrainConfig config = config(random).steps(1).lr(0).build();
+            new Trainer(f.model, f.adapter, config, f.data, f.data).listener(new StepListener() {
                 @Override
                 public void onStep(StepMetrics metrics) {
                     // the evaluation after it is looked at
