@@ -417,5 +417,12 @@ int main(int argc, char** argv) {
   reference_is_right();
   for (int32_t dtype : {PNB_DTYPE_BF16, PNB_DTYPE_F32}) cases(dtype, brief);
   if (!brief) matches(packed(PNB_DTYPE_BF16, 4, 64, {0, 2048, 4096}, 4096));
+  // So many units that they are taken as pairs, of an even and an odd number of blocks; the second also for long samples.
+  for (int64_t dim : {64, 80, 128}) {
+    std::vector<int32_t> cu = random_lengths(30, 150);
+    for (int32_t length : {700, 0, 385, 640}) cu.push_back(cu.back() + length);
+    if (!brief) matches(packed(PNB_DTYPE_BF16, 32, dim, cu, cu.back() + 33, 1.0, dim == 64 ? 4096 : 0));
+  }
+  if (!brief) matches(packed(PNB_DTYPE_BF16, 48, 64, lengths({900, 1000, 257}), 2157));
   return finish("attention");
 }

@@ -65,8 +65,8 @@ struct Operand {
       for (int64_t j = 0; j < columns; ++j) {
         double& value = values[i * (columns + pad) + j];
         if (list == nullptr) full[i * width + j] = value;
-        else if (j / lists->size < static_cast<int64_t>(list->size())) full[i * width + (*list)[j / lists->size] * lists->size + j % lists->size] = value;
-        else value = NAN;
+        else if (j / lists->size >= static_cast<int64_t>(list->size())) value = NAN;
+        else full[i * width + (*list)[j / lists->size] * lists->size + j % lists->size] = value;
       }
     }
     tensor.set(values);

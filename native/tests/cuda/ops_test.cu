@@ -179,7 +179,8 @@ void adamw(int64_t n, float max_norm) {
 int main() {
   backend();  // without a GPU the test ends here
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
-    norms(37, 768, dtype), norms(3, 2048, dtype), norms(700, 256, dtype), norms(290, 5120, dtype), norms(33, 776, dtype), norms(5, 1001, dtype), norms(2, 16384, dtype);
+    norms(37, 768, dtype), norms(3, 2048, dtype), norms(700, 256, dtype), norms(290, 5120, dtype);
+    norms(33, 776, dtype), norms(5, 1001, dtype), norms(2, 16384, dtype);
     for (int64_t r : {1, 4, 5, 8, 9, 16, 65}) lora(203, 264, 328, r, dtype);
     lora(77, 101, 53, 4, dtype);
     lora(1030, 512, 128, 4, dtype);

@@ -67,7 +67,8 @@ void mass(int64_t m, int64_t n, int32_t block, int64_t rows_per_list, int32_t dt
   expect(blocks.bits() == first, what + ": other bits the second time");
 }
 
-void predict(int64_t pooled_rows, int64_t h, int64_t r, int64_t units, int32_t per_score, int64_t per_list, bool with_bias, bool with_norms, int64_t pad) {
+void predict(int64_t pooled_rows, int64_t h, int64_t r, int64_t units, int32_t per_score, int64_t per_list, bool with_bias, bool with_norms,
+             int64_t pad) {
   std::string what = "predict mass [" + std::to_string(pooled_rows) + ", " + std::to_string(h) + "] rank " + std::to_string(r) + " units " +
                      std::to_string(units) + "/" + std::to_string(per_score) + ", lists of " + std::to_string(per_list) + ", pad " + std::to_string(pad);
   int64_t lists = (pooled_rows + per_list - 1) / per_list, scores = units / per_score;
@@ -109,7 +110,10 @@ void relative(int64_t n, int32_t block, float threshold, float share) {
   Tensor neurons(PNB_DTYPE_F32, {n}), scores(PNB_DTYPE_F32, {1, n / block}, 0);
   auto values = neurons.values();
   // Blocks of few large neurons, more or fewer of them from block to block; one without any mass.
-  for (int64_t j = 0; j < n; ++j) values[j] = j / block == 1 ? 0 : std::fabs(values[j]) * (static_cast<int64_t>(generator()() % block) < j / block ? 100 : 1);
+  for (int64_t j = 0; j < n; ++j) {
+    bool large = static_cast<int64_t>(generator()() % block) < j / block;
+    values[j] = j / block == 1 ? 0 : std::fabs(values[j]) * (large ? 100 : 1);
+  }
   neurons.set(values);
   values = neurons.values();
   auto p = params<pnb_relative_mass_params>();
@@ -204,7 +208,8 @@ void captured() {
   auto select = params<pnb_select_blocks_params>();
   select.stream = stream, select.coverage = 1, select.scores = scores.t, select.blocks.indices = indices.t, select.blocks.counts = counts.t;
   auto relative = params<pnb_relative_mass_params>();
-  relative.stream = stream, relative.block_size = 32, relative.threshold = 0, relative.share = 1, relative.neuron_mass = mass.t, relative.scores = scores.t;
+  relative.stream = stream, relative.block_size = 32, relative.threshold = 0, relative.share = 1;
+  relative.neuron_mass = mass.t, relative.scores = scores.t;
   auto fill = params<pnb_fill_params>();
   fill.stream = stream, fill.d = mass.t, fill.value = 3;
   ok("captured", [&] {

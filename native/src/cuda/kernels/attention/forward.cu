@@ -1,11 +1,14 @@
 #include "cuda/kernels/attention/forward.h"
 
+#include <type_traits>
+
 #include "cuda/kernels/attention/schedule.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 
 // A block of threads stays on its multiprocessor and takes units in turn. One warp fills rings of tiles through the copy
 // engine; each warpgroup keeps scores, probabilities and outputs of 64 query rows in registers. A warpgroup's product
-// with the values runs while it computes the softmax of the next scores, and one warpgroup's products while the other does.
+// with the values runs while it computes the softmax of the next scores, and so do the other's scores: it begins them when
+// this one's are there.
 
 namespace pnb::cuda::attention {
 
@@ -17,6 +20,13 @@ constexpr int kQuerySlots = 2;  // the next unit's queries arrive while this one
 // As many tiles of keys and of values as fit beside the rest in 227 KB.
 template <int kDim>
 constexpr int kSlots = kDim == 64 ? 4 : kDim == 80 ? 3 : 2;
+
+// Scores of the next unit are queued ahead of a unit's last product: worth its registers from head size 80 on.
+template <int kDim>
+constexpr bool kSpansUnits = kDim > 64;
+// Outputs are scaled only where they must be: asking costs more than it saves where they are few.
+template <int kDim, int kWarpgroups>
+constexpr bool kScalesRarely = kDim > 64 || kWarpgroups > 2;
 
 template <int kDim, int kWarpgroups>
 struct Shared {
@@ -77,7 +87,7 @@ __device__ void produce(const Args& a, Shared<kDim, kWarpgroups>& shared, const 
   Ring<kSlots<kDim>> ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit, S::kRows);
     CausalKeyBlocks blocks = place.blocks(place.row);
     shared.query_empty[query.slot].wait(query.parity ^ 1);
@@ -103,20 +113,38 @@ struct Softmax {
   float maximum[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0f, 0.0f};  // this thread's columns only, until finish()
 
-  // Scores become probabilities relative to the highest score so far; correction[i] is what older ones shrink by.
-  __device__ __forceinline__ void update(float (&s)[kKeys / 2], float (&correction)[2]) {
+  // Scores become probabilities relative to the highest score so far; correction[i] is what older outputs shrink by. With
+  // kRarely they may also be relative to one up to 8 binary orders lower, so that most corrections are 1; what they are
+  // relative to cancels out in the end. False: all of the warp's corrections are 1.
+  template <bool kRarely>
+  __device__ __forceinline__ bool update(float (&s)[kKeys / 2], float (&correction)[2]) {
+    float highest[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float highest = maximum[i];
+      highest[i] = maximum[i];
 #pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) highest = fmaxf(highest, fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
-      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
-      highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
-      // A row that has seen no key yet has no highest score to subtract.
-      float base = highest == -INFINITY ? 0.0f : highest * factor;
-      correction[i] = exp2_fast(fmaf(maximum[i], factor, -base));
-      maximum[i] = highest;
-      float total[2] = {sum[i] * correction[i], 0.0f};
+      for (int j = 0; j < kKeys / 8; ++j) highest[i] = fmaxf(highest[i], fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
+      highest[i] = fmaxf(highest[i], __shfl_xor_sync(0xffffffff, highest[i], 1));
+      highest[i] = fmaxf(highest[i], __shfl_xor_sync(0xffffffff, highest[i], 2));
+      correction[i] = 1.0f;
+    }
+    bool grows = true;
+    if constexpr (kRarely) {
+      grows = __any_sync(0xffffffff, fmaxf(highest[0] - maximum[0], highest[1] - maximum[1]) * factor > 8.0f);
+    }
+    if (grows) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        // A row that has seen no key yet has no highest score to subtract.
+        correction[i] = highest[i] == -INFINITY ? 1.0f : exp2_fast((maximum[i] - highest[i]) * factor);
+        maximum[i] = highest[i];
+        sum[i] *= correction[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float base = maximum[i] == -INFINITY ? 0.0f : maximum[i] * factor;
+      float total[2] = {sum[i], 0.0f};
 #pragma unroll
       for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
@@ -128,6 +156,7 @@ struct Softmax {
       }
       sum[i] = total[0] + total[1];
     }
+    return grows;
   }
 
   // The rows' sums over all their columns.
@@ -162,122 +191,182 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups>& shared, const 
   Ring<kQuerySlots> query;
   Ring<kSlots<kDim>> key_ring, value_ring;
   Turns<kWarpgroups, 1 + kWarpgroups> turns(warpgroup);
-  Unit unit;
-  int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
-    Place place(a, unit, S::kRows);
-    CausalKeyBlocks blocks = place.blocks(place.row + 64 * warpgroup);
-    const int rows[2] = {place.row + own_row, place.row + own_row + 8};
-    float o[kDim / 2] = {};
-    float s[kKeys / 2];
-    uint32_t p[kKeys / 4];
-    Softmax softmax{a.scale * kLog2E};
-    float correction[2];
 
-    uint32_t q = shared_address(shared.queries[query.slot]);
-    shared.query_full[query.slot].wait(query.parity);
+  float o[kDim / 2];
+  float s[kKeys / 2];
+  uint32_t p[kKeys / 4];
+  float correction[2];
+  bool grows = false;
+  const Softmax fresh{a.scale * kLog2E};
+  Softmax softmax = fresh;
+  // A unit's last product is put off until the next one's first scores are queued before it; meanwhile:
+  bool pending = false;
+  int last_head = 0, last_query = 0, last_queries = 0, last_row = 0;  // as in Place; this thread's row
+  int last_left = 0;                                                 // as start_output() takes it
 
-    auto start_scores = [&]() PNB_INLINE {
-      shared.key_full[key_ring.slot].wait(key_ring.parity);
-      wgmma::fence(s);
-      wgmma::begin();
-      uint32_t keys = shared_address(shared.keys[key_ring.slot]);
-      S::Key::template product_of_rows<kKeys, typename S::Query>(s, q, 64 * warpgroup, keys);
-      wgmma::commit();
-    };
-    auto release_keys = [&]() PNB_INLINE {
-      if (lane == 0) shared.key_empty[key_ring.slot].arrive();
-      key_ring.advance();
-    };
-    auto start_output = [&](int block) PNB_INLINE {
-      shared.value_full[value_ring.slot].wait(value_ring.parity);
-      char* values = shared.values[value_ring.slot];
-      // Zero probabilities do not hide the NaN of a row behind the sample.
-      if (int left = place.keys - block * kKeys; left < kKeys) {
-        S::Key::zero_rows(values, left, thread % kWarpgroup);
-        fence_async_proxy();
-        sync_threads(1 + warpgroup, kWarpgroup);
-      }
-      wgmma::fence(o);
-      wgmma::begin();
-      S::Key::add_product(o, p, shared_address(values));
-      wgmma::commit();
-    };
-    auto release_values = [&]() PNB_INLINE {
-      if (lane == 0) shared.value_empty[value_ring.slot].arrive();
-      value_ring.advance();
-    };
-    auto probabilities = [&](int i) PNB_INLINE {
-      if (i < blocks.masked) {
-        int first = blocks.at(i) * kKeys;
-        const int seen[2] = {place.seen(rows[0]) - first, place.seen(rows[1]) - first};
-        mask(s, seen);
-      }
-      softmax.update(s, correction);
-    };
-    auto next = [&](int i) PNB_INLINE {
-      turns.wait();
-      start_scores();
-      start_output(blocks.at(i - 1));
-      turns.pass();
-      wgmma::wait<1>();
-      wgmma::fence(s);
-      release_keys();
-      probabilities(i);
-      wgmma::wait<0>();
-      wgmma::fence(o);
-      release_values();
+  auto start_scores = [&](uint32_t q) PNB_INLINE {
+    shared.key_full[key_ring.slot].wait(key_ring.parity);
+    wgmma::fence(s);
+    wgmma::begin();
+    uint32_t keys = shared_address(shared.keys[key_ring.slot]);
+    S::Key::template product_of_rows<kKeys, typename S::Query>(s, q, 64 * warpgroup, keys);
+    wgmma::commit();
+  };
+  auto release_keys = [&]() PNB_INLINE {
+    if (lane == 0) shared.key_empty[key_ring.slot].arrive();
+    key_ring.advance();
+  };
+  // left: the sample's keys from the tile's first on.
+  auto start_output = [&](int left) PNB_INLINE {
+    shared.value_full[value_ring.slot].wait(value_ring.parity);
+    char* values = shared.values[value_ring.slot];
+    // Zero probabilities do not hide the NaN of a row behind the sample.
+    if (left < kKeys) {
+      S::Key::zero_rows(values, left, thread % kWarpgroup);
+      fence_async_proxy();
+      sync_threads(1 + warpgroup, kWarpgroup);
+    }
+    wgmma::fence(o);
+    wgmma::begin();
+    S::Key::add_product(o, p, shared_address(values));
+    wgmma::commit();
+  };
+  auto release_values = [&]() PNB_INLINE {
+    if (lane == 0) shared.value_empty[value_ring.slot].arrive();
+    value_ring.advance();
+  };
+  // `product`: whether one has been started.
+  auto settle_output = [&](bool product) PNB_INLINE {
+    wgmma::wait<0>();
+    wgmma::fence(o);
+    if (product) release_values();
+  };
+  auto rescale = [&]() PNB_INLINE {
+    if (!kScalesRarely<kDim, kWarpgroups> || grows) {
 #pragma unroll
       for (int j = 0; j < kDim / 2; ++j) o[j] *= correction[j / 2 % 2];
-      to_left_operand(s, p);
-    };
-
-    for (int i = 0; i < blocks.skipped; ++i) {
-      shared.key_full[key_ring.slot].wait(key_ring.parity);
-      release_keys();
-      shared.value_full[value_ring.slot].wait(value_ring.parity);
-      release_values();
-      if (i > 0) {
-        turns.wait();
-        turns.pass();
-      }
     }
-    bool any = blocks.skipped < blocks.count;
-    if (any) {
-      start_scores();
-      wgmma::wait<0>();
-      wgmma::fence(s);
-      release_keys();
-      probabilities(0);
-      to_left_operand(s, p);
-      for (int i = 1; i < blocks.count; ++i) next(i);
-    }
-    if (lane == 0) shared.query_empty[query.slot].arrive();
-    query.advance();
-    if (any) {
-      start_output(blocks.at(blocks.count - 1));
-      wgmma::wait<0>();
-      wgmma::fence(o);
-      release_values();
-    }
-
-    softmax.finish();
+  };
+  auto clear = [&]() PNB_INLINE {
+#pragma unroll
+    for (int j = 0; j < kDim / 2; ++j) o[j] = 0.0f;
+  };
+  auto store = [&](Softmax rows) PNB_INLINE {
+    rows.finish();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (rows[i] >= place.queries) continue;
-      bool empty = softmax.sum[i] == 0.0f;
-      float inverse = empty ? 0.0f : 1.0f / softmax.sum[i];
-      int token = place.query + rows[i];
-      __nv_bfloat16* row = a.o.row(token, head) + 2 * (lane % 4);
+      if (last_row + 8 * i >= last_queries) continue;
+      bool empty = rows.sum[i] == 0.0f;
+      float inverse = empty ? 0.0f : 1.0f / rows.sum[i];
+      int token = last_query + last_row + 8 * i;
+      __nv_bfloat16* row = a.o.row(token, last_head) + 2 * (lane % 4);
 #pragma unroll
       for (int j = 0; j < kDim / 8; ++j) {
         *reinterpret_cast<uint32_t*>(row + 8 * j) = pack_bf16(o[4 * j + 2 * i] * inverse, o[4 * j + 2 * i + 1] * inverse);
       }
       if (a.lse != nullptr && lane % 4 == 0) {
-        a.lse[head * a.lse_stride + token] = empty ? 0.0f : softmax.maximum[i] * a.scale + logf(softmax.sum[i]);
+        a.lse[last_head * a.lse_stride + token] = empty ? 0.0f : rows.maximum[i] * a.scale + logf(rows.sum[i]);
       }
     }
+  };
+  // Ends a unit that no other one's scores are queued behind.
+  auto drain = [&]() PNB_INLINE {
+    to_left_operand(s, p);
+    start_output(last_left);
+    settle_output(true);
+    store(softmax);
+    pending = false;
+  };
+
+  Unit unit;
+  int head;
+  for (int n = 0; units.turn(n, unit, head);) {
+    Place place(a, unit, S::kRows);
+    CausalKeyBlocks blocks = place.blocks(place.row + 64 * warpgroup);
+    const int row = place.row + own_row;
+    uint32_t q = shared_address(shared.queries[query.slot]);
+    shared.query_full[query.slot].wait(query.parity);
+
+    auto probabilities = [&](int i) PNB_INLINE {
+      if (i < blocks.masked) {
+        int first = blocks.at(i) * kKeys;
+        const int seen[2] = {place.seen(row) - first, place.seen(row + 8) - first};
+        mask(s, seen);
+      }
+      grows = softmax.template update<kScalesRarely<kDim, kWarpgroups>>(s, correction);
+    };
+    auto left = [&](int i) PNB_INLINE { return place.keys - blocks.at(i) * kKeys; };
+    auto becomes_last = [&]() PNB_INLINE {
+      last_head = head;
+      last_query = place.query, last_queries = place.queries;
+      last_row = row;
+    };
+    // Until at most `behind` younger groups of products are unfinished.
+    auto wait_scores = [&](auto behind) PNB_INLINE {
+      wgmma::wait<decltype(behind)::value>();
+      wgmma::fence(s);
+      turns.pass();
+      release_keys();
+    };
+    using None = std::integral_constant<int, 0>;
+    using One = std::integral_constant<int, 1>;
+
+    if (blocks.skipped == blocks.count) {
+      if (pending) drain();
+      for (int i = 0; i < blocks.count; ++i) {
+        shared.key_full[key_ring.slot].wait(key_ring.parity);
+        release_keys();
+        shared.value_full[value_ring.slot].wait(value_ring.parity);
+        release_values();
+        turns.wait();
+        turns.pass();
+      }
+      becomes_last();
+      clear();
+      store(fresh);
+    } else {
+      if (kSpansUnits<kDim> && pending) {
+        to_left_operand(s, p);
+        turns.wait();
+        start_scores(q);
+        start_output(last_left);
+        wait_scores(One());
+        Softmax ended = softmax;
+        softmax = fresh;
+        probabilities(0);
+        settle_output(true);
+        store(ended);
+      } else {
+        turns.wait();
+        start_scores(q);
+        wait_scores(None());
+        softmax = fresh;
+        probabilities(0);
+      }
+      becomes_last();
+      clear();
+#pragma unroll 1
+      for (int i = 1; i < blocks.count; ++i) {
+        // Waited for here, behind the loop's edge: the compiler moves a wait ahead of the probabilities where it can.
+        settle_output(i > 1);
+        rescale();
+        to_left_operand(s, p);
+        turns.wait();
+        start_scores(q);
+        start_output(left(i - 1));
+        wait_scores(One());
+        probabilities(i);
+      }
+      settle_output(blocks.count > 1);
+      rescale();
+      last_left = left(blocks.count - 1);
+      if (kSpansUnits<kDim>) pending = true;
+      else drain();
+    }
+    if (lane == 0) shared.query_empty[query.slot].arrive();
+    query.advance();
   }
+  if (pending) drain();
   zero_rows_of_no_sample<kDim>(a.o, a.queries, a.tokens, a.heads, thread, kWarpgroups * kWarpgroup);
 }
 

@@ -17,17 +17,15 @@ constexpr int kThreads = kWarpgroup * (kWarpgroups + 1);
 constexpr int kConsumers = kWarpgroup * kWarpgroups;
 constexpr int kQueries = 64;  // of a tile
 
-// Two gradients of 64 rows fill half the registers or more. Head size 64 leaves room for k and v themselves beside them, and
-// sizes up to 80 for the next tile's scores beside this one's probabilities.
+// Two gradients of 64 rows fill half the registers or more. Head size 64 leaves room for k and v themselves beside them.
 template <int kDim>
 constexpr bool kKeysInRegisters = kDim == 64;
+// Keys that stay in shared memory are still in use when the next unit's arrive; at head size 128 more queries in flight are
+// worth more than that.
 template <int kDim>
-constexpr bool kOverlaps = kDim <= 80;
-// Keys that stay in shared memory are still in use when the next unit's arrive.
+constexpr int kKeySlots = kDim == 80 ? 2 : 1;
 template <int kDim>
-constexpr int kKeySlots = kKeysInRegisters<kDim> ? 1 : 2;
-template <int kDim>
-constexpr int kSlots = kDim == 64 ? 5 : kDim == 80 ? 4 : 2;
+constexpr int kSlots = kDim == 64 ? 5 : 4;
 
 template <int kDim>
 struct Shared {
@@ -78,7 +76,7 @@ __device__ void produce(const Args& a, Shared<kDim>& shared, const Units& units)
   Ring<kSlots<kDim>> ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit);
     CausalQueryBlocks blocks = place.blocks(place.row);
     shared.key_empty[key.slot].wait(key.parity ^ 1);
@@ -125,7 +123,7 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
   Ring<kSlots<kDim>> scores_ring, ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit);
     CausalQueryBlocks blocks = place.blocks(place.row + 64 * warpgroup);
     const int rows[2] = {place.row + own_row, place.row + own_row + 8};
@@ -165,56 +163,80 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
         sync_threads(1 + warpgroup, kWarpgroup);
       }
       wgmma::fence(s);
+      wgmma::begin();
+      if constexpr (kKeysInRegisters<kDim>) S::Query::template product_of_rows<kQueries>(s, k, shared_address(queries));
+      else S::Query::template product_of_rows<kQueries, typename S::Key>(s, keys, 64 * warpgroup, shared_address(queries));
+      wgmma::commit();
+    };
+    auto start_gradients = [&]() PNB_INLINE {
+      uint32_t d_o = shared_address(shared.d_o[scores_ring.slot]);
       wgmma::fence(dp);
       wgmma::begin();
-      if constexpr (kKeysInRegisters<kDim>) {
-        S::Query::template product_of_rows<kQueries>(s, k, shared_address(queries));
-        S::Query::template product_of_rows<kQueries>(dp, v, shared_address(d_o));
-      } else {
-        S::Query::template product_of_rows<kQueries, typename S::Key>(s, keys, 64 * warpgroup, shared_address(queries));
-        S::Query::template product_of_rows<kQueries, typename S::Key>(dp, values, 64 * warpgroup, shared_address(d_o));
-      }
+      if constexpr (kKeysInRegisters<kDim>) S::Query::template product_of_rows<kQueries>(dp, v, d_o);
+      else S::Query::template product_of_rows<kQueries, typename S::Key>(dp, values, 64 * warpgroup, d_o);
       wgmma::commit();
       scores_ring.advance();
     };
+    // Zeros for queries, counted from `query`, that do not see the key or are not of the sample.
+    auto mask = [&](float (&x)[kQueries / 2], int query) PNB_INLINE {
+#pragma unroll
+      for (int j = 0; j < kQueries / 2; ++j) {
+        int row = query + 2 * (lane % 4) + j / 4 * 8 + j % 2;
+        if (row < rows[j / 2 % 2] || row >= place.length) x[j] = 0.0f;
+      }
+    };
+    auto whole = [&](int i) PNB_INLINE { return i >= blocks.masked && (blocks.at(i) + 1) * kQueries <= place.length; };
+    auto probabilities = [&](int i, int slot) PNB_INLINE {
+      const RowStats* stats = shared.stats[slot] + 2 * (lane % 4);
+#pragma unroll
+      for (int j = 0; j < kQueries / 8; ++j) {
+        const float lse[2] = {stats[8 * j].lse, stats[8 * j + 1].lse};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[4 * j + e] = exp2_fast(fmaf(s[4 * j + e], factor, -lse[e % 2]));
+      }
+      if (!whole(i)) mask(s, blocks.at(i) * kQueries);
+    };
+    // dk's product and the next scores are queued behind dv's, and the next gradients of probabilities run while the next
+    // probabilities are computed. Every wait but that at the loop's beginning is for products of the same turn: the compiler
+    // orders all products one by one where it cannot count those in flight.
     auto step = [&](int i, bool last) PNB_INLINE {
-      if (!kOverlaps<kDim>) start_scores(i);
       wgmma::wait<0>();
-      wgmma::fence(s);
       wgmma::fence(dp);
+      to_left_operand(s, p);
+      wgmma::fence(dv);
+      wgmma::begin();
+      S::Query::add_product(dv, p, shared_address(shared.d_o[ring.slot]));
+      wgmma::commit();
+
       const RowStats* stats = shared.stats[ring.slot] + 2 * (lane % 4);
 #pragma unroll
       for (int j = 0; j < kQueries / 8; ++j) {
-        const RowStats row[2] = {stats[8 * j], stats[8 * j + 1]};
+        const float delta[2] = {stats[8 * j].delta, stats[8 * j + 1].delta};
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          float& x = s[4 * j + e];
-          x = exp2_fast(fmaf(x, factor, -row[e % 2].lse));
-          dp[4 * j + e] = x * (dp[4 * j + e] - row[e % 2].delta);
-        }
+        for (int e = 0; e < 4; ++e) dp[4 * j + e] = s[4 * j + e] * (dp[4 * j + e] - delta[e % 2]);
       }
-      int query = blocks.at(i) * kQueries;
-      if (i < blocks.masked || query + kQueries > place.length) {
-#pragma unroll
-        for (int j = 0; j < kQueries / 2; ++j) {
-          int row = query + 2 * (lane % 4) + j / 4 * 8 + j % 2;
-          if (row < rows[j / 2 % 2] || row >= place.length) s[j] = dp[j] = 0.0f;
-        }
-      }
-      to_left_operand(s, p);
+      if (!whole(i)) mask(dp, blocks.at(i) * kQueries);
       to_left_operand(dp, ds);
-      wgmma::fence(dv);
       wgmma::fence(dk);
       wgmma::begin();
-      S::Query::add_product(dv, p, shared_address(shared.d_o[ring.slot]));
       S::Query::add_product(dk, ds, shared_address(shared.queries[ring.slot]));
       wgmma::commit();
-      if (kOverlaps<kDim> && !last) start_scores(i + 1);
-      if (kOverlaps<kDim> && !last) wgmma::wait<1>();
-      else wgmma::wait<0>();
+      if (last) {
+        wgmma::wait<0>();
+        wgmma::fence(dv);
+        wgmma::fence(dk);
+        release();
+        return;
+      }
+      start_scores(i + 1);
+      wgmma::wait<1>();
       wgmma::fence(dv);
       wgmma::fence(dk);
       release();
+      start_gradients();
+      wgmma::wait<1>();
+      wgmma::fence(s);
+      probabilities(i + 1, ring.slot);
     };
 
     int i = 0;
@@ -225,7 +247,12 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       release();
     }
     if (i < blocks.count) {
-      if (kOverlaps<kDim>) start_scores(i);
+      start_scores(i);
+      start_gradients();
+      wgmma::wait<1>();
+      wgmma::fence(s);
+      probabilities(i, ring.slot);
+#pragma unroll 1
       for (; i + 1 < blocks.count; ++i) step(i, false);
       step(i, true);
     }

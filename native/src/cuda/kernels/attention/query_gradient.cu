@@ -3,7 +3,8 @@
 #include "cuda/kernels/attention/tile.cuh"
 
 // Built as the forward pass is: one warp fills a ring of key and value tiles, and each warpgroup owns 64 query
-// rows. The products for the next tile's scores are queued before those for dq have ended.
+// rows. The products for the next tile's scores are queued before those for dq have ended, and its probabilities are computed
+// while their gradients' product runs.
 
 namespace pnb::cuda::attention {
 
@@ -78,7 +79,7 @@ __device__ void produce(const Args& a, Shared<kDim>& shared, const Units& units)
   Ring<kSlots<kDim>> ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit, S::kRows);
     CausalKeyBlocks blocks = place.blocks(place.row);
     Barrier& query_full = shared.query_full[query.slot];
@@ -126,7 +127,7 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
   Ring<kSlots<kDim>> scores_ring, ring;
   Unit unit;
   int head;
-  for (int n = 0; units.turn(n, unit, head); ++n) {
+  for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit, S::kRows);
     CausalKeyBlocks blocks = place.blocks(place.row + 64 * warpgroup);
     const int rows[2] = {place.row + own_row, place.row + own_row + 8};
@@ -145,23 +146,24 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       release_queries();
     }
 
-    float lse[2], delta[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      bool inside = rows[i] < place.length;
-      int token = place.first + rows[i];
-      // Whole quads leave the branch together.
-      delta[i] = inside ? row_delta<kDim>(a.o.row(token, head), d_o, i) : 0.0f;
-      delta[i] += __shfl_xor_sync(0xffffffff, delta[i], 1);
-      delta[i] += __shfl_xor_sync(0xffffffff, delta[i], 2);
-      lse[i] = inside ? a.lse[head * a.lse_stride + token] * kLog2E : 0.0f;
-      if (inside && lane % 4 == 0) a.stats[head * a.tokens + token] = {lse[i], delta[i]};
-    }
-
     float dq[kDim / 2] = {};
+    float lse[2], delta[2];
     float s[kKeys / 2], dp[kKeys / 2];
     uint32_t ds[kKeys / 4];
 
+    auto read_statistics = [&]() PNB_INLINE {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        bool inside = rows[i] < place.length;
+        int token = place.first + rows[i];
+        // Whole quads leave the branch together.
+        delta[i] = inside ? row_delta<kDim>(a.o.row(token, head), d_o, i) : 0.0f;
+        delta[i] += __shfl_xor_sync(0xffffffff, delta[i], 1);
+        delta[i] += __shfl_xor_sync(0xffffffff, delta[i], 2);
+        lse[i] = inside ? a.lse[head * a.lse_stride + token] * kLog2E : 0.0f;
+        if (inside && lane % 4 == 0) a.stats[head * a.tokens + token] = {lse[i], delta[i]};
+      }
+    };
     auto release = [&]() PNB_INLINE {
       if (lane == 0) shared.empty[ring.slot].arrive();
       ring.advance();
@@ -181,23 +183,26 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       uint32_t values = shared_address(shared.values[scores_ring.slot]);
       if constexpr (kQueriesInRegisters<kDim>) {
         S::Key::template product_of_rows<kKeys>(s, q, shared_address(keys));
+        wgmma::commit();
         S::Key::template product_of_rows<kKeys>(dp, d_o, values);
       } else {
         S::Key::template product_of_rows<kKeys, typename S::Query>(s, q_tile, 64 * warpgroup, shared_address(keys));
+        wgmma::commit();
         S::Key::template product_of_rows<kKeys, typename S::Query>(dp, d_o_tile, 64 * warpgroup, values);
       }
       wgmma::commit();
       scores_ring.advance();
     };
+    auto probabilities = [&]() PNB_INLINE {
+#pragma unroll
+      for (int j = 0; j < kKeys / 2; ++j) s[j] = exp2_fast(fmaf(s[j], factor, -lse[j / 2 % 2]));
+    };
     auto step = [&](int i, bool last) PNB_INLINE {
+      // At a loop's beginning, because the compiler moves a wait: were it behind the probabilities, it might come before them.
       wgmma::wait<0>();
-      wgmma::fence(s);
       wgmma::fence(dp);
 #pragma unroll
-      for (int j = 0; j < kKeys / 2; ++j) {
-        float p = exp2_fast(fmaf(s[j], factor, -lse[j / 2 % 2]));
-        s[j] = p * (dp[j] - delta[j / 2 % 2]);
-      }
+      for (int j = 0; j < kKeys / 2; ++j) s[j] *= dp[j] - delta[j / 2 % 2];
       if (i < blocks.masked) {
         int column = blocks.at(i) * kKeys + 2 * (lane % 4);
 #pragma unroll
@@ -216,6 +221,9 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       else wgmma::wait<1>();
       wgmma::fence(dq);
       release();
+      if (last) return;
+      wgmma::fence(s);
+      probabilities();
     };
 
     int i = 0;
@@ -227,6 +235,11 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
     }
     if (i < blocks.count) {
       start_scores(i);
+      read_statistics();
+      wgmma::wait<1>();
+      wgmma::fence(s);
+      probabilities();
+#pragma unroll 1
       for (; i + 1 < blocks.count; ++i) step(i, false);
       step(i, true);
     }

@@ -18,19 +18,37 @@ struct Unit {
   int sample, block;
 };
 
+// All of a call's units times its heads. Where there are many, they are taken as pairs of one head's heaviest and lightest,
+// next heaviest and next lightest: pairs of a sample cost the same, so that they can be taken head by head, and the rows that
+// a head's units share come from the L2 cache. Taken heaviest first over all heads, they come from memory time and again, and
+// reading takes longer than the products. Few units are taken heaviest first.
 struct Units {
-  const uint32_t* sorted;
-  int count, heads;
+  const uint32_t* sorted;  // units or, one after another for each sample, pairs
+  int count, heads, rows;
+  Borders borders;
+  bool paired;
 
-  // The work of this block of threads on its n-th turn; false when there is none left. Odd turns run backwards, so that who
-  // got the heaviest of one turn gets the lightest of the next.
-  __device__ bool turn(int n, Unit& unit, int& head) const {
+  // The next work of this block of threads; n is 0 at first. False when there is none left. Odd turns run backwards, so that
+  // who got the heaviest of one turn gets the lightest of the next.
+  __device__ bool turn(int& n, Unit& unit, int& head) const {
     int blocks = gridDim.x, self = blockIdx.x;
-    int item = n * blocks + (n % 2 == 0 ? self : blocks - 1 - self);
+    int turn = paired ? n / 2 : n;
+    int item = turn * blocks + (turn % 2 == 0 ? self : blocks - 1 - self);
     if (item >= count * heads) return false;
     uint32_t code = sorted[item / heads];
     unit = {static_cast<int>(code >> 16), static_cast<int>(code & 0xffff)};
     head = item % heads;
+    if (!paired) {
+      ++n;
+      return true;
+    }
+    int last = (borders.at[unit.sample + 1] - borders.at[unit.sample] + rows - 1) / rows - 1;
+    int pairs = last / 2 + 1;
+    int first = item / heads - unit.block;  // of the sample's pairs
+    head = (item - first * heads) / pairs;
+    int pair = (item - first * heads) % pairs;
+    unit.block = n % 2 == 0 ? pair : last - pair;
+    n += pair == last - pair ? 2 : 1;
     return true;
   }
 };
@@ -38,27 +56,36 @@ struct Units {
 // Shared memory that the units stay in.
 struct UnitTable {
   uint32_t sorted[kMaxUnits];
-  int count;
+  int count, units;
 };
 
-// Finds the units of every sample and sorts them by falling cost(sample, block) >= 1. Called by all threads, which synchronise
-// at its end; scratch holds 2 * slots entries.
+// From so many units for each block of threads on, they are paired: with fewer, single ones spread better.
+constexpr int kPairedFrom = 6;
+
+// Finds the units of every sample and sorts them by falling cost(sample, block) >= 1, which is linear in the block. Called by
+// all threads, which synchronise at its end; scratch holds 2 * slots entries.
 template <int kRows, typename Cost>
 __device__ Units find_units(const Borders& rows, int slots, int heads, uint32_t* scratch, UnitTable& table, Cost&& cost) {
   uint32_t* costs = scratch;
   uint32_t* codes = scratch + slots;
   for (int i = threadIdx.x; i < slots; i += blockDim.x) costs[i] = 0;
-  if (threadIdx.x == 0) table.count = 0;
+  if (threadIdx.x == 0) table.count = table.units = 0;
   __syncthreads();
+  auto blocks_of = [&](int s) { return (rows.at[s + 1] - rows.at[s] + kRows - 1) / kRows; };
   for (int s = threadIdx.x; s < rows.samples; s += blockDim.x) {
-    int first = rows.at[s];
-    int blocks = (rows.at[s + 1] - first + kRows - 1) / kRows;
-    for (int j = 0; j < blocks; ++j) {
+    if (int blocks = blocks_of(s); blocks > 0) atomicAdd(&table.units, blocks);
+  }
+  __syncthreads();
+  bool paired = table.units * heads >= kPairedFrom * static_cast<int>(gridDim.x);
+  for (int s = threadIdx.x; s < rows.samples; s += blockDim.x) {
+    int first = rows.at[s], blocks = blocks_of(s);
+    int entries = paired ? (blocks + 1) / 2 : blocks;
+    for (int j = 0; j < entries; ++j) {
       int slot = first / kRows + s + j;
-      costs[slot] = cost(s, j);
+      costs[slot] = paired ? cost(s, 0) + cost(s, blocks - 1) : cost(s, j);
       codes[slot] = static_cast<uint32_t>(s) << 16 | j;
     }
-    if (blocks > 0) atomicAdd(&table.count, blocks);
+    if (entries > 0) atomicAdd(&table.count, entries);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < slots; i += blockDim.x) {
@@ -70,7 +97,7 @@ __device__ Units find_units(const Borders& rows, int slots, int heads, uint32_t*
     table.sorted[rank] = codes[i];
   }
   __syncthreads();
-  return {table.sorted, table.count, heads};
+  return {table.sorted, table.count, heads, kRows, rows, paired};
 }
 
 // The key blocks that a unit's query rows attend to, nearest first: those that these rows do not see, those that need a mask,

@@ -74,13 +74,13 @@ struct Tile {
 #pragma unroll
     for (int i = 0; i < kRows / 16; ++i) {
       // Along the rows: eight rows are one swizzle's period; the next 64 dimensions lie a panel further.
-      uint64_t wide = descriptor(tile + i * 16 * 128, 1, kPanelBytes, 1024);
+      uint64_t wide = descriptor(tile / 16 + i * 16 * 8, 1, kPanelBytes, 1024);
       wgmma::step<64 * kPanels, wgmma::Major::MN>(d, a + 4 * i, wide, add || i > 0);
     }
     if constexpr (kRest != 0) {
 #pragma unroll
       for (int i = 0; i < kRows / 16; ++i) {
-        uint64_t rest = descriptor(tile + kRestStart + i * 16 * 32, 3, 16, 256);
+        uint64_t rest = descriptor(tile / 16 + kRestStart / 16 + i * 16 * 2, 3, 16, 256);
         wgmma::step<kRest, wgmma::Major::MN>(d + 32 * kPanels, a + 4 * i, rest, add || i > 0);
       }
     }
@@ -88,8 +88,8 @@ struct Tile {
 
   // The 16 dimensions of step i as an operand whose rows from `row` on are contiguous along them.
   __device__ __forceinline__ static uint64_t row_major(uint32_t tile, int row, int i) {
-    if (i < 4 * kPanels) return descriptor(tile + (i / 4) * kPanelBytes + row * 128 + (i % 4) * 32, 1, 16, 1024);
-    return descriptor(tile + kRestStart + row * 32, 3, 16, 256);
+    if (i < 4 * kPanels) return descriptor(tile / 16 + row * 8 + (i / 4) * (kPanelBytes / 16) + i % 4 * 2, 1, 16, 1024);
+    return descriptor(tile / 16 + row * 2 + kRestStart / 16, 3, 16, 256);
   }
 
   // Rows [row, row + 64) as the left operand in registers: four a step of 16.
@@ -115,9 +115,12 @@ struct Tile {
   }
 
  private:
-  // Addresses and strides count 16 bytes; swizzle 1 is that of 128 bytes, 3 that of 32.
-  __device__ __forceinline__ static uint64_t descriptor(uint32_t address, uint64_t swizzle, uint64_t leading, uint64_t stride) {
-    return static_cast<uint64_t>((address & 0x3ffff) >> 4) | leading >> 4 << 16 | stride >> 4 << 32 | swizzle << 62;
+  // Addresses count 16 bytes; swizzle 1 is that of 128 bytes, 3 that of 32. The steps of a product differ in a constant that is
+  // added to the address: were it masked and shifted each time, those few dependent instructions would take longer than the
+  // product of 64 columns that waits for them.
+  __device__ __forceinline__ static uint64_t descriptor(uint32_t address, uint32_t swizzle, uint32_t leading, uint32_t stride) {
+    uint32_t low = address + (leading / 16 << 16), high = stride / 16 | swizzle << 30;
+    return static_cast<uint64_t>(high) << 32 | low;
   }
 };
 

@@ -21,6 +21,11 @@ class ActiveBlocks {
   // The block at a place of the list; places past its end give its last block, so that what is read there is a weight.
   __device__ int block(int place) const { return count_ == 0 ? 0 : __ldg(indices_ + min(place, count_ - 1)); }
 
+  // Brings a place into the first cache.
+  __device__ void touch(int place) const {
+    asm volatile("{\n.reg .b32 unused;\nld.global.nc.b32 unused, [%0];\n}" ::"l"(indices_ + place));
+  }
+
   // The neuron behind a compact column.
   __device__ int neuron(int column) const { return (block(column >> bits_) << bits_) + (column & ((1 << bits_) - 1)); }
 

@@ -16,7 +16,8 @@ struct TileKernels {
   sm90::TileProduct bf16[2];
   sm90::TileProduct wide_bf16[2];
   sm90::TileProduct f32[2];  // d in f32
-  sm90::TileProduct blocks[2];  // with lists of active blocks, d in bf16
+  sm90::TileProduct blocks[2];          // with lists of active blocks, d in bf16
+  sm90::TileProduct blocks_dropout[2];  // some term has dropout
   int tile, wide_tile;       // columns of a tile; both have 128 rows
   int wide_k;                // from this k on, the wide tile's better reuse outweighs its epilogue, which nothing hides
 };
@@ -26,6 +27,7 @@ const TileKernels& tile_kernels(Arch arch) {
                                     {sm90::forward_wide_bf16, sm90::backward_wide_bf16},
                                     {sm90::forward_f32, sm90::backward_f32},
                                     {sm90::relay_columns, sm90::relay_steps},
+                                    {sm90::relay_columns_dropout, sm90::relay_steps_dropout},
                                     128,
                                     256,
                                     4096};
@@ -44,7 +46,7 @@ double filled(const Product& p, int tile, int multiprocessors) {
 
 sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& device) {
   const TileKernels& kernels = tile_kernels(device.arch);
-  if (p.gather != Gather::kNone) return kernels.blocks[!along_k];
+  if (p.gather != Gather::kNone) return p.epilogue.dropout() ? kernels.blocks_dropout[!along_k] : kernels.blocks[!along_k];
   if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
   bool wide = p.k >= kernels.wide_k &&
               filled(p, kernels.wide_tile, device.multiprocessors) >= filled(p, kernels.tile, device.multiprocessors);
@@ -131,6 +133,13 @@ bool columns_copyable(const Matrix& x, int64_t rows, int32_t dtype) {
   return copyable(x.data, x.column_stride, x.row_stride, rows, dtype);
 }
 
+// Whether the mask can be read and written 32 bits at a time.
+bool mask_of_words(const Product& p) {
+  const Epilogue& e = p.epilogue;
+  return e.mask == nullptr ||
+         ((reinterpret_cast<uintptr_t>(e.mask) | static_cast<uintptr_t>(e.mask_stride)) % 4 == 0 && p.epilogue_columns() % 32 == 0);
+}
+
 }  // namespace
 
 void Gemm::run(const pnb_gemm_params& given) {
@@ -147,7 +156,7 @@ void Gemm::run(const pnb_gemm_params& given) {
   bool written_by_copies = p.n * dtype_size(p.d_dtype) % 16 == 0 && rows_copyable(p.d, p.n, p.d_dtype) &&
                            (p.residual.data == nullptr || rows_copyable(p.residual, p.n, p.d_dtype));
   bool by_tiles = bf16_rows && (along_k || along_n) && written_by_copies &&
-                  (p.gather == Gather::kNone || (p.d_dtype == PNB_DTYPE_BF16 && p.k > 0));
+                  (p.gather == Gather::kNone || (p.d_dtype == PNB_DTYPE_BF16 && p.k > 0 && mask_of_words(p)));
   if (by_tiles) {
     return tile_kernel(p, along_k, device_)(p, device_.multiprocessors, stream);
   }

@@ -38,6 +38,13 @@ struct Epilogue {
   const float* bias = nullptr;
   uint8_t* mask = nullptr;  // bit (j mod 8) of byte j / 8 of a row
   int64_t mask_stride = 0;  // bytes
+
+  // Whether some term has dropout.
+  bool dropout() const {
+    bool any = false;
+    for (int t = 0; t < term_count; ++t) any |= terms[t].dropout.active();
+    return any;
+  }
 };
 
 // Lists of active blocks of neurons; indices == nullptr says "all, in their places".

@@ -1,5 +1,5 @@
 // What a warpgroup does with a tile's sums: terms with dropout, bias, activation and its mask, residual, rounding, and the
-// bulk copy to d. What it needs of memory is asked for before the tile's wgmmas begin.
+// bulk copy to d.
 //
 // A thread of warp w has rows 16 w + lane / 4 + {0, 8} of each half of a tile, and columns 2 (lane % 4) + {0, 1} of each
 // eight: sums[i][4 j + 2 y + x] is row 64 i + 16 w + lane / 4 + 8 y, column 8 j + 2 (lane % 4) + x.
@@ -10,12 +10,8 @@
 
 namespace pnb::cuda::sm90 {
 
-namespace hopper = attention;
-
-// A tile on its way: panels of 32 columns, whose rows of 64 bytes are swizzled as the copy engine does it. Eight rows that
-// one instruction stores then lie in different banks, and what a list leaves of a tile is a number of whole panels.
-constexpr int kPanelColumns = 32;
-constexpr int kPanels = kTileN / kPanelColumns;
+// A tile on its way: its panels' rows of 64 bytes are swizzled as the copy engine does it. Eight rows that one instruction
+// stores then lie in different banks, and what a list leaves of a tile is a number of whole panels.
 constexpr int kPanelBytes = kTileM * kPanelColumns * 2;
 
 struct Finish {
@@ -25,20 +21,20 @@ struct Finish {
   const __nv_bfloat16* residual;
   int64_t residual_stride;
   bool residual_copied;  // by bulk copies; else threads read it, because terms' factors take the room
-  bool dropout;          // of some term
 };
 
 inline Finish finish_of(const Product& p) {
   Finish finish{p.epilogue, p.m, p.n, p.epilogue_columns(), static_cast<const __nv_bfloat16*>(p.residual.data), p.residual.row_stride};
-  for (int t = 0; t < p.epilogue.term_count; ++t) finish.dropout |= p.epilogue.terms[t].dropout.active();
-  finish.residual_copied = p.residual.data != nullptr && !finish.dropout;
+  finish.residual_copied = p.residual.data != nullptr && !p.epilogue.dropout();
   return finish;
 }
 
+// One tile on its way is enough: the other warpgroup's is a main loop away.
 struct FinishShared {
   alignas(1024) char tile[kPanels * kPanelBytes];
-  float bias[kTileN];
-  hopper::Barrier residual;
+  float bias[2][kTileN];  // each warpgroup's
+  hopper::Barrier residual;  // has come for the next tile
+  hopper::Barrier left;      // the tile before has left for d
 };
 
 __device__ __forceinline__ void store_box(const CUtensorMap& map, const void* from, int x, int y) {
@@ -61,57 +57,46 @@ __device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&words
                : "memory");
 }
 
-template <Gather kGather>
+template <Gather kGather, bool kDropout>
 class TileFinish {
  public:
   using Sums = float[2][kTileN / 2];
 
-  __device__ TileFinish(const Finish& finish, const Blocks& blocks, const CUtensorMap& residual_map, const CUtensorMap& d_map,
-                        FinishShared& shared, int warpgroup, int thread)
-      : f_(finish), blocks_(blocks), residual_map_(residual_map), d_map_(d_map), shared_(shared), barrier_(1 + warpgroup), thread_(thread) {}
-
-  // Starts the copy of a tile's residual to where its d will be; end() has been called for the tile before.
-  template <class Tile>
-  __device__ void fetch_residual(const Tile& tile) {
-    if (!f_.residual_copied || thread_ != 0) return;
-    shared_.residual.arrive_and_expect(kPanels * kPanelBytes);
+  __device__ TileFinish(const Finish& finish, const CUtensorMap& d_map, FinishShared& shared, const TileInfo& tile, int warpgroup, int thread)
+      : f_(finish), d_map_(d_map), shared_(shared), warpgroup_(warpgroup), thread_(thread), row_(tile.row), column_(tile.column), end_(tile.end) {
 #pragma unroll
     for (int p = 0; p < kPanels; ++p) {
-      hopper::copy_box(shared_.tile + p * kPanelBytes, residual_map_, shared_.residual, tile.column() + p * kPanelColumns, tile.row());
+      origin_[p] = kGather != Gather::kColumns || column_ + p * kPanelColumns < end_ ? tile.origin[p] : f_.columns;
     }
   }
 
-  // Reads what the tile's end will need.
-  template <class Tile>
-  __device__ void begin(const Tile& tile) {
-    row_ = tile.row();
-    column_ = tile.column();
-    own_column_ = column_ + thread_;
-    if constexpr (kGather == Gather::kColumns) {
-      ActiveBlocks active(blocks_, row_);
-      end_ = active.columns();
-      own_column_ = own_column_ < end_ ? active.neuron(own_column_) : f_.columns;
+  // Starts the copy of a tile's residual to where its d will be. The tile before has left.
+  __device__ static void fetch_residual(const Finish& finish, const CUtensorMap& map, FinishShared& shared, const TileInfo& tile) {
+    if (!finish.residual_copied) return;
+    shared.residual.arrive_and_expect(kPanels * kPanelBytes);
 #pragma unroll
-      for (int p = 0; p < kPanels; ++p) {
-        int first = column_ + p * kPanelColumns;
-        origin_[p] = first < end_ ? active.neuron(first) : f_.columns;
-      }
-    } else {
-      end_ = f_.n;
-#pragma unroll
-      for (int p = 0; p < kPanels; ++p) origin_[p] = column_ + p * kPanelColumns;
+    for (int p = 0; p < kPanels; ++p) {
+      hopper::copy_box(shared.tile + p * kPanelBytes, map, shared.residual, tile.column + p * kPanelColumns, tile.row);
     }
-    const Epilogue& e = f_.epilogue;
-    bias_ = e.bias != nullptr && own_column_ < f_.columns ? __ldg(e.bias + own_column_) : 0.0f;
-    if (e.kind == PNB_EPILOGUE_DRELU) load_mask();
   }
 
-  __device__ void apply(Sums& sums) {
+  // The bias of the column that has this thread's number in the tile; asked for before the tile's wgmmas.
+  __device__ float bias() const {
+    float bias = 0.0f;
+    if (f_.epilogue.bias != nullptr && own_column() < f_.columns) bias = __ldg(f_.epilogue.bias + own_column());
+    asm volatile("" : "+f"(bias));
+    return bias;
+  }
+
+  __device__ void apply(Sums& sums, float bias) {
     const Epilogue& e = f_.epilogue;
-    if (e.bias != nullptr) shared_.bias[thread_] = bias_;
-    // The bias is there for all, and the last tile has left for d.
-    hopper::sync_threads(barrier_, hopper::kWarpgroup);
-    if (f_.dropout) add_dropped_terms(sums);
+    if (e.bias != nullptr) {
+      shared_.bias[warpgroup_][thread_] = bias;
+      synchronize();
+    }
+    // Tiles leave in turn: warpgroup 0's wait for every second phase, warpgroup 1's for the others.
+    shared_.left.wait(static_cast<uint32_t>(warpgroup_ ^ 1));
+    if constexpr (kDropout) add_dropped_terms(sums);
     if (e.bias != nullptr) add_bias(sums);
     if (e.kind == PNB_EPILOGUE_DRELU) {
       keep_masked(sums);
@@ -124,28 +109,25 @@ class TileFinish {
       }
     }
     if (f_.residual_copied) {
-      shared_.residual.wait(residual_parity_);
-      residual_parity_ ^= 1;
+      shared_.residual.wait(static_cast<uint32_t>(warpgroup_));
       write<true>(sums);
     } else {
-      if (f_.residual != nullptr) add_residual(sums);
+      if constexpr (kDropout) {
+        if (f_.residual != nullptr) add_residual(sums);
+      }
       write<false>(sums);
     }
     hopper::fence_async_proxy();
-    hopper::sync_threads(barrier_, hopper::kWarpgroup);
+    synchronize();
     if (thread_ == 0) {
 #pragma unroll
       for (int p = 0; p < kPanels; ++p) {
         int column = column_ + p * kPanelColumns;
         if (column < end_) store_box(d_map_, shared_.tile + p * kPanelBytes, column, row_);
       }
-      asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+      asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+      shared_.left.arrive();
     }
-  }
-
-  // Waits until the tile's memory may be written again.
-  __device__ void end() const {
-    if (thread_ == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
   }
 
  private:
@@ -154,14 +136,22 @@ class TileFinish {
   static constexpr int kGaps = kTileN / kColumnGap;
   static constexpr int kGapsAPanel = kPanelColumns / kColumnGap;
 
+  __device__ void synchronize() const { hopper::sync_threads(1 + warpgroup_, hopper::kWarpgroup); }
   __device__ int lane() const { return thread_ % 32; }
+  // Of bias and terms: the column that has this thread's number in the tile.
+  __device__ int own_column() const {
+    int origin = origin_[0];
+#pragma unroll
+    for (int p = 1; p < kPanels; ++p) origin = thread_ / kPanelColumns == p ? origin_[p] : origin;
+    return origin < f_.columns ? origin + lane() : f_.columns;
+  }
   __device__ int row_in_tile(int r) const { return r / 2 * 64 + thread_ / 32 * 16 + lane() / 4 + r % 2 * 8; }
   __device__ int column_in_gap() const { return lane() % 4 * 2; }
 
   __device__ void add_bias(Sums& sums) const {
 #pragma unroll
     for (int j = 0; j < kGaps; ++j) {
-      float2 added = *reinterpret_cast<const float2*>(&shared_.bias[column_in_gap() + j * kColumnGap]);
+      float2 added = *reinterpret_cast<const float2*>(&shared_.bias[warpgroup_][column_in_gap() + j * kColumnGap]);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         sums[r / 2][4 * j + r % 2 * 2] += added.x;
@@ -170,53 +160,39 @@ class TileFinish {
     }
   }
 
-  // Whether a panel's part of the mask's rows is one aligned word.
-  __device__ bool word(int p) const {
-    return (reinterpret_cast<uintptr_t>(f_.epilogue.mask) | static_cast<uintptr_t>(f_.epilogue.mask_stride)) % 4 == 0 &&
-           origin_[p] + kPanelColumns <= f_.columns;
+  // A panel's bits of a row.
+  __device__ uint32_t* mask_word(int row, int p) const {
+    return reinterpret_cast<uint32_t*>(f_.epilogue.mask + static_cast<int64_t>(row) * f_.epilogue.mask_stride + origin_[p] / 8);
   }
 
-  // Whether the whole tile's is sixteen aligned bytes.
-  __device__ bool words() const {
+  // Whether the tile's part of a mask's row is sixteen aligned bytes.
+  __device__ bool whole_mask() const {
     return (reinterpret_cast<uintptr_t>(f_.epilogue.mask) | static_cast<uintptr_t>(f_.epilogue.mask_stride)) % 16 == 0 &&
            origin_[0] % kTileN == 0 && origin_[kPanels - 1] == origin_[0] + kTileN - kPanelColumns && origin_[0] + kTileN <= f_.columns;
   }
 
-  __device__ uint8_t* mask_bytes(int row, int p) const {
-    return f_.epilogue.mask + static_cast<int64_t>(row) * f_.epilogue.mask_stride + origin_[p] / 8;
-  }
-
-  __device__ void load_mask() {
+  // Zeroes what has no bit in the mask.
+  __device__ void keep_masked(Sums& sums) const {
+    uint32_t words[kRows][kPanels] = {};
+    bool whole = whole_mask();
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      int row = row_ + row_in_tile(r);
-      if (row < f_.m && words()) {
-        uint4 four = *reinterpret_cast<const uint4*>(mask_bytes(row, 0));
-        mask_[r][0] = four.x, mask_[r][1] = four.y, mask_[r][2] = four.z, mask_[r][3] = four.w;
-        continue;
-      }
+      int row = min(row_ + row_in_tile(r), f_.m - 1);
+      if (whole) {
+        uint4 four = *reinterpret_cast<const uint4*>(mask_word(row, 0));
+        words[r][0] = four.x, words[r][1] = four.y, words[r][2] = four.z, words[r][3] = four.w;
+      } else {
 #pragma unroll
-      for (int p = 0; p < kPanels; ++p) {
-        mask_[r][p] = 0;
-        if (row >= f_.m) continue;
-        const uint8_t* bytes = mask_bytes(row, p);
-        if (word(p)) {
-          mask_[r][p] = *reinterpret_cast<const uint32_t*>(bytes);
-        } else {
-          for (int b = 0; b < 4; ++b) {
-            if (origin_[p] + 8 * b < f_.columns) mask_[r][p] |= static_cast<uint32_t>(bytes[b]) << (8 * b);
-          }
+        for (int p = 0; p < kPanels; ++p) {
+          if (origin_[p] < f_.columns) words[r][p] = *mask_word(row, p);
         }
       }
     }
-  }
-
-  __device__ void keep_masked(Sums& sums) const {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
       for (int p = 0; p < kPanels; ++p) {
-        uint32_t bits = mask_[r][p] >> column_in_gap();
+        uint32_t bits = words[r][p] >> column_in_gap();
 #pragma unroll
         for (int v = 0; v < 2 * kGapsAPanel; ++v) {
           float& value = sums[r / 2][4 * (p * kGapsAPanel + v / 2) + r % 2 * 2 + v % 2];
@@ -247,20 +223,13 @@ class TileFinish {
     }
     int row = row_ + row_in_tile(mine_of);
     if (row >= f_.m) return;
-    if (words()) {
-      *reinterpret_cast<uint4*>(mask_bytes(row, 0)) = make_uint4(mine[0], mine[1], mine[2], mine[3]);
+    if (whole_mask()) {
+      *reinterpret_cast<uint4*>(mask_word(row, 0)) = make_uint4(mine[0], mine[1], mine[2], mine[3]);
       return;
     }
 #pragma unroll
     for (int p = 0; p < kPanels; ++p) {
-      uint8_t* bytes = mask_bytes(row, p);
-      if (word(p)) {
-        *reinterpret_cast<uint32_t*>(bytes) = mine[p];
-      } else {
-        for (int b = 0; b < 4; ++b) {
-          if (origin_[p] + 8 * b < f_.columns) bytes[b] = static_cast<uint8_t>(mine[p] >> (8 * b));
-        }
-      }
+      if (origin_[p] < f_.columns) *mask_word(row, p) = mine[p];
     }
   }
 
@@ -319,8 +288,8 @@ class TileFinish {
 
   __device__ void fetch_factors(const LowRankTerm& term, int from, int count, Factors& factors) const {
     static_assert(kTileM == hopper::kWarpgroup && kTileN == hopper::kWarpgroup, "a thread fetches one row's and one column's factors");
-    int row = row_ + thread_, column = own_column_ - term.column;
-    bool in_columns = own_column_ < f_.columns && column >= 0 && column < term.columns;
+    int row = row_ + thread_, column = own_column() - term.column;
+    bool in_columns = own_column() < f_.columns && column >= 0 && column < term.columns;
     const float* h = term.h + row * term.h_stride + from;
     const float* b = term.b + column * term.b_column_stride + from * term.b_rank_stride;
 #pragma unroll 4
@@ -337,13 +306,22 @@ class TileFinish {
       const LowRankTerm& term = e.terms[t];
       if (!term.dropout.active()) continue;
       DropoutMask mask(term.dropout);
-      uint32_t kept[kRows][2];  // bit 2 (j % 8) + x of word j / 8: column 8 j + x of the row stays
+      uint32_t kept[kRows][2] = {};  // bit 2 (j % 8) + x of word j / 8: column 8 j + x of the row stays
+#pragma unroll 1
+      for (int r = 0; r < kRows; ++r) {
+        uint32_t of_row[2] = {};
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) kept_columns(mask, term, row_ + row_in_tile(r), kept[r]);
+        for (int p = 0; p < kPanels; ++p) of_row[p / 2] |= kept_columns(mask, term, row_ + row_in_tile(r), origin_[p]) << (p % 2 * 2 * kGapsAPanel);
+#pragma unroll
+        for (int to = 0; to < kRows; ++to) {
+          kept[to][0] = to == r ? of_row[0] : kept[to][0];
+          kept[to][1] = to == r ? of_row[1] : kept[to][1];
+        }
+      }
       for (int from = 0; from < term.rank; from += kFactorRanks) {
         int count = min(kFactorRanks, term.rank - from);
         fetch_factors(term, from, count, factors);
-        hopper::sync_threads(barrier_, hopper::kWarpgroup);
+        synchronize();
 #pragma unroll 1
         for (int rank = 0; rank < count; ++rank) {
           float h[kRows];
@@ -360,24 +338,20 @@ class TileFinish {
             }
           }
         }
-        hopper::sync_threads(barrier_, hopper::kWarpgroup);  // the factors have been read
+        synchronize();  // the factors have been read
       }
     }
   }
 
-  __device__ void kept_columns(const DropoutMask& mask, const LowRankTerm& term, int row, uint32_t (&kept)[2]) const {
-    kept[0] = kept[1] = 0;
-#pragma unroll
-    for (int p = 0; p < kPanels; ++p) {
-      int64_t first = static_cast<int64_t>(row) * term.columns + origin_[p] + column_in_gap() - term.column;
-      uint32_t bits = 0;
+  // Bit 2 j + x: column 8 j + x of a panel's row stays, of those that this thread has.
+  __device__ uint32_t kept_columns(const DropoutMask& mask, const LowRankTerm& term, int row, int origin) const {
+    int64_t first = static_cast<int64_t>(row) * term.columns + origin + column_in_gap() - term.column;
+    uint32_t bits = 0;
 #pragma unroll 1
-      for (int j = 0; j < kGapsAPanel; ++j) {
-        int64_t element = first + j * kColumnGap;
-        bits |= static_cast<uint32_t>(kept_pair(mask, term.dropout.threshold, element)) << (2 * j);
-      }
-      kept[p / 2] |= bits << (p % 2 * 2 * kGapsAPanel);
+    for (int j = 0; j < kGapsAPanel; ++j) {
+      bits |= static_cast<uint32_t>(kept_pair(mask, term.dropout.threshold, first + j * kColumnGap)) << (2 * j);
     }
+    return bits;
   }
 
   // Bit x: element + x stays.
@@ -392,19 +366,11 @@ class TileFinish {
   }
 
   const Finish& f_;
-  const Blocks& blocks_;
-  const CUtensorMap& residual_map_;
   const CUtensorMap& d_map_;
   FinishShared& shared_;
-  int barrier_, thread_;
-  uint32_t residual_parity_ = 0;
-
-  // Of the tile.
-  int row_ = 0, column_ = 0, end_ = 0;  // d has no columns of it from end_ on
-  int own_column_ = 0;                  // of bias and terms: that of the thread's number
-  int origin_[kPanels];                 // where each panel's columns lie in bias, mask and terms
-  float bias_ = 0.0f;
-  uint32_t mask_[kRows][kPanels];
+  int warpgroup_, thread_;
+  int row_, column_, end_;  // the tile's first element; d has no columns of it from end_ on
+  int origin_[kPanels];     // of each panel in bias, mask and terms; past their end: not in the list
 };
 
 }  // namespace pnb::cuda::sm90

@@ -15,7 +15,7 @@ CUtensorMap encode(void* data, int64_t rows, int64_t columns, int64_t stride, in
   const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t ones[] = {1, 1};
   CUresult result = cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data, shape, strides, box, ones,
-                                           CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                           CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return map;
   fail(PNB_ERROR_INTERNAL, "gemm: the driver refused a tensor map of [%lld, %lld] with error %d", static_cast<long long>(rows),

@@ -1,6 +1,6 @@
 // A persistent product on sm_90. One warp of a block feeds a ring of stages by bulk tensor copies; two warpgroups take turns
-// at a 128 x 128 tile each, so that one's epilogue runs behind the other's wgmmas; two more warps write the steps of low-rank
-// terms. Two blocks one above the other form a cluster: each copies one half of b's tile to both.
+// at a 128 x 128 tile each, so that one's epilogue runs behind the other's wgmmas; one warp looks tiles up and two write the
+// steps of low-rank terms. Two blocks one above the other form a cluster: each copies one half of b's tile to both.
 //
 // A list of active blocks changes where a copy reads the weight and how many tiles or steps there are, and nothing else: a
 // stage's part of b comes in boxes of at most a block's rows, each with its own coordinate, and the tile itself is that of
@@ -17,7 +17,7 @@
 
 namespace pnb::cuda::sm90 {
 
-constexpr int kStages = 5;
+constexpr int kStages = 6;
 constexpr int kHalf = kTileN / 2;  // what one block of a cluster copies of b: columns
 constexpr int kRelayThreads = 3 * hopper::kWarpgroup;
 // Named barriers: 1 and 2 are the warpgroups' own.
@@ -36,17 +36,16 @@ struct RelayArgs {
   int32_t box_bits;  // log2 of the rows of W in a box
 };
 
-struct Stage {
-  char a[kTileM * kTileK * 2];
-  char b[kTileN * kTileK * 2];
-};
-
 struct RelayShared {
   Stage stages[kStages];
-  FinishShared finish[2];
+  FinishShared finish;
   hopper::Barrier full[kStages], empty[kStages];
   hopper::Barrier term_stage, terms_written;  // a stage is free for a step of terms; that step is there
+  TileQueue queue;
 };
+static_assert(sizeof(RelayShared) <= 227 * 1024, "what a block may have");
+// Warps that read the queue: the one that feeds stages, those that write terms, and the warpgroups'.
+constexpr int kQueueReaders = 1 + kTermThreads / 32 + 8;
 
 __device__ __forceinline__ int cluster_rank() {
   uint32_t rank;
@@ -98,17 +97,46 @@ __device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t panel_byt
          static_cast<uint64_t>(1024 >> 4) << 32 | static_cast<uint64_t>(1) << 62;
 }
 
-template <bool kAlongK, Gather kGather>
-struct Relay {
-  using Tiles = Walk<kGather>;
-  using Ring = hopper::Ring<kStages>;
-
-  __device__ static int term_steps(int slices) { return (slices + kSlicesAStep - 1) / kSlicesAStep; }
-
-  // All steps of a tile.
-  __device__ static int steps(const RelayArgs& args, const Tiles& tile) {
-    return tile.steps() + term_steps(term_slices<kGather>(args.finish.epilogue, tile.column()));
+// The order of a tile's steps: a step of terms before every so many of k, as long as there are any, then what k leaves for a
+// step of its own. Who writes the terms has the time between two of their steps for fetching the next.
+class Steps {
+ public:
+  __device__ explicit Steps(const TileInfo& tile)
+      : whole_(tile.slices / kSlicesAStep), rest_(tile.slices % kSlicesAStep), terms_(tile.term_slices) {
+    gap_ = gap(whole_, terms_);
   }
+
+  // Whole steps of k from one step of terms to the next; without terms all. The last step of terms is followed by what is left.
+  __device__ static int gap(int whole, int term_slices) {
+    int term_steps = (term_slices + kTermSlicesAStep - 1) / kTermSlicesAStep;
+    return term_steps == 0 ? whole : (whole + term_steps - 1) / term_steps;
+  }
+
+  // Of terms or of what k leaves: what comes before the next whole steps of k. 0: nothing.
+  __device__ int slices() const { return terms_ > 0 ? min(kTermSlicesAStep, terms_) : whole_ == 0 ? rest_ : 0; }
+  __device__ bool terms() const { return terms_ > 0; }
+  // That they are done; the number of whole steps that follow.
+  __device__ int advance() {
+    if (terms_ > 0) terms_ = max(0, terms_ - kTermSlicesAStep);
+    else if (whole_ == 0) rest_ = 0;
+    int count = min(gap_, whole_);
+    whole_ -= count;
+    return count;
+  }
+  __device__ bool left() const { return whole_ + rest_ + terms_ > 0; }
+
+  // Of a tile, all of them.
+  __device__ static int count(const TileInfo& tile) {
+    return (tile.slices + kSlicesAStep - 1) / kSlicesAStep + (tile.term_slices + kTermSlicesAStep - 1) / kTermSlicesAStep;
+  }
+
+ private:
+  int whole_, rest_, terms_, gap_;
+};
+
+template <bool kAlongK, Gather kGather, bool kDropout>
+struct Relay {
+  using Ring = hopper::Ring<kStages>;
 
   __device__ static void skip(Ring& ring, int steps) {
     int slot = ring.slot + steps;
@@ -116,12 +144,45 @@ struct Relay {
     ring.slot = slot % kStages;
   }
 
-  // Where W's boxes of a step begin. One is asked for while the step before it is copied.
+  // One warp's work.
+  __device__ static void look_up(const RelayArgs& args, TileQueue& queue) {
+    int lane = static_cast<int>(threadIdx.x) % 32;
+    hopper::Ring<kTilesAhead> ring;
+    for (Walk<kGather> walk(args.schedule, args.blocks, args.k);; walk.next()) {
+      TileInfo tile{};
+      tile.valid = walk.valid();
+      if (walk.valid()) {
+        tile.row = walk.row();
+        tile.column = walk.column();
+        tile.slices = walk.slices();
+        tile.term_slices = term_slices<kGather>(args.finish.epilogue, tile.column);
+        tile.end = kGather == Gather::kColumns ? walk.active() : args.finish.n;
+#pragma unroll
+        for (int p = 0; p < kPanels; ++p) {
+          tile.origin[p] = tile.column + p * kPanelColumns;
+          if constexpr (kGather == Gather::kColumns) tile.origin[p] = ActiveBlocks(args.blocks, tile.row).neuron(tile.origin[p]);
+        }
+        if constexpr (kGather == Gather::kSteps) {
+          // So that the one thread that will read the list finds it in the first cache.
+          ActiveBlocks active(args.blocks, tile.row);
+          for (int place = lane * 32; place < active.count(); place += 32 * 32) active.touch(place);
+        }
+      }
+      queue.empty[ring.slot].wait(ring.parity ^ 1);
+      if (lane == 0) {
+        queue.tiles[ring.slot] = tile;
+        queue.full[ring.slot].arrive();
+      }
+      __syncwarp();
+      if (!tile.valid) return;
+      ring.advance();
+    }
+  }
+
+  // Where W's boxes of a step begin. They are asked for while the step before is copied.
   class RowsAlongK {
    public:
-    __device__ RowsAlongK(const RelayArgs& args, int row) : active_(args.blocks, row), box_(1 << args.box_bits) {
-      ask(0);
-    }
+    __device__ RowsAlongK(const RelayArgs& args, int row) : active_(args.blocks, row), box_(1 << args.box_bits) { ask(0); }
     // Of the two boxes, or the one, of the step that starts with compact row k; steps come in turn.
     __device__ void next(int k, int (&rows)[2]) {
       rows[0] = rows_[0];
@@ -145,35 +206,30 @@ struct Relay {
   };
 
   // One thread's work.
-  __device__ static void produce(const RelayArgs& args, RelayShared& shared, Tiles tile, int rank) {
+  __device__ static void produce(const RelayArgs& args, RelayShared& shared, int rank) {
     bool pair = args.schedule.cluster == 2;
     int first_half = pair ? rank : 0, end_half = pair ? rank + 1 : 2;
     uint16_t both = pair ? 3 : 1;
     int box = 1 << args.box_bits;
     bool two_boxes = args.box_bits < 6;  // in half a tile's columns, or in a step
+    TileReader reader(shared.queue);
     Ring ring;
     uint32_t written_parity = 0;
-    for (; tile.valid(); tile.next()) {
-      int row = tile.row(), column = tile.column(), steps = tile.steps();
-      int rows[2][2];  // of W: for each half and box
-      if constexpr (kAlongK) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            rows[half][i] = column + half * kHalf + i * box;
-            if constexpr (kGather == Gather::kColumns) rows[half][i] = ActiveBlocks(args.blocks, row).neuron(rows[half][i]);
-          }
-        }
-      }
-      std::conditional_t<kGather == Gather::kSteps, RowsAlongK, OwnRows> along_k(args, row);
-      for (int k = 0; k < steps * kTileK; k += kTileK) {
-        if constexpr (!kAlongK) along_k.next(k, rows[0]);
+    for (;;) {
+      const TileInfo& told = reader.next();
+      TileInfo tile = told;
+      reader.release(told);
+      if (!tile.valid) return;
+      std::conditional_t<kGather == Gather::kSteps, RowsAlongK, OwnRows> along_k(args, tile.row);
+      int k = 0;
+      auto copy_step = [&]() PNB_INLINE {
+        int rows[2];
+        if constexpr (!kAlongK) along_k.next(k, rows);
         Stage& stage = shared.stages[ring.slot];
         hopper::Barrier& full = shared.full[ring.slot];
         shared.empty[ring.slot].wait(ring.parity ^ 1);
         full.arrive_and_expect(sizeof(Stage));
-        hopper::copy_box(stage.a, args.a, full, k, row);
+        hopper::copy_box(stage.a, args.a, full, k, tile.row);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           if (half < first_half || half >= end_half) continue;
@@ -181,60 +237,60 @@ struct Relay {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             if (i == 1 && !two_boxes) continue;
-            if constexpr (kAlongK) copy_box_to(to + i * box * 128, args.b, full, k, rows[half][i], both);
-            else copy_box_to(to + i * box * 128, args.b, full, column + half * kHalf, rows[0][i], both);
+            if constexpr (kAlongK) copy_box_to(to + i * box * 128, args.b, full, k, tile.origin[2 * half + i], both);
+            else copy_box_to(to + i * box * 128, args.b, full, tile.column + half * kHalf, rows[i], both);
           }
         }
         ring.advance();
-      }
-      // The waits stay here, where none is left out: parity tells a phase from its neighbours only.
-      for (int step = term_steps(term_slices<kGather>(args.finish.epilogue, column)); step > 0; --step) {
-        shared.empty[ring.slot].wait(ring.parity ^ 1);
-        shared.terms_written.wait(written_parity ^ 1);  // of the step of terms before this
-        written_parity ^= 1;
-        shared.term_stage.arrive();
-        ring.advance();
+        k += kTileK;
+      };
+      for (Steps steps(tile); steps.left();) {
+        bool rest = steps.slices() > 0 && !steps.terms();
+        if (steps.terms()) {
+          // The waits stay with this thread, which leaves none out: parity tells a phase from its neighbours only.
+          shared.empty[ring.slot].wait(ring.parity ^ 1);
+          shared.terms_written.wait(written_parity ^ 1);  // of the step of terms before this
+          written_parity ^= 1;
+          shared.term_stage.arrive();
+          ring.advance();
+        }
+        for (int count = steps.advance() + (rest ? 1 : 0); count > 0; --count) copy_step();
       }
     }
   }
 
-  __device__ static void write_terms(const RelayArgs& args, RelayShared& shared, Tiles tile, int thread) {
-    const Epilogue& epilogue = args.finish.epilogue;
+  __device__ static void write_terms(const RelayArgs& args, RelayShared& shared, int thread) {
+    TileReader reader(shared.queue);
     Ring ring;
     uint32_t parity = 0;
-    for (; tile.valid(); tile.next()) {
-      skip(ring, tile.steps());
-      int slices = term_slices<kGather>(epilogue, tile.column());
-      if (slices == 0) continue;
-      int columns[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        columns[i] = tile.column() + 2 * thread + i;
-        if constexpr (kGather == Gather::kColumns) columns[i] = ActiveBlocks(args.blocks, tile.row()).neuron(columns[i]);
-      }
-      TermWriter<kAlongK, kGather> writer(epilogue, args.finish.m, tile.row(), tile.column(), columns, thread);
-      for (; slices > 0; slices -= kSlicesAStep) {
-        Stage& stage = shared.stages[ring.slot];
-        writer.fetch();
-        shared.term_stage.wait(parity);
-        parity ^= 1;
-        writer.store(stage.a, stage.b, 0, slices);
-        if (slices > writer.kBatch) {
+    for (;;) {
+      const TileInfo& tile = reader.next();
+      if (!tile.valid) return;
+      TermWriter<kAlongK, kGather> writer(args.finish.epilogue, args.finish.m, tile, thread);
+      for (Steps steps(tile); steps.left();) {
+        bool rest = steps.slices() > 0 && !steps.terms();
+        if (steps.terms()) {
+          Stage& stage = shared.stages[ring.slot];
           writer.fetch();
-          writer.store(stage.a, stage.b, writer.kBatch, slices - writer.kBatch);
+          shared.term_stage.wait(parity);
+          parity ^= 1;
+          writer.store(stage, steps.slices());
+          hopper::fence_async_proxy();
+          hopper::sync_threads(kTermsWritten, kTermThreads);
+          if (thread == 0) {
+            shared.full[ring.slot].arrive();
+            shared.terms_written.arrive();
+          }
+          ring.advance();
         }
-        hopper::fence_async_proxy();
-        hopper::sync_threads(kTermsWritten, kTermThreads);
-        if (thread == 0) {
-          shared.full[ring.slot].arrive();
-          shared.terms_written.arrive();
-        }
-        ring.advance();
+        skip(ring, steps.advance() + (rest ? 1 : 0));
       }
+      __syncwarp();
+      if (thread % 32 == 0) reader.release(tile);
     }
   }
 
-  __device__ static void consume(const RelayArgs& args, RelayShared& shared, Tiles tile, int warpgroup, int rank) {
+  __device__ static void consume(const RelayArgs& args, RelayShared& shared, int warpgroup, int rank) {
     int thread = static_cast<int>(threadIdx.x) % hopper::kWarpgroup;
     bool pair = args.schedule.cluster == 2;
     // A warpgroup's wgmmas begin when the other has seen all stages before its own: a wait's parity is then that of the next
@@ -242,16 +298,32 @@ struct Relay {
     auto pass_turn = [&] {
       asm volatile("bar.arrive %0, %1;" ::"r"(kTurn + (warpgroup ^ 1)), "r"(2 * hopper::kWarpgroup) : "memory");
     };
+    TileReader reader(shared.queue);
+    auto release_tile = [&](const TileInfo& tile) {
+      __syncwarp();
+      if (thread % 32 == 0) reader.release(tile);
+    };
     Ring ring;
-    if (warpgroup == 1 && tile.valid()) {
+    const TileInfo* tile = &reader.next();
+    if (!hopper::uniform(tile->valid)) return;
+    if (warpgroup == 0) {
+      if (thread == 0) TileFinish<kGather, kDropout>::fetch_residual(args.finish, args.residual, shared.finish, *tile);
+    } else {
       pass_turn();
-      skip(ring, steps(args, tile));
-      tile.next();
+      skip(ring, hopper::uniform(Steps::count(*tile)));
+      release_tile(*tile);
+      tile = &reader.next();
+      if (!hopper::uniform(tile->valid)) return;
     }
-    TileFinish<kGather> finish(args.finish, args.blocks, args.residual, args.d, shared.finish[warpgroup], warpgroup, thread);
-    if (tile.valid()) finish.fetch_residual(tile);
-    while (tile.valid()) {
-      finish.begin(tile);
+    for (;;) {
+      int whole_steps = hopper::uniform(tile->slices / kSlicesAStep);
+      int rest = hopper::uniform(tile->slices % kSlicesAStep);
+      int term_slices = hopper::uniform(tile->term_slices);
+      // What follows is looked up now: between two turns the tensor cores would wait for it.
+      const TileInfo& other = reader.next();
+      bool others = hopper::uniform(other.valid) != 0;
+      int steps_of_other = others ? hopper::uniform(Steps::count(other)) : 0;
+      float bias = TileFinish<kGather, kDropout>(args.finish, args.d, shared.finish, *tile, warpgroup, thread).bias();
       hopper::sync_threads(kTurn + warpgroup, 2 * hopper::kWarpgroup);
 
       float sums[2][kTileN / 2];
@@ -285,30 +357,41 @@ struct Relay {
         unreleased = ring.slot;
         ring.advance();
       };
-      for (int step = tile.slices() / kSlicesAStep; step > 0; --step) {
-        with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
+      auto whole = [&](int count) PNB_INLINE {
+        for (; count > 0; --count) {
+          with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
 #pragma unroll
-          for (int s = 0; s < kSlicesAStep; ++s) slice(a, b, s);
-        });
-      }
-      // The last step where k, or a list's neurons, end within it, and then the terms'.
-      int rest = tile.slices() % kSlicesAStep, of_terms = term_slices<kGather>(args.finish.epilogue, tile.column());
+            for (int s = 0; s < kSlicesAStep; ++s) slice(a, b, s);
+          });
+        }
+      };
+      if (term_slices == 0) {
+        whole(whole_steps);
+      } else {
+        int gap = Steps::gap(whole_steps, term_slices);
 #pragma unroll 1
-      while (rest + of_terms > 0) {
-        int slices = rest > 0 ? rest : min(kSlicesAStep, of_terms);
-        if (rest == 0) of_terms -= slices;
-        rest = 0;
+        while (term_slices > 0) {
+          int slices = min(kTermSlicesAStep, term_slices);
+          with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
+#pragma unroll
+            for (int s = 0; s < kTermSlicesAStep; ++s) {
+              if (s < slices) slice(a, b, s);
+            }
+          });
+          term_slices -= slices;
+          int count = min(gap, whole_steps);
+          whole_steps -= count;
+          whole(count);
+        }
+      }
+      if (rest > 0) {
         with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
 #pragma unroll 1
-          for (int s = 0; s < slices; ++s) slice(a, b, s);
+          for (int s = 0; s < rest; ++s) slice(a, b, s);
         });
       }
-      tile.next();
-      if (tile.valid()) {
-        pass_turn();
-        skip(ring, steps(args, tile));
-        tile.next();
-      }
+      if (others) pass_turn();
+      skip(ring, steps_of_other);
       hopper::wgmma::wait<0>();
       hopper::wgmma::fence(sums[0]);
       hopper::wgmma::fence(sums[1]);
@@ -317,18 +400,22 @@ struct Relay {
 #pragma unroll
         for (int i = 0; i < kTileN / 2; ++i) sums[0][i] = sums[1][i] = 0.0f;
       }
-      finish.apply(sums);
-      finish.end();
-      if (tile.valid()) finish.fetch_residual(tile);
+      TileFinish<kGather, kDropout>(args.finish, args.d, shared.finish, *tile, warpgroup, thread).apply(sums, bias);
+      if (thread == 0 && others) TileFinish<kGather, kDropout>::fetch_residual(args.finish, args.residual, shared.finish, other);
+      release_tile(*tile);
+      release_tile(other);
+      if (!others) return;
+      tile = &reader.next();
+      if (!hopper::uniform(tile->valid)) return;
     }
   }
 };
 
-template <bool kAlongK, Gather kGather>
+template <bool kAlongK, Gather kGather, bool kDropout>
 __global__ void __launch_bounds__(kRelayThreads, 1) relay_kernel(const __grid_constant__ RelayArgs args) {
   extern __shared__ __align__(1024) char shared_bytes[];
   RelayShared& shared = *reinterpret_cast<RelayShared*>(shared_bytes);
-  using Kernel = Relay<kAlongK, kGather>;
+  using Kernel = Relay<kAlongK, kGather, kDropout>;
   int warpgroup = hopper::uniform(static_cast<int>(threadIdx.x) / hopper::kWarpgroup);
   int warp = hopper::uniform(static_cast<int>(threadIdx.x) / 32);
   int rank = args.schedule.cluster == 2 ? cluster_rank() : 0;
@@ -342,26 +429,33 @@ __global__ void __launch_bounds__(kRelayThreads, 1) relay_kernel(const __grid_co
     }
     shared.term_stage.init(1);
     shared.terms_written.init(1);
-    for (FinishShared& finish : shared.finish) finish.residual.init(1);
+    shared.finish.residual.init(1);
+    shared.finish.left.init(1);
+    shared.queue.init(kQueueReaders);
     hopper::fence_barrier_init();
   }
   cluster_sync();
   // What comes before in the stream may still run until here; what comes after may begin as blocks of this grid end.
   asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
-  typename Kernel::Tiles tile(args.schedule, args.blocks, args.k);
   if (warpgroup == 0) {
     hopper::give_registers<kProducerRegisters>();
-    if (warp == 0 && elected()) Kernel::produce(args, shared, tile, rank);
-    else if (warp >= 2) Kernel::write_terms(args, shared, tile, static_cast<int>(threadIdx.x) - 64);
+    if (warp == 0) {
+      if (elected()) Kernel::produce(args, shared, rank);
+    } else if (warp == 1) {
+      Kernel::look_up(args, shared.queue);
+    } else {
+      Kernel::write_terms(args, shared, static_cast<int>(threadIdx.x) - 64);
+    }
   } else {
     hopper::take_registers<kConsumerRegisters>();
-    Kernel::consume(args, shared, tile, warpgroup - 1, rank);
+    Kernel::consume(args, shared, warpgroup - 1, rank);
   }
   // The other block of the cluster may still write to this one's memory and arrive at its barriers.
   cluster_sync();
 }
 
-template <bool kAlongK, Gather kGather>
+// kDropout: of terms with dropout, and only then.
+template <bool kAlongK, Gather kGather, bool kDropout = false>
 void run_relay(const Product& p, int multiprocessors, cudaStream_t stream) {
   RelayArgs args{};
   int tiles_m = (p.m + kTileM - 1) / kTileM;
@@ -387,7 +481,7 @@ void run_relay(const Product& p, int multiprocessors, cudaStream_t stream) {
   args.d = result_map(p.d.data, p.m, p.n, p.d.row_stride, kTileM);
   args.residual = args.finish.residual_copied ? result_map(p.residual.data, p.m, p.n, p.residual.row_stride, kTileM) : args.d;
 
-  auto kernel = relay_kernel<kAlongK, kGather>;
+  auto kernel = relay_kernel<kAlongK, kGather, kDropout>;
   allow_shared_memory(kernel, sizeof(RelayShared), "gemm");
   cudaLaunchConfig_t launch{};
   int tiles = args.schedule.row_groups * args.schedule.columns * args.schedule.cluster;

@@ -1,10 +1,15 @@
 // Which tile a block computes when. The blocks of a persistent grid walk over all tiles in the same order; how many there are
-// may depend on lists that only the device knows. Every role of a block walks by itself, so that nothing has to be handed over.
+// may depend on lists that only the device knows. One warp of a block looks ahead and tells the others through shared memory:
+// what is done once a tile has left the instruction cache, and a look-up took the warp that feeds the stages as long as they
+// last.
 #pragma once
 
+#include "cuda/kernels/attention/hopper.cuh"
 #include "cuda/kernels/gemm/blocks.cuh"
 
 namespace pnb::cuda::sm90 {
+
+namespace hopper = attention;
 
 // Two warpgroups of a block take turns at tiles of this size; a step along k is what a bulk copy's 128-byte rows hold.
 constexpr int kTileM = 128;
@@ -88,6 +93,54 @@ class Walk {
   int list_ = 0, first_ = 0;     // the list that index_ is in, and its first tile's index
   int row_ = 0, column_ = 0, active_ = 0, slices_;
   bool valid_ = false;
+};
+
+// Columns of a tile that lie side by side in the weight whatever a list says.
+constexpr int kPanelColumns = 32;
+constexpr int kPanels = kTileN / kPanelColumns;
+
+struct TileInfo {
+  int32_t valid;  // 0: there is none, and none after it
+  int32_t row, column;
+  int32_t slices;       // of k
+  int32_t term_slices;  // of low-rank terms
+  int32_t end;          // d has no columns of the tile from this on
+  int32_t origin[kPanels];  // where each panel's first column lies in the weight, bias, mask and terms
+};
+
+// Tiles that are known ahead: those that the warpgroups compute, the one after, and one that is looked up.
+constexpr int kTilesAhead = 4;
+
+struct TileQueue {
+  TileInfo tiles[kTilesAhead];
+  hopper::Barrier full[kTilesAhead], empty[kTilesAhead];
+
+  __device__ void init(int reading_warps) {
+    for (int i = 0; i < kTilesAhead; ++i) {
+      full[i].init(1);
+      empty[i].init(static_cast<uint32_t>(reading_warps));
+    }
+  }
+};
+
+class TileReader {
+ public:
+  __device__ explicit TileReader(TileQueue& queue) : queue_(queue) {}
+
+  // Waits for the next tile. It stays until this warp releases it.
+  __device__ const TileInfo& next() {
+    queue_.full[ring_.slot].wait(ring_.parity);
+    const TileInfo& tile = queue_.tiles[ring_.slot];
+    ring_.advance();
+    return tile;
+  }
+
+  // By one thread of a warp, when all have read it.
+  __device__ void release(const TileInfo& tile) { queue_.empty[&tile - queue_.tiles].arrive(); }
+
+ private:
+  TileQueue& queue_;
+  hopper::Ring<kTilesAhead> ring_;
 };
 
 }  // namespace pnb::cuda::sm90

@@ -10,7 +10,10 @@
 
 namespace pnb::cuda::sm90 {
 
-namespace hopper = attention;
+struct Stage {
+  char a[kTileM * kTileK * 2];
+  char b[kTileN * kTileK * 2];
+};
 
 constexpr int kRanksASlice = 4;  // each with four products
 static_assert(4 * kRanksASlice == kSliceK, "a slice holds the products of its ranks");
@@ -32,70 +35,83 @@ __device__ int term_slices(const Epilogue& e, int column) {
   return slices;
 }
 
+// A step of terms has so many slices: what a thread can hold of them until a stage is free.
+constexpr int kTermSlicesAStep = 2;
+
 // Bytes from the start of a tile [rows, kTileK] whose rows are 128 bytes long and swizzled.
-__device__ inline int row_place(int row, int k) { return row * 128 + (((k >> 3) ^ (row & 7)) << 4) + (k & 7) * 2; }
+__device__ inline int row_place(int row, int k) { return row * 128 + (((k >> 3) ^ (row & 7)) << 4); }
 // Likewise of [kTileK, kTileN] in panels of 64 columns.
 __device__ inline int panel_place(int column, int k) { return (column >> 6) * (kTileK * 128) + row_place(k, column & 63); }
 
-// Threads that write a step of terms into a stage; each has two rows and two columns.
+// Threads that write a step of terms into a stage.
 constexpr int kTermThreads = 64;
-static_assert(kTileM == 2 * kTermThreads && kTileN == 2 * kTermThreads, "two rows and two columns a thread");
 
-// Four factors, split.
-struct Split {
-  uint32_t high[2], low[2];
-
-  __device__ void set(const float (&x)[4]) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      high[i] = hopper::pack_bf16(x[2 * i], x[2 * i + 1]);
-      float2 rounded = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(high[i]));
-      low[i] = hopper::pack_bf16(x[2 * i] - rounded.x, x[2 * i + 1] - rounded.y);
-    }
-  }
-};
-
-// The rank-th halves of two pairs of words, side by side.
-__device__ inline uint32_t beside(const uint32_t (&x)[2], const uint32_t (&y)[2], int rank) {
-  return __byte_perm(x[rank / 2], y[rank / 2], rank % 2 == 0 ? 0x5410 : 0x7632);
+// A load that stays where it is written: before a wait, not behind it.
+__device__ __forceinline__ float fetched(const float* p) {
+  float x;
+  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(x) : "l"(p));
+  return x;
 }
 
-// One thread's part of a tile's terms, slice by slice.
+// Two factors, and what rounding them leaves; split before a wait, too.
+__device__ __forceinline__ void split(float x, float y, uint32_t& high, uint32_t& low) {
+  high = hopper::pack_bf16(x, y);
+  float2 rounded = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(high));
+  low = hopper::pack_bf16(x - rounded.x, y - rounded.y);
+  asm volatile("" : "+r"(high), "+r"(low));
+}
+
+// One thread's part of a tile's terms, step by step. After the wait for a stage only stores are left.
+//
+// A slice's columns along k are, for its four ranks: h's high, low, high, low beside b's high, high, low, low. A thread has
+// rows t and t + 64 of h. Of b it has columns t and t + 64 where k runs along a line of 128 bytes; else one rank of eight
+// neighbouring columns, which are the sixteen bytes that a store writes.
 template <bool kAlongK, Gather kGather>
 class TermWriter {
  public:
-  static constexpr int kBatch = 2;  // slices whose loads are under way together
-
-  __device__ TermWriter(const Epilogue& e, int m, int tile_row, int tile_column, const int (&columns)[2], int thread)
-      : e_(e), m_(m), tile_column_(tile_column), row_(tile_row + 2 * thread), line_(2 * thread), columns_{columns[0], columns[1]} {
-    find();
-  }
+  __device__ TermWriter(const Epilogue& e, int m, const TileInfo& tile, int thread) : e_(e), m_(m), tile_(tile), thread_(thread) { find(); }
 
   __device__ void fetch() {
 #pragma unroll
-    for (int s = 0; s < kBatch; ++s) {
+    for (int s = 0; s < kTermSlicesAStep; ++s) {
       if (term_ >= e_.term_count) continue;
       const LowRankTerm& term = e_.terms[term_];
       int ranks = min(kRanksASlice, term.rank - rank_);
-      float h[2][4], b[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float* h_row = term.h + (row_ + i) * term.h_stride + rank_;
-        int column = columns_[i] - term.column;
-        const float* b_column = term.b + column * term.b_column_stride + rank_ * term.b_rank_stride;
-        bool in_rows = row_ + i < m_, in_columns = column >= 0 && column < term.columns;
+        int row = tile_.row + thread_ + i * kTermThreads;
+        const float* from = term.h + row * term.h_stride + rank_;
+        float x[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          h[i][r] = in_rows && r < ranks ? __ldg(h_row + r) : 0.0f;
-          b[i][r] = in_columns && r < ranks ? __ldg(b_column + r * term.b_rank_stride) : 0.0f;
-        }
+        for (int r = 0; r < 4; ++r) x[r] = row < m_ && r < ranks ? fetched(from + r) : 0.0f;
+        split(x[0], x[1], h_[s][i].x, h_[s][i].z);
+        split(x[2], x[3], h_[s][i].y, h_[s][i].w);
       }
+      if constexpr (kAlongK) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < 2; ++i) {
+          int column = tile_.origin[(thread_ + i * kTermThreads) / kPanelColumns] + thread_ % kPanelColumns - term.column;
+          const float* from = term.b + column * term.b_column_stride + rank_ * term.b_rank_stride;
+          bool inside = column >= 0 && column < term.columns;
+          float x[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) b[i][r] *= term.scale;
-        h_[s][i].set(h[i]);
-        b_[s][i].set(b[i]);
+          for (int r = 0; r < 4; ++r) x[r] = inside && r < ranks ? term.scale * fetched(from + r * term.b_rank_stride) : 0.0f;
+          split(x[0], x[1], b_[s][i].x, b_[s][i].z);
+          split(x[2], x[3], b_[s][i].y, b_[s][i].w);
+        }
+      } else {
+        int column = tile_.origin[eight() / kPanelColumns] + eight() % kPanelColumns - term.column;
+        const float* from = term.b + column * term.b_column_stride + (rank_ + thread_ % 4) * term.b_rank_stride;
+        float x[8];
+#pragma unroll
+        for (int c = 0; c < 8; ++c) {
+          bool inside = column + c >= 0 && column + c < term.columns && thread_ % 4 < ranks;
+          x[c] = inside ? term.scale * fetched(from + c * term.b_column_stride) : 0.0f;
+        }
+        split(x[0], x[1], b_[s][0].x, b_[s][1].x);
+        split(x[2], x[3], b_[s][0].y, b_[s][1].y);
+        split(x[4], x[5], b_[s][0].z, b_[s][1].z);
+        split(x[6], x[7], b_[s][0].w, b_[s][1].w);
       }
       rank_ += kRanksASlice;
       if (rank_ >= term.rank) {
@@ -106,32 +122,23 @@ class TermWriter {
     }
   }
 
-  // Writes `count` of the slices that were fetched to a stage, from slice `first` on.
-  __device__ void store(char* a, char* b, int first, int count) const {
+  __device__ void store(Stage& stage, int slices) const {
 #pragma unroll
-    for (int s = 0; s < kBatch; ++s) {
-      if (s >= count) continue;
-      int k = (first + s) * kSliceK;
+    for (int s = 0; s < kTermSlicesAStep; ++s) {
+      if (s >= slices) continue;
+      int k = s * kSliceK;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const Split& h = h_[s][i];
-        uint4 both = make_uint4(h.high[0], h.high[1], h.low[0], h.low[1]);
-        at<uint4>(a, row_place(line_ + i, k)) = both;
-        at<uint4>(a, row_place(line_ + i, k + 8)) = both;
+        int line = thread_ + i * kTermThreads;
+        at(stage.a, row_place(line, k)) = h_[s][i];
+        at(stage.a, row_place(line, k + 8)) = h_[s][i];
         if constexpr (kAlongK) {
-          const Split& y = b_[s][i];
-          at<uint4>(b, row_place(line_ + i, k)) = make_uint4(y.high[0], y.high[1], y.high[0], y.high[1]);
-          at<uint4>(b, row_place(line_ + i, k + 8)) = make_uint4(y.low[0], y.low[1], y.low[0], y.low[1]);
-        }
-      }
-      if constexpr (!kAlongK) {
+          const uint4& b = b_[s][i];
+          at(stage.b, row_place(line, k)) = make_uint4(b.x, b.y, b.x, b.y);
+          at(stage.b, row_place(line, k + 8)) = make_uint4(b.z, b.w, b.z, b.w);
+        } else {
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          uint32_t high = beside(b_[s][0].high, b_[s][1].high, r), low = beside(b_[s][0].low, b_[s][1].low, r);
-          at<uint32_t>(b, panel_place(line_, k + r)) = high;
-          at<uint32_t>(b, panel_place(line_, k + 4 + r)) = high;
-          at<uint32_t>(b, panel_place(line_, k + 8 + r)) = low;
-          at<uint32_t>(b, panel_place(line_, k + 12 + r)) = low;
+          for (int copy = 0; copy < 2; ++copy) at(stage.b, panel_place(eight(), k + 8 * i + 4 * copy + thread_ % 4)) = b_[s][i];
         }
       }
     }
@@ -140,19 +147,21 @@ class TermWriter {
  private:
   // The next term that is folded, from this on.
   __device__ void find() {
-    while (term_ < e_.term_count && !(folded<kGather>(e_.terms[term_], tile_column_) && e_.terms[term_].rank > 0)) ++term_;
+    while (term_ < e_.term_count && !(folded<kGather>(e_.terms[term_], tile_.column) && e_.terms[term_].rank > 0)) ++term_;
   }
 
-  template <typename T>
-  __device__ static T& at(char* base, int bytes) {
-    return *reinterpret_cast<T*>(base + bytes);
-  }
+  // The first of the eight columns that this thread has one rank of.
+  __device__ int eight() const { return thread_ / 4 * 8; }
+
+  __device__ static uint4& at(char* base, int bytes) { return *reinterpret_cast<uint4*>(base + bytes); }
 
   const Epilogue& e_;
-  int m_, tile_column_, row_, line_;
-  int columns_[2];  // of bias and terms
+  int m_;
+  const TileInfo& tile_;
+  int thread_;
   int term_ = 0, rank_ = 0;
-  Split h_[kBatch][2], b_[kBatch][2];
+  uint4 h_[kTermSlicesAStep][2];  // of a row: ranks' highs, then their lows
+  uint4 b_[kTermSlicesAStep][2];  // of a column likewise; or of eight columns: [0] highs, [1] lows
 };
 
 }  // namespace pnb::cuda::sm90

@@ -58,7 +58,9 @@ class RowRing {
     extern __shared__ __align__(128) char row_memory[];
     return row_memory;
   }
-  __device__ T* row(int stage, int operand, int i) { return reinterpret_cast<T*>(memory()) + static_cast<int64_t>((stage * kOperands + operand) * kRows + i) * h_; }
+  __device__ T* row(int stage, int operand, int i) {
+    return reinterpret_cast<T*>(memory()) + static_cast<int64_t>((stage * kOperands + operand) * kRows + i) * h_;
+  }
 
   // By one thread.
   __device__ void fill(int stage) {

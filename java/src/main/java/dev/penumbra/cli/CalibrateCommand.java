@@ -71,10 +71,11 @@ final class CalibrateCommand implements Callable<Integer> {
                 Penumbra penumbra = options.open()) {
             Dataset samples = data.read(tokenizer, penumbra.model().vocabSize());
             penumbra.model().load();
-            Calibration calibration = Calibrator.calibrate(penumbra.model(), penumbra.folder(), samples, config, output, line -> {
-                out.println(line);
-                out.flush();
-            });
+            Calibration calibration = Calibrator.calibrate(penumbra.model(), penumbra.folder(), samples, config, output,
+                    line -> {
+                        out.println(line);
+                        out.flush();
+                    });
             String report = CalibrationReport.of(calibration.manifest());
             AtomicFiles.writeString(output.resolve("calibration.txt"), report);
             out.print(report);
@@ -85,7 +86,8 @@ final class CalibrateCommand implements Callable<Integer> {
 
     private CalibrationConfig config() {
         try {
-            return new CalibrationConfig(batches, heldOutBatches, batchSize, data.seqLen, block, listRows, poolRows, rank, coverage,
+            return new CalibrationConfig(batches, heldOutBatches, batchSize, data.seqLen, block, listRows, poolRows, rank,
+                    coverage,
                     budget, epochs, noise, drift, seed);
         } catch (IllegalArgumentException wrong) {
             throw new ParameterException(spec.commandLine(), wrong.getMessage());

@@ -15,21 +15,25 @@ final class CalibrationReport {
 
     static String of(Manifest m) {
         StringBuilder text = new StringBuilder();
-        line(text, "%s: %d tokens, and %d held out that all figures are of; %d neurons a layer in blocks of %d; lists of %d tokens",
+        line(text,
+                "%s: %d tokens, and %d held out that all figures are of; %d neurons a layer in blocks of %d; lists of %d tokens",
                 m.model(), m.tokens(), m.heldOutTokens(), m.neurons(), m.blockSize(), m.listRows());
         text.append('\n');
-        line(text, "How much a layer could skip: neurons that fire; blocks for a part of a list's mass; the mass in a part of the blocks");
+        line(text,
+                "How much a layer could skip: neurons that fire; blocks for a part of a list's mass; the mass in a part of the blocks");
         line(text, "layer   firing  never |   90%%   95%%   99%%  99.9%% | in 1/8   1/4   1/2   3/4 |");
         for (int i = 0; i < m.layers().size(); i++) {
             Layer l = m.layers().get(i);
             line(text, "%5d   %6s %6s | %s %s %s %6s | %s %s %s %s | %s", i, percent(l.fired()), percent(l.silent()),
-                    percent(l.blocksFor().get("0.90")), percent(l.blocksFor().get("0.95")), percent(l.blocksFor().get("0.99")),
+                    percent(l.blocksFor().get("0.90")), percent(l.blocksFor().get("0.95")),
+                    percent(l.blocksFor().get("0.99")),
                     percent(l.blocksFor().get("0.999")).strip(), " " + percent(l.coverageAt().get("0.125")),
                     percent(l.coverageAt().get("0.25")), percent(l.coverageAt().get("0.50")),
                     percent(l.coverageAt().get("0.75")), l.dense() ? "better left dense" : "");
         }
         text.append('\n');
-        line(text, "Orders of neurons: mass of activations / of gradients in the best %s of a list's blocks; the chosen one is marked",
+        line(text,
+                "Orders of neurons: mass of activations / of gradients in the best %s of a list's blocks; the chosen one is marked",
                 percent(m.budget()).strip());
         List<String> names = m.layers().getFirst().orders().stream().map(Manifest.Order::name).toList();
         line(text, "layer   %s", String.join("  ", names.stream().map(name -> String.format("%-15s", name)).toList()));
@@ -58,7 +62,8 @@ final class CalibrationReport {
     }
 
     private static Coverage mean(Manifest m, java.util.function.Function<Layer, Coverage> scope) {
-        ToDoubleFunction<ToDoubleFunction<Coverage>> of = figure -> m.mean(layer -> figure.applyAsDouble(scope.apply(layer)));
+        ToDoubleFunction<ToDoubleFunction<Coverage>> of = figure -> m
+                .mean(layer -> figure.applyAsDouble(scope.apply(layer)));
         return new Coverage(of.applyAsDouble(Coverage::oracle), of.applyAsDouble(Coverage::predicted),
                 of.applyAsDouble(Coverage::fixed), of.applyAsDouble(Coverage::random), of.applyAsDouble(Coverage::seed),
                 of.applyAsDouble(Coverage::lowRank));
@@ -66,7 +71,8 @@ final class CalibrationReport {
 
     private static void coverage(StringBuilder text, String label, Coverage c) {
         line(text, "%s    %s    %s  %s  %s %s %s   %s", label, percent(c.oracle()), percent(c.predicted()),
-                percent(c.shareOfOracle()), percent(c.fixed()), percent(c.random()), percent(c.seed()), percent(c.lowRank()));
+                percent(c.shareOfOracle()), percent(c.fixed()), percent(c.random()), percent(c.seed()),
+                percent(c.lowRank()));
     }
 
     private static String percent(double part) {

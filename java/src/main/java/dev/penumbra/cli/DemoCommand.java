@@ -128,7 +128,8 @@ final class DemoCommand implements Callable<Integer> {
         out.println("Dense:");
         Tuned dense = train(penumbra, config(steps), train, null, heldOut, out);
         out.println("Sparse:  the backward pass skips the blocks of neurons that its gradient hardly uses");
-        Tuned sparse = train(penumbra, config(steps).sparsity(SPARSITY).output(output).baseModel(penumbra.directory().toString()),
+        Tuned sparse = train(penumbra,
+                config(steps).sparsity(SPARSITY).output(output).baseModel(penumbra.directory().toString()),
                 train, calibration, heldOut, out);
 
         Skill after = skill(penumbra, penumbra.readAdapter(output), tokenizer, heldOut, prompt);

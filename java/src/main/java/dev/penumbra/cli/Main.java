@@ -11,7 +11,8 @@ import picocli.CommandLine.Spec;
 
 /** The command line: exit code 0 when all went well, 1 when a command failed, 2 for wrong usage. */
 @Command(name = "penumbra", description = "LoRA fine-tuning inside the JVM that computes only what the model uses.", mixinStandardHelpOptions = true, versionProvider = Main.Version.class, subcommands = {
-        DoctorCommand.class, DemoCommand.class, TrainCommand.class, CalibrateCommand.class, EvalCommand.class, GenerateCommand.class,
+        DoctorCommand.class, DemoCommand.class, TrainCommand.class, CalibrateCommand.class, EvalCommand.class,
+        GenerateCommand.class,
         InspectCommand.class, ExportCommand.class, JshellCommand.class})
 public final class Main implements Runnable {
 

@@ -130,8 +130,9 @@ public final class Calibration implements MlpExposure {
         int perScore = blockSize / unitSize;
         return blockSize % unitSize != 0 || p.units() % perScore != 0
                 ? Optional.empty()
-                : Optional.of(new LowRankPredictor(p.rank(), p.hidden(), p.units(), p.a(), p.b(), p.bias(), p.norms(), perScore,
-                        p.poolRows()));
+                : Optional.of(
+                        new LowRankPredictor(p.rank(), p.hidden(), p.units(), p.a(), p.b(), p.bias(), p.norms(), perScore,
+                                p.poolRows()));
     }
 
     @Override
@@ -265,7 +266,8 @@ public final class Calibration implements MlpExposure {
 
     private static Manifest manifest(Path file, @Nullable String text) {
         if (text == null) {
-            throw new CalibrationException(file + ": expected the metadata " + METADATA + ", found none: this is no calibration");
+            throw new CalibrationException(
+                    file + ": expected the metadata " + METADATA + ", found none: this is no calibration");
         }
         try {
             int version = JSON.readTree(text).path("version").asInt(0);
@@ -275,7 +277,8 @@ public final class Calibration implements MlpExposure {
             }
             return JSON.readValue(text, Manifest.class);
         } catch (JacksonException broken) {
-            throw new CalibrationException(file + ": expected a calibration's manifest: " + broken.getOriginalMessage(), broken);
+            throw new CalibrationException(file + ": expected a calibration's manifest: " + broken.getOriginalMessage(),
+                    broken);
         }
     }
 

@@ -46,7 +46,8 @@ public record CalibrationConfig(
         require(blockSize == 32 || blockSize == 64 || blockSize == 128, "blocks of 32, 64 or 128 neurons", blockSize);
         require(poolRows >= 1, "1 or more rows to pool", poolRows);
         require(listRows > 0 && listRows % LIST_ROWS == 0 && listRows % poolRows == 0,
-                "rows of a list that are a multiple of " + LIST_ROWS + " and of the " + poolRows + " that are pooled", listRows);
+                "rows of a list that are a multiple of " + LIST_ROWS + " and of the " + poolRows + " that are pooled",
+                listRows);
         require(rank >= 1 && rank <= LowRankPredictor.MAX_RANK, "a rank of 1 to " + LowRankPredictor.MAX_RANK, rank);
         require(coverage > 0 && coverage <= 1, "a coverage above 0, at most 1", coverage);
         require(budget > 0 && budget <= 1, "a budget above 0, at most 1", budget);

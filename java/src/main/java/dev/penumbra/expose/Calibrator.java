@@ -57,7 +57,8 @@ public final class Calibrator {
         }
         for (int layer = 0; layer < model.mlpLayers(); layer++) {
             if (model.neuronOrder(layer) != null) {
-                throw new IllegalArgumentException("expected a model in its checkpoint's order, found another in layer " + layer);
+                throw new IllegalArgumentException(
+                        "expected a model in its checkpoint's order, found another in layer " + layer);
             }
         }
     }
@@ -164,7 +165,8 @@ public final class Calibrator {
                 collector.add(index, batches.next(), samples.made());
             });
             drift.none();
-            batches(heldOut, config.heldOutBatches(), (index, batches) -> collector.add(index, batches.next(), samples.held()));
+            batches(heldOut, config.heldOutBatches(),
+                    (index, batches) -> collector.add(index, batches.next(), samples.held()));
             batches(heldOut, config.heldOutBatches(), (index, batches) -> {
                 drift.draw();
                 collector.add(index, batches.next(), samples.drifted());
@@ -200,7 +202,8 @@ public final class Calibrator {
             throw new java.io.UncheckedIOException(failure);
         }
         Calibration.Layer layer = new Calibration.Layer(choice.order(), choice.order().apply(made.meanMass()),
-                choice.order().apply(made.meanFired()), predictor, lowRank, Curves.of(held, choice.order(), config.blockSize()));
+                choice.order().apply(made.meanFired()), predictor, lowRank,
+                Curves.of(held, choice.order(), config.blockSize()));
         LayerFigures figures = new LayerFigures(config, choice, made, held, predictor, lowRank);
         return new LayerResult(layer, figures.of(reported(samples.held().get(i)), reported(samples.drifted().get(i))));
     }
@@ -221,8 +224,10 @@ public final class Calibrator {
     }
 
     private Manifest manifest(Text use, List<LayerResult> results) {
-        return new Manifest(Calibration.VERSION, String.valueOf(folder.directory().toAbsolutePath().normalize().getFileName()),
-                folder.weightsHash(), results.getFirst().layer().predictor().hidden(), model.mlpNeurons(), config.blockSize(),
+        return new Manifest(Calibration.VERSION,
+                String.valueOf(folder.directory().toAbsolutePath().normalize().getFileName()),
+                folder.weightsHash(), results.getFirst().layer().predictor().hidden(), model.mlpNeurons(),
+                config.blockSize(),
                 config.listRows(), config.poolRows(), config.rank(), config.coverage(), config.budget(), config.seqLen(),
                 config.batchSize(), config.seed(), use.made().getFirst().tokens(), use.held().getFirst().tokens(),
                 results.stream().map(LayerResult::figures).toList());

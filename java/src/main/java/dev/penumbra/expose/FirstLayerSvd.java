@@ -17,7 +17,8 @@ final class FirstLayerSvd {
     }
 
     /** A unit is a neuron, in the order's places: a = V, b = W Vᵀ, with fc1's bias and fc2's norms. */
-    static LowRankPredictor predictor(LanguageModel model, ModelFolder folder, int layer, NeuronNorms norms, NeuronOrder order,
+    static LowRankPredictor predictor(LanguageModel model, ModelFolder folder, int layer, NeuronNorms norms,
+            NeuronOrder order,
             CalibrationConfig config) throws IOException {
         Tensor fc1 = model.fc1(layer);
         int neurons = Math.toIntExact(fc1.shape().dim(0));

@@ -80,7 +80,8 @@ final class LayerFigures {
             firing += part / fired.length;
             silent += part == 0 ? 1.0 / fired.length : 0;
         }
-        return new Manifest.Layer(choice.name(), blocksFor.get(key(nearest(config.coverage()))) > Calibration.DENSE_FROM, firing,
+        return new Manifest.Layer(choice.name(), blocksFor.get(key(nearest(config.coverage()))) > Calibration.DENSE_FROM,
+                firing,
                 silent, neuronsFor(), choice.tried(), blocksFor, coverageAt, coverage(plain, false), coverage(plain, true),
                 coverage(drifted, false));
     }

@@ -106,7 +106,8 @@ final class AdapterTerms {
      * @param dyBlocks of {@code dy}, where it is compact
      */
     List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, Tensor in, Map<String, Tensor> h, Band band,
-            Tensor grad, @Nullable BlockList inBlocks, @Nullable BlockList dyBlocks) {
+            Tensor grad,
+            @Nullable BlockList inBlocks, @Nullable BlockList dyBlocks) {
         List<Site> sites = sites(layer, kinds);
         LoraGradients chain = null;
         List<LowRank> terms = new ArrayList<>();

@@ -1,7 +1,6 @@
 package dev.penumbra.model;
 
 import static dev.penumbra.model.AdapterTerms.FC1;
-import static dev.penumbra.model.AdapterTerms.FC2;
 import static dev.penumbra.model.AdapterTerms.OUT;
 import static dev.penumbra.model.AdapterTerms.QKV;
 

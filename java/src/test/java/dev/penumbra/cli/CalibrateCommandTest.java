@@ -34,7 +34,8 @@ class CalibrateCommandTest {
     }
 
     private Outcome calibrate(String... more) {
-        List<String> all = new ArrayList<>(List.of("calibrate", "--model", model.toString(), "--data", data.toString(), "--output",
+        List<String> all = new ArrayList<>(List.of("calibrate", "--model", model.toString(), "--data", data.toString(),
+                "--output",
                 output.toString(), "--threads", "1", "--seq-len", "128", "--held-out-batches", "2", "--epochs", "1"));
         all.addAll(Arrays.asList(more));
         return Cli.run(all.toArray(String[]::new));
@@ -49,7 +50,8 @@ class CalibrateCommandTest {
         assertThat(outcome.code()).isZero();
         // It takes a few; a busy machine may take several times as long.
         assertThat(seconds).isLessThan(60);
-        assertThat(outcome.out()).containsSubsequence("running the model over sample text", "ordering 1024 neurons in each of 6 layers",
+        assertThat(outcome.out()).containsSubsequence("running the model over sample text",
+                "ordering 1024 neurons in each of 6 layers",
                 "training predictors of rank 8", "How much a layer could skip", "Orders of neurons", "co-activation",
                 "Mass that a policy's choice of 50.0% of the blocks covers", "oracle predicted", " mean   list",
                 "saved " + output.resolve("calibration.safetensors"));

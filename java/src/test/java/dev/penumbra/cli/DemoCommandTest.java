@@ -24,7 +24,8 @@ class DemoCommandTest {
         assertThat(outcome.err()).isEmpty();
         assertThat(outcome.code()).isZero();
         assertThat(outcome.out()).containsSubsequence("Prompt:", "Before:", "Dense:", "1/", "Sparse:", "1/", "After:",
-                "held-out loss", "dense", "100%", "sparse", "Held-out loss", "adapter was written, read again and checked", "Report:  " + output.resolve("report.html"));
+                "held-out loss", "dense", "100%", "sparse", "Held-out loss", "adapter was written, read again and checked",
+                "Report:  " + output.resolve("report.html"));
         assertThat(output.resolve("adapter_model.safetensors")).exists();
         assertThat(output.resolve("report.html")).content().contains("<svg", "Held-out loss", "real tokens/s");
     }

@@ -210,7 +210,8 @@ class TrainCommandTest {
     void aCalibratedRunPredictsItsBlocksInBothPasses() throws IOException {
         String text = Cli.data(folder.resolve("sample.jsonl"), 300).toString();
         Outcome calibrated = Cli.run("calibrate", "--model", model, "--data", text, "--output", path("calibration"),
-                "--seq-len", "64", "--batches", "6", "--held-out-batches", "2", "--batch-size", "8", "--epochs", "1", "--rank",
+                "--seq-len", "64", "--batches", "6", "--held-out-batches", "2", "--batch-size", "8", "--epochs", "1",
+                "--rank",
                 "8", "--threads", "2");
         assertThat(calibrated.err()).isEmpty();
         assertThat(calibrated.code()).isZero();
@@ -220,7 +221,8 @@ class TrainCommandTest {
                     path(policy + ".jsonl"));
             JsonNode first = metrics(policy + ".jsonl").getFirst();
             System.out.printf("%s: kept %.3f, covered %.3f, cut %.3f, true coverage %.3f%n", policy,
-                    first.path("mlp_kept").asDouble(), first.path("mlp_covered").asDouble(), first.path("mlp_cut").asDouble(),
+                    first.path("mlp_kept").asDouble(), first.path("mlp_covered").asDouble(),
+                    first.path("mlp_cut").asDouble(),
                     first.path("mlp_true_coverage").asDouble());
             assertThat(first.path("mlp_kept").asDouble()).isBetween(0.01, 0.99);
             assertThat(first.path("mlp_true_coverage").asDouble()).isBetween(0.1, 1.0);

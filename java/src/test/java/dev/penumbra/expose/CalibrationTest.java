@@ -47,7 +47,8 @@ class CalibrationTest {
     private static final int POSITIONS = 48;
     private static final int VOCABULARY = 40;
     private static final RandomOpt SIZES = new RandomOpt(24, 2, NEURONS, 2, VOCABULARY, POSITIONS, 24, true, false);
-    private static final CalibrationConfig CONFIG = new CalibrationConfig(6, 3, 12, POSITIONS, 32, 256, 16, 8, 0.99, 0.4, 3, 0.05,
+    private static final CalibrationConfig CONFIG = new CalibrationConfig(6, 3, 12, POSITIONS, 32, 256, 16, 8, 0.99, 0.4, 3,
+            0.05,
             0.1, 7);
 
     @TempDir
@@ -117,7 +118,8 @@ class CalibrationTest {
         assertThat(read.orders()).isEqualTo(calibration.orders());
         for (int layer = 0; layer < 2; layer++) {
             assertThat(read.mass(layer)).isEqualTo(calibration.mass(layer)).hasSize(NEURONS);
-            assertThat(read.predictor(layer, 32).orElseThrow().b()).isEqualTo(calibration.predictor(layer, 32).orElseThrow().b());
+            assertThat(read.predictor(layer, 32).orElseThrow().b())
+                    .isEqualTo(calibration.predictor(layer, 32).orElseThrow().b());
         }
         assertThat(Calibration.read(folder.resolve(Calibration.FILE)).identity()).isEqualTo(read.identity());
     }
@@ -181,7 +183,8 @@ class CalibrationTest {
         try (Penumbra penumbra = Penumbra.load(model, Device.CPU, 1, DType.F32)) {
             CalibrationConfig full = new CalibrationConfig(1, 1, 12, POSITIONS, 32, 256, 16, 24, 0.99, 0.4, 0, 0, 0, 7);
             NeuronOrder order = calibration.order(1);
-            p = FirstLayerSvd.predictor(penumbra.model(), penumbra.folder(), 1, penumbra.model().neuronNorms(1), order, full);
+            p = FirstLayerSvd.predictor(penumbra.model(), penumbra.folder(), 1, penumbra.model().neuronNorms(1), order,
+                    full);
             fc1 = order.applyToRows(penumbra.model().fc1(1).toFloats(), 24);
             bias = order.apply(penumbra.folder().tensor("model.decoder.layers.1.fc1.bias", NEURONS).toFloats());
         }
@@ -223,10 +226,13 @@ class CalibrationTest {
     @Test
     void textThatIsTooShortIsRefused() throws IOException {
         try (Penumbra penumbra = Penumbra.load(model, Device.CPU, 1, DType.F32)) {
-            assertThatThrownBy(() -> Calibrator.calibrate(penumbra.model(), penumbra.folder(), text(1), CONFIG, folder, line -> {
-            })).isInstanceOf(DataException.class).hasMessageContaining("expected 2 samples or more");
-            assertThatThrownBy(() -> Calibrator.calibrate(penumbra.model(), penumbra.folder(), text(8), CONFIG, folder, line -> {
-            })).isInstanceOf(DataException.class).hasMessageContaining("expected 256 tokens or more in a batch of the ");
+            assertThatThrownBy(
+                    () -> Calibrator.calibrate(penumbra.model(), penumbra.folder(), text(1), CONFIG, folder, line -> {
+                    })).isInstanceOf(DataException.class).hasMessageContaining("expected 2 samples or more");
+            assertThatThrownBy(
+                    () -> Calibrator.calibrate(penumbra.model(), penumbra.folder(), text(8), CONFIG, folder, line -> {
+                    })).isInstanceOf(DataException.class)
+                    .hasMessageContaining("expected 256 tokens or more in a batch of the ");
         }
     }
 
@@ -234,8 +240,10 @@ class CalibrationTest {
     void aModelInAnotherOrderIsRefused() throws IOException {
         try (Penumbra penumbra = Penumbra.open(model, Device.CPU, 1, DType.F32, calibration.orders())) {
             penumbra.model().load();
-            assertThatThrownBy(() -> Calibrator.calibrate(penumbra.model(), penumbra.folder(), text(20), CONFIG, folder, line -> {
-            })).isInstanceOf(IllegalArgumentException.class).hasMessageContaining("expected a model in its checkpoint's order");
+            assertThatThrownBy(
+                    () -> Calibrator.calibrate(penumbra.model(), penumbra.folder(), text(20), CONFIG, folder, line -> {
+                    })).isInstanceOf(IllegalArgumentException.class)
+                    .hasMessageContaining("expected a model in its checkpoint's order");
         }
     }
 
@@ -247,7 +255,8 @@ class CalibrationTest {
     private static Path damaged(String name, Damage damage) throws IOException {
         Path file = shared.resolve(name).resolve(Calibration.FILE);
         Files.createDirectories(file.getParent());
-        try (SafetensorsFile good = SafetensorsFile.open(folder.resolve(Calibration.FILE)); Arena arena = Arena.ofConfined()) {
+        try (SafetensorsFile good = SafetensorsFile.open(folder.resolve(Calibration.FILE));
+                Arena arena = Arena.ofConfined()) {
             Map<String, Tensor> tensors = new HashMap<>();
             good.entries().keySet().forEach(tensor -> tensors.put(tensor, good.tensor(tensor)));
             Map<String, String> metadata = new HashMap<>(good.metadata());
@@ -298,8 +307,9 @@ class CalibrationTest {
     void theSameTextGivesTheSameFile() throws IOException {
         Path again = shared.resolve("again");
         try (Penumbra penumbra = Penumbra.load(model, Device.CPU, 1, DType.F32)) {
-            Calibration second = Calibrator.calibrate(penumbra.model(), penumbra.folder(), text(120), CONFIG, again, line -> {
-            });
+            Calibration second = Calibrator.calibrate(penumbra.model(), penumbra.folder(), text(120), CONFIG, again,
+                    line -> {
+                    });
             assertThat(second.identity()).isEqualTo(calibration.identity());
         }
     }

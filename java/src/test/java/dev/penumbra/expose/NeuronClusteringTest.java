@@ -37,7 +37,8 @@ class NeuronClusteringTest {
         NeuronOrder clustered = clustering.clustered();
         double together = BlockMasses.of(use, clustered, blockSize).oracle(1);
         double byWeight = BlockMasses.of(use, clustering.byWeight(), blockSize).oracle(1);
-        assertThat(together).as("part of a group's mass in one block; by weight %.3f; %d teams of %d", byWeight, teams, blockSize)
+        assertThat(together)
+                .as("part of a group's mass in one block; by weight %.3f; %d teams of %d", byWeight, teams, blockSize)
                 .isGreaterThan(0.9).isGreaterThan(byWeight + 0.2);
     }
 }

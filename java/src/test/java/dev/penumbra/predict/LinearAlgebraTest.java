@@ -69,7 +69,8 @@ class LinearAlgebraTest {
             y.values()[i] += 3 + i % n;
         }
         RidgeRegression.LowRank map = new RidgeRegression(x, y).solve(rank, 1e-7);
-        LowRankPredictor predictor = new LowRankPredictor(map.a().rows(), h, n, map.a().values(), map.b().values(), map.bias(),
+        LowRankPredictor predictor = new LowRankPredictor(map.a().rows(), h, n, map.a().values(), map.b().values(),
+                map.bias(),
                 null, 1, 1);
         Matrix answers = PredictorScores.of(predictor, x, 1);
         for (int i = 0; i < y.values().length; i++) {

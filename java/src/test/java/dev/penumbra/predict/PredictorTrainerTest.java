@@ -140,7 +140,8 @@ class PredictorTrainerTest {
 
     @Test
     void lessThanAListIsRefused() {
-        assertThatThrownBy(() -> PredictorTrainer.train(Matrix.zeros(3, HIDDEN), Matrix.zeros(3, BLOCKS), settings(0), p -> 0))
+        assertThatThrownBy(
+                () -> PredictorTrainer.train(Matrix.zeros(3, HIDDEN), Matrix.zeros(3, BLOCKS), settings(0), p -> 0))
                 .isInstanceOf(IllegalArgumentException.class).hasMessageContaining("a list of 4 or more, found 3 and 3");
     }
 }

@@ -22,10 +22,10 @@ class NeuronOrderTest {
     @Test
     void valuesRowsAndColumnsGoToTheirNeuronsPlaces() {
         assertThat(ORDER.apply(10, 11, 12, 13)).containsExactly(12, 10, 13, 11);
-        assertThat(ORDER.applyToRows(new float[]{0, 1, 10, 11, 20, 21, 30, 31}, 2))
-                .containsExactly(20, 21, 0, 1, 30, 31, 10, 11);
-        assertThat(ORDER.applyToColumns(new float[]{0, 1, 2, 3, 10, 11, 12, 13}, 2))
-                .containsExactly(2, 0, 3, 1, 12, 10, 13, 11);
+        assertThat(ORDER.applyToRows(new float[]{0, 1, 10, 11, 20, 21, 30, 31}, 2)).containsExactly(20, 21, 0, 1, 30, 31, 10,
+                11);
+        assertThat(ORDER.applyToColumns(new float[]{0, 1, 2, 3, 10, 11, 12, 13}, 2)).containsExactly(2, 0, 3, 1, 12, 10, 13,
+                11);
         try (Arena arena = Arena.ofConfined()) {
             Tensor source = Tensor.of(arena, 0, 1, 10, 11, 20, 21, 30, 31).reshape(4, 2);
             Tensor target = Tensor.of(arena, new int[8]).reshape(4, 2);

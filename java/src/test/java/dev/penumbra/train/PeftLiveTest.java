@@ -57,7 +57,8 @@ class PeftLiveTest {
         boolean ended = python.waitFor(TIMEOUT_MINUTES, TimeUnit.MINUTES);
         python.destroyForcibly();
         assertThat(ended && python.waitFor() == 0)
-                .as(() -> PYTHON + ": expected fixtures within " + TIMEOUT_MINUTES + " minutes, found " + read(log)).isTrue();
+                .as(() -> PYTHON + ": expected fixtures within " + TIMEOUT_MINUTES + " minutes, found " + read(log))
+                .isTrue();
     }
 
     private static String read(Path log) {

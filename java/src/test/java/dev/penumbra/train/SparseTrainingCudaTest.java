@@ -91,7 +91,8 @@ class SparseTrainingCudaTest {
             }
         }
         System.out.printf("%s %s: worst of %d losses %.1e, of covered shares %.1e from the CPU's%n", sparsity.describe(),
-                dtype, STEPS, worst, kept);
+                dtype,
+                STEPS, worst, kept);
         assertThat(worst).isLessThan(tolerance);
         assertThat(kept).isLessThan(0.02);
     }

@@ -128,8 +128,8 @@ class SparseTrainingTest {
     void aResumedRunWithOtherSparsityIsRefused() throws IOException {
         try (SparseFixture f = fixture(cpu())) {
             train(f, config(sparsity(SelectionPolicy.ORACLE, Pass.BACKWARD)).output(folder.resolve("o")).build(), 4);
-            TrainConfig dense = config(SparsityConfig.OFF).output(folder.resolve("o")).resume(true).build();
-            assertThatThrownBy(() -> train(f, dense, -1))
+            assertThatThrownBy(
+                    () -> train(f, config(SparsityConfig.OFF).output(folder.resolve("o")).resume(true).build(), -1))
                     .isInstanceOf(TrainingException.class).hasMessageContaining("sparsity=off")
                     .hasMessageContaining("sparsity=oracle pass=backward");
         }
@@ -144,14 +144,15 @@ class SparseTrainingTest {
             try (SparseFixture f = fixture(fake)) {
                 long[] after = new long[1];
                 runs.add(new ArrayList<>());
-                TrainConfig config = config(sparsity(policy, pass)).steps(6).build();
-                new Trainer(f.model, f.adapter, config, f.data, null).listener(step -> {
-                    runs.getLast().add(step);
-                    if (step.step() == 1) {
-                        after[0] = fake.allocatedBytes();
-                    }
-                    assertThat(fake.allocatedBytes()).as("bytes allocated within step " + step.step()).isEqualTo(after[0]);
-                }).run();
+                new Trainer(f.model, f.adapter, config(sparsity(policy, pass)).steps(6).build(), f.data, null)
+                        .listener(step -> {
+                            runs.getLast().add(step);
+                            if (step.step() == 1) {
+                                after[0] = fake.allocatedBytes();
+                            }
+                            assertThat(fake.allocatedBytes()).as("bytes allocated within step " + step.step())
+                                    .isEqualTo(after[0]);
+                        }).run();
                 assertThat(fake.pendingReads()).isZero();
                 // One dense step, five sparse ones of two micro-batches in three layers.
                 assertThat(fake.operations().stream().filter(SelectBlocks.class::isInstance)).hasSize(5 * 2 * 3);
@@ -220,7 +221,8 @@ class SparseTrainingTest {
                 // The fixture's adapter, as files have it.
                 PeftAdapter.write(folder.resolve("given"), f.adapter.config(), "model", f.adapter.toHost(f.arena));
                 try (SparseFixture other = new SparseFixture(folder.resolve("" + preNorm), cpu(), preNorm, 3,
-                        SparseFixture.ALL, n -> false, shuffled(3, 5)); PeftAdapter given = PeftAdapter.read(folder.resolve("given"))) {
+                        SparseFixture.ALL,
+                        n -> false, shuffled(3, 5)); PeftAdapter given = PeftAdapter.read(folder.resolve("given"))) {
                     other.adapter.load(given.tensors());
                     float[] gradient = other.dense().gradient();
                     assertThat(other.dense().loss()).isCloseTo(plain.loss(), within(1e-6 * plain.loss()));
@@ -248,19 +250,20 @@ class SparseTrainingTest {
         try (SparseFixture f = fixture(cpu())) {
             double dense = Evaluator.loss(f.model, f.adapter, f.data, 2, SparseFixture.POSITIONS);
             SparsityConfig random = new SparsityConfig(SelectionPolicy.RANDOM, Pass.BOTH, 1, 0.2, SparseFixture.BLOCK, 0, 0,
-                    0, false);
-            TrainConfig config = config(random).steps(1).lr(0).build();
-            new Trainer(f.model, f.adapter, config, f.data, f.data).listener(new StepListener() {
-                @Override
-                public void onStep(StepMetrics metrics) {
-                    // the evaluation after it is looked at
-                }
+                    0,
+                    false);
+            new Trainer(f.model, f.adapter, config(random).steps(1).lr(0).build(), f.data, f.data)
+                    .listener(new StepListener() {
+                        @Override
+                        public void onStep(StepMetrics metrics) {
+                            // the evaluation after it is looked at
+                        }
 
-                @Override
-                public void onEval(int step, double loss) {
-                    evaluated.add(loss);
-                }
-            }).run();
+                        @Override
+                        public void onEval(int step, double loss) {
+                            evaluated.add(loss);
+                        }
+                    }).run();
             assertThat(evaluated).hasSize(1);
             assertThat(evaluated.getFirst()).isCloseTo(dense, within(1e-6 * dense));
         }

@@ -112,8 +112,8 @@ class SparsityPlannerTest {
             MlpSparsity planned = SparsityPlanner.plan(f.model, config, plain());
             // 1.25 of a block, 3.125 blocks, and a layer that gains nothing.
             assertThat(capacities(planned)).containsExactly(2, 4, 5);
-            assertThat(List.of(planned.isDense(0), planned.isDense(1), planned.isDense(2)))
-                    .containsExactly(false, false, true);
+            assertThat(List.of(planned.isDense(0), planned.isDense(1), planned.isDense(2))).containsExactly(false, false,
+                    true);
             assertThat(capacities(SparsityPlanner.plan(f.model, config, null))).containsExactly(5, 5, 5);
             assertThat(capacities(SparsityPlanner.plan(f.model,
                     SparseFixture.config(SelectionPolicy.ORACLE, Pass.BOTH, 0.9, 0.6, 0), plain())))

@@ -46,7 +46,8 @@ import tools.jackson.databind.node.ObjectNode;
 final class BenchmarksCommand implements Callable<Integer> {
 
     /** As in the step that is compared with PEFT's; a parameter that a benchmark lacks is left out by JMH. */
-    private static final Map<String, List<String>> GPU_PARAMS = Map.of("dtype", List.of("BF16"), "shape", List.of("OPT_1_3B"),
+    private static final Map<String, List<String>> GPU_PARAMS = Map.of("dtype", List.of("BF16"), "shape",
+            List.of("OPT_1_3B"),
             "batch", List.of("4"), "seqLen", List.of("1024"), "sampleLength", List.of("1024", "256", "128"));
     private static final TimeValue GPU_TIME = TimeValue.milliseconds(150);
 

@@ -51,11 +51,13 @@ public class BlockChoiceBenchmark extends DeviceState {
                 1e-5f, zeros(dtype, tokens(), h), zeros(DType.F32, tokens()), zeros(DType.F32, tokens()),
                 new LayerNormForward.Pooling(means, POOL_ROWS, null));
         Tensor ofValues = zeros(DType.F32, lists, blocks);
-        Function<@Nullable Tensor, ActivationMass> values = space -> new ActivationMass(x, null, norms, null, blockSize, rows,
+        Function<@Nullable Tensor, ActivationMass> values = space -> new ActivationMass(x, null, norms, null, blockSize,
+                rows,
                 ofValues, null, null, space);
         mass = values.apply(workspace(values.apply(null)));
         Tensor ofBits = zeros(DType.F32, lists, blocks);
-        Function<@Nullable Tensor, ActivationMass> masks = space -> new ActivationMass(null, bits, norms, null, blockSize, rows,
+        Function<@Nullable Tensor, ActivationMass> masks = space -> new ActivationMass(null, bits, norms, null, blockSize,
+                rows,
                 ofBits, null, null, space);
         massOfBits = masks.apply(workspace(masks.apply(null)));
         Tensor a = uniform(1, DType.F32, PREDICTOR_RANK, h);

@@ -12,7 +12,8 @@ import java.util.List;
  * @param ordered whether neurons lie in the calibration's order, or as in the checkpoint
  * @param spread how layers share the budget
  */
-record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, double coverage, double budget, boolean ordered,
+record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, double coverage, double budget,
+        boolean ordered,
         Spread spread) {
 
     /** How layers share a budget. */
@@ -56,7 +57,8 @@ record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, do
             case EQUAL -> coverageOf.applyAsDouble(this);
             case TAPERED -> TaperedBudgets.COVERAGE;
         };
-        return new SparsityConfig(policy, pass, asked, spread == Spread.UNIFORM ? budget : 1, block, rowsPerList, DENSE_WARMUP,
+        return new SparsityConfig(policy, pass, asked, spread == Spread.UNIFORM ? budget : 1, block, rowsPerList,
+                DENSE_WARMUP,
                 senseEvery, false);
     }
 

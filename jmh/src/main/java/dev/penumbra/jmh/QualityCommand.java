@@ -116,13 +116,15 @@ final class QualityCommand implements Callable<Integer> {
     private void train() throws IOException, InterruptedException {
         List<String> command = new ArrayList<>(List.of(System.getenv().getOrDefault("PENUMBRA_PYTHON", "python3"),
                 Results.module().resolve("quality/train_relu.py").toString(), "--output", work.toString(), "--shape", shape,
-                "--device", device.name().toLowerCase(Locale.ROOT), "--seconds", "" + trainSeconds, "--seq-len", "" + seqLen));
+                "--device", device.name().toLowerCase(Locale.ROOT), "--seconds", "" + trainSeconds, "--seq-len",
+                "" + seqLen));
         if (!trainOptions.isBlank()) {
             command.addAll(List.of(trainOptions.strip().split(" +")));
         }
         int status = new ProcessBuilder(command).inheritIO().start().waitFor();
         if (status != 0) {
-            throw new IOException("expected a trained model, found exit status " + status + " of " + String.join(" ", command));
+            throw new IOException(
+                    "expected a trained model, found exit status " + status + " of " + String.join(" ", command));
         }
     }
 
@@ -155,7 +157,8 @@ final class QualityCommand implements Callable<Integer> {
             long start = System.nanoTime();
             CalibrationConfig d = CalibrationConfig.of(batchSize, seqLen);
             Calibrator.calibrate(penumbra.model(), penumbra.folder(), Dataset.of(mixed),
-                    new CalibrationConfig(64, 16, d.batchSize(), d.seqLen(), d.blockSize(), d.listRows(), d.poolRows(), d.rank(),
+                    new CalibrationConfig(64, 16, d.batchSize(), d.seqLen(), d.blockSize(), d.listRows(), d.poolRows(),
+                            d.rank(),
                             d.coverage(), d.budget(), EPOCHS, d.noise(), d.drift(), d.seed()),
                     folder, this::say);
             say(String.format(Locale.ROOT, "calibrated in %.1f s", (System.nanoTime() - start) / 1e9));

@@ -94,7 +94,8 @@ final class QualityRun {
         row.put("seed", seed);
         row.put("steps", steps);
         row.put("dense_eval", Evaluator.loss(penumbra.model(), adapter, held, batchSize, seqLen));
-        row.put("last_train_loss", metrics.stream().skip(steps * 9L / 10).mapToDouble(StepMetrics::loss).average().orElse(0));
+        row.put("last_train_loss",
+                metrics.stream().skip(steps * 9L / 10).mapToDouble(StepMetrics::loss).average().orElse(0));
         List<StepMetrics> sparse = metrics.stream().filter(m -> m.sparsity() != null).toList();
         row.put("kept", sparse.stream().mapToDouble(m -> m.sparsity().meanKept()).average().orElse(1));
         row.put("cut", sparse.stream().mapToDouble(m -> m.sparsity().meanCut()).average().orElse(0));
@@ -174,7 +175,8 @@ final class QualityRun {
                 float[] summaries = download(gradients.backend, choice.summaries());
                 for (int i = 0; i < layers; i++) {
                     lists.covered()[i] += covered[i] / batches.size();
-                    lists.kept()[i] += (choice.isSparse(i) ? summaries[i * SelectBlocks.SUMMARY_SIZE] : 1.0) / batches.size();
+                    lists.kept()[i] += (choice.isSparse(i) ? summaries[i * SelectBlocks.SUMMARY_SIZE] : 1.0)
+                            / batches.size();
                 }
             }
         }

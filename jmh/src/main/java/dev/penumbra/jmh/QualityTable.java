@@ -27,9 +27,11 @@ final class QualityTable {
                 "# What skipping costs in quality%n%n%s, trained on %.0fM tokens of Python (held-out loss %.3f); LoRA r=8 on q_proj and v_proj, tuned on C and C++ headers; untuned %.3f. The loss of a tuned adapter is the dense model's. Dense LoRA: %.4f, its seeds from %.4f to %.4f (%.2f%%).%n%n",
                 base.required("shape").stringValue(), base.required("tokens").doubleValue() / 1e6,
                 base.required("held_out_loss").doubleValue(), report.path("untuned_eval").asDouble(0), denseMean,
-                extreme(dense, false), extreme(dense, true), 100 * (extreme(dense, true) - extreme(dense, false)) / denseMean));
-        text.append("| policy | pass | block | rows of a list | asked for | kept | dense loss | beside dense | seeds apart | "
-                + "true coverage before, after | part of the best choice's | gradient cosine: mean, least | step ms |\n");
+                extreme(dense, false), extreme(dense, true),
+                100 * (extreme(dense, true) - extreme(dense, false)) / denseMean));
+        text.append(
+                "| policy | pass | block | rows of a list | asked for | kept | dense loss | beside dense | seeds apart | "
+                        + "true coverage before, after | part of the best choice's | gradient cosine: mean, least | step ms |\n");
         text.append("|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
         byKey.values().forEach(rows -> row(text, rows, denseMean));
         text.append(String.format("%n`%s`; %s; %s.%n", report.required("command").stringValue(),
@@ -52,7 +54,8 @@ final class QualityTable {
             mean += cosine.doubleValue() / first.path("gradient_cosine").size();
             least = Math.min(least, cosine.doubleValue());
         }
-        text.append(String.format(Locale.ROOT, "| %s%s | %s | %s | %s | %s | %.3f | %.4f | %s | %.4f | %s | %s | %s | %.1f |%n",
+        text.append(String.format(Locale.ROOT,
+                "| %s%s | %s | %s | %s | %s | %.3f | %.4f | %s | %.4f | %s | %s | %s | %.1f |%n",
                 off ? "dense" : first.get("policy").stringValue(),
                 first.get("ordered").booleanValue() ? "" : ", neurons as stored",
                 off ? "" : first.get("pass").stringValue(), off ? "" : first.get("block").intValue(),

@@ -52,7 +52,8 @@ public class StepBenchmark extends BenchmarkSizes {
     @Benchmark
     public List<StepMetrics> steps() throws IOException {
         List<StepMetrics> steps = new ArrayList<>();
-        TrainingRun.trainer(penumbra, data, LossOn.ALL, batch, seqLen, WARMUP + METERED, false, SparsityConfig.OFF).listener(steps::add).run();
+        TrainingRun.trainer(penumbra, data, LossOn.ALL, batch, seqLen, WARMUP + METERED, false, SparsityConfig.OFF)
+                .listener(steps::add).run();
         steps.subList(WARMUP, steps.size())
                 .forEach(step -> Meter.add(step.stepMs(), shape.stepFlops(batch, seqLen), 0));
         return steps;

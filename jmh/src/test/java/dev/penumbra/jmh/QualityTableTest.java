@@ -27,14 +27,16 @@ class QualityTableTest {
                 {"command": "jmh/run quality", "date": "2026-01-02", "versions": {"backend": "a device"}, "untuned_eval": 3.5,
                  "base": {"shape": "opt-125m", "tokens": 1e8, "held_out_loss": 1.25},
                  "quality": [%s, %s, %s, %s]}
-                """.formatted(DENSE.formatted(1, "2.00"), oracle.formatted(1, "2.02", measured), DENSE.formatted(2, "2.02"),
-                oracle.formatted(2, "2.04", ""));
+                """
+                .formatted(DENSE.formatted(1, "2.00"), oracle.formatted(1, "2.02", measured), DENSE.formatted(2, "2.02"),
+                        oracle.formatted(2, "2.04", ""));
         assertThat(QualityTable.of(new JsonMapper().readTree(json)))
                 .contains("opt-125m, trained on 100M tokens of Python (held-out loss 1.250)")
                 .contains("Dense LoRA: 2.0100, its seeds from 2.0000 to 2.0200 (1.00%)")
                 .contains("| dense |  |  |  |  | 1.000 | 2.0100 |  | 0.0200 |  |  |  | 4.0 |")
-                .contains("| oracle | backward | 32 | 256 | 0.50 a layer | 0.500 | 2.0300 | +1.00% | 0.0200 | 0.8000, 0.9000 | "
-                        + "0.800, 0.900 | 0.8000, 0.7000 | 3.0 |")
+                .contains(
+                        "| oracle | backward | 32 | 256 | 0.50 a layer | 0.500 | 2.0300 | +1.00% | 0.0200 | 0.8000, 0.9000 | "
+                                + "0.800, 0.900 | 0.8000, 0.7000 | 3.0 |")
                 .endsWith("`jmh/run quality`; a device; 2026-01-02.\n");
     }
 
