@@ -175,8 +175,8 @@ public final class LoraAdapter {
     }
 
     /**
-     * The matrices of a flat buffer (parameters or gradients) on the host, by PEFT's keys, in the checkpoint's order; they live
-     * as long as {@code owner}.
+     * The matrices of a flat buffer (parameters or gradients) on the host, by PEFT's keys, in the checkpoint's order; they
+     * live as long as {@code owner}.
      */
     public Map<String, Tensor> toHost(Arena owner, Tensor flat) {
         Tensor host = toHostFlat(owner, flat);

@@ -9,14 +9,14 @@ public interface BlockChoice {
     boolean isSparse(int layer);
 
     /**
-     * f32 [layers, 3] on the device, of the last sparse batch: the part of the blocks that were chosen, their part of the scores'
-     * sum, and the part of the lists that wanted more than fit. Rows of dense layers stay 0.
+     * f32 [layers, 3] on the device, of the last sparse batch: the part of the blocks that were chosen, their part of the
+     * scores' sum, and the part of the lists that wanted more than fit. Rows of dense layers stay 0.
      */
     Tensor summaries();
 
     /**
-     * Runs the loaded batch's forward pass densely and keeps each layer's true masses. Follows {@link ModelPass#load}; the batch
-     * is run as it was loaded after.
+     * Runs the loaded batch's forward pass densely and keeps each layer's true masses. Follows {@link ModelPass#load}; the
+     * batch is run as it was loaded after.
      *
      * @throws IllegalStateException when the pass was opened without measurements
      */
@@ -26,8 +26,8 @@ public interface BlockChoice {
     double[] coverage();
 
     /**
-     * How much more than its layer's coverage a list is asked for: every second step halves what is left uncovered, from the next
-     * {@link ModelPass#load} on. Below 0: less.
+     * How much more than its layer's coverage a list is asked for: every second step halves what is left uncovered, from the
+     * next {@link ModelPass#load} on. Below 0: less.
      */
     void tighten(int steps);
 }

@@ -4,8 +4,8 @@ import dev.penumbra.tensor.Tensor;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Sees what every layer's MLP computes in a forward pass, on the pass's backend, and may enqueue operations of its own on it.
- * The tensors' contents are good until it returns: what is enqueued until then reads them.
+ * Sees what every layer's MLP computes in a forward pass, on the pass's backend, and may enqueue operations of its own on
+ * it. The tensors' contents are good until it returns: what is enqueued until then reads them.
  */
 @FunctionalInterface
 public interface MlpObserver {

@@ -20,8 +20,8 @@ import java.util.SplittableRandom;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Which blocks of neurons each MLP of a pass computes: the lists, on the device, and what they are chosen by. A choice is one
- * or two operations; nothing here reads the device, but {@link #coverage}.
+ * Which blocks of neurons each MLP of a pass computes: the lists, on the device, and what they are chosen by. A choice is
+ * one or two operations; nothing here reads the device, but {@link #coverage}.
  */
 final class MlpSelection {
 

@@ -14,8 +14,8 @@ public interface ModelPass {
     }
 
     /**
-     * Uploads a batch. Dropout is drawn when {@code dropout} is not null and the adapter has some; random blocks are drawn from
-     * it too.
+     * Uploads a batch. Dropout is drawn when {@code dropout} is not null and the adapter has some; random blocks are drawn
+     * from it too.
      */
     void load(Batch batch, @Nullable DropoutSeed dropout, Mode mode);
 

@@ -13,22 +13,22 @@ import org.jspecify.annotations.Nullable;
 final class NeuronRows {
 
     /**
-     * Rows and columns that are turned at once, in an array of their own: rows of a matrix lie a power of two apart, and a column
-     * of it would find place in few of the first cache's sets.
+     * Rows and columns that are turned at once, in an array of their own: rows of a matrix lie a power of two apart, and a
+     * column of it would find place in few of the first cache's sets.
      */
     private static final int TILE = 64;
 
     private NeuronRows() {
     }
 
-    /** fc1 [neurons, h] in another order, of its own dtype; memory of {@code owner}, which several threads must be able to use. */
+    /** fc1 [neurons, h] in another order, of its own dtype. */
     static Tensor ofFc1(Arena owner, Tensor fc1, NeuronOrder order) {
         Tensor rows = Tensor.allocate(owner, fc1.dtype(), fc1.shape());
         order.copyRows(fc1, rows);
         return rows;
     }
 
-    /** fc2 [h, neurons] transposed: [neurons, h]. */
+    /** fc2 [h, neurons] transposed: [neurons, h]. Several threads write it: {@code owner} must be a shared arena. */
     static Tensor ofFc2(Arena owner, Tensor fc2, @Nullable NeuronOrder order) {
         int hidden = Math.toIntExact(fc2.shape().dim(0));
         int neurons = Math.toIntExact(fc2.shape().dim(1));

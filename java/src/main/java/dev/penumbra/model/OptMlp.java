@@ -18,9 +18,9 @@ import org.jspecify.annotations.Nullable;
  * <p>fc2 is packed transposed, so that both weights have a row for each neuron: its forward product is the weight's backward
  * use, and the other way round.
  *
- * <p>Where the forward pass is sparse too, buffers have room for the lists' neurons only. What is dense all the same (warm-up,
- * evaluation) then goes through them in bands of rows, and an activation that an adapter on fc2 reads in the backward pass is
- * computed again.
+ * <p>Where the forward pass is sparse too, buffers have room for the lists' neurons only. What is dense all the same
+ * (warm-up, evaluation) then goes through them in bands of rows, and an activation that an adapter on fc2 reads in the
+ * backward pass is computed again.
  */
 final class OptMlp {
 

@@ -14,7 +14,7 @@ public enum SelectionPolicy {
     ORACLE,
     /** The blocks of the largest mass that a predictor expects, before the layer runs. */
     PREDICTED,
-    /** The blocks of the largest mass over sample text, or of the largest weights where there is none: the same in every step. */
+    /** The blocks of the largest mass over sample text, or of the largest weights: the same in every step. */
     STATIC,
     /** Other blocks in every step, drawn. */
     RANDOM,

@@ -5,8 +5,8 @@ import java.util.Locale;
 /**
  * Which blocks of MLP neurons a run computes, as it is asked for; what layers make of it is {@link MlpSparsity}'s.
  *
- * @param coverage part of the scores' sum that a list is to cover, above 0, at most 1: blocks are taken by falling score until
- *     then
+ * @param coverage part of the scores' sum that a list is to cover, above 0, at most 1: blocks are taken by falling score
+ *     until then
  * @param budget largest part of the blocks that a list may hold, above 0, at most 1
  * @param blockSize neighbouring neurons that are kept or dropped together: 32, 64 or 128
  * @param rowsPerList tokens that share a list: a multiple of 128, or 0 for the whole batch

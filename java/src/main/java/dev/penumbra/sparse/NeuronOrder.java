@@ -92,7 +92,7 @@ public final class NeuronOrder {
         return result;
     }
 
-    /** Row {@code i} of {@code target} becomes row {@code at(i)} of {@code source}: host matrices [neurons, width] of one dtype. */
+    /** Row {@code i} of {@code target} becomes row {@code at(i)} of {@code source}: host matrices [neurons, width]. */
     public void copyRows(Tensor source, Tensor target) {
         if (source.dtype() != target.dtype() || !source.shape().equals(target.shape())
                 || source.shape().dim(0) != order.length) {

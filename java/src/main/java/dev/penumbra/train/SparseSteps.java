@@ -38,7 +38,9 @@ final class SparseSteps {
         return config.senseEvery() > 0 && (step - denseSteps - 1) % config.senseEvery() == 0;
     }
 
-    /** The true coverage of the step that was enqueued, by layer; waits for it. Where asked, adjusts what later steps ask for. */
+    /**
+     * The true coverage of the step that was enqueued, by layer; waits for it. Where asked, adjusts what later steps ask for.
+     */
     List<Double> measure() {
         List<Double> coverage = Arrays.stream(choice.coverage()).boxed().toList();
         if (config.adjust() && config.coverage() < 1) {

@@ -111,8 +111,8 @@ class SparsePassTest {
     }
 
     /**
-     * A step's loss under a fixed mask is a function of the adapter. Each of its matrices is moved along its own gradient, where a
-     * short way changes the loss enough to be seen in f32 and meets few of ReLU's kinks.
+     * A step's loss under a fixed mask is a function of the adapter. Each of its matrices is moved along its own gradient,
+     * where a short way changes the loss enough to be seen in f32 and meets few of ReLU's kinks.
      */
     @ParameterizedTest
     @CsvSource({"'0,1,2,3,4', true", "'2', true", "'0,3,4', true", "'1,4', false", "'', true"})
