@@ -62,8 +62,16 @@ class TileFinish {
  public:
   using Sums = float[2][kTileN / 2];
 
-  __device__ TileFinish(const Finish& finish, const CUtensorMap& d_map, FinishShared& shared, const TileInfo& tile, int warpgroup, int thread)
-      : f_(finish), d_map_(d_map), shared_(shared), warpgroup_(warpgroup), thread_(thread), row_(tile.row), column_(tile.column), end_(tile.end) {
+  __device__ TileFinish(const Finish& finish, const CUtensorMap& d_map, FinishShared& shared, const TileInfo& tile, int warpgroup,
+                        int thread)
+      : f_(finish),
+        d_map_(d_map),
+        shared_(shared),
+        warpgroup_(warpgroup),
+        thread_(thread),
+        row_(tile.row),
+        column_(tile.column),
+        end_(tile.end) {
 #pragma unroll
     for (int p = 0; p < kPanels; ++p) {
       origin_[p] = kGather != Gather::kColumns || column_ + p * kPanelColumns < end_ ? tile.origin[p] : f_.columns;
@@ -311,7 +319,9 @@ class TileFinish {
       for (int r = 0; r < kRows; ++r) {
         uint32_t of_row[2] = {};
 #pragma unroll
-        for (int p = 0; p < kPanels; ++p) of_row[p / 2] |= kept_columns(mask, term, row_ + row_in_tile(r), origin_[p]) << (p % 2 * 2 * kGapsAPanel);
+        for (int p = 0; p < kPanels; ++p) {
+          of_row[p / 2] |= kept_columns(mask, term, row_ + row_in_tile(r), origin_[p]) << (p % 2 * 2 * kGapsAPanel);
+        }
 #pragma unroll
         for (int to = 0; to < kRows; ++to) {
           kept[to][0] = to == r ? of_row[0] : kept[to][0];

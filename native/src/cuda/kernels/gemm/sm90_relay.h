@@ -1,6 +1,7 @@
 // The product of sm_90's tensor cores that also takes lists of active blocks. Needed of the operands: bf16, rows (for b: rows
 // or columns, which the names below tell apart) contiguous and a multiple of 16 bytes apart, every address a multiple of 16;
-// d in bf16; where there is a mask its rows 4 bytes apart, and a multiple of 32 columns. A weight's rows are gathered along n where b is contiguous along k, along k where it is contiguous along n.
+// d in bf16; where there is a mask, its rows a multiple of 4 bytes apart and of 32 columns. A weight's rows are gathered along
+// n where b is contiguous along k, along k where it is contiguous along n.
 #pragma once
 
 #include "cuda/kernels/gemm/product.h"
