@@ -391,7 +391,7 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kerne
     fence_barrier_init();
   }
   static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
-  Units units = find_units<S::kRows>(a.queries, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
+  Units units = find_units<S::kRows, kDim >= kPairedQueriesFrom>(a.queries, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
                                   [&](int sample, int block) { return 1 + Place(a, {sample, block}, S::kRows).key_blocks(); });
   fence_async_proxy();
   __syncthreads();

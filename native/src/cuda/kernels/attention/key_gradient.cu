@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
     fence_barrier_init();
   }
   static_assert(sizeof shared.queries >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
-  Units units = find_units<kRows>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.queries), shared.units,
+  Units units = find_units<kRows, true>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.queries), shared.units,
                                   [&](int sample, int block) { return Place(a, {sample, block}).query_blocks(); });
   fence_async_proxy();
   __syncthreads();

@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups<kDim> + 1), 1) query_g
     fence_barrier_init();
   }
   static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
-  Units units = find_units<S::kRows>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
+  Units units = find_units<S::kRows, kDim >= kPairedQueriesFrom>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
                                   [&](int sample, int block) { return Place(a, {sample, block}, S::kRows).key_blocks(); });
   fence_async_proxy();
   __syncthreads();

@@ -62,9 +62,13 @@ struct UnitTable {
 // From so many units for each block of threads on, they are paired: with fewer, single ones spread better.
 constexpr int kPairedFrom = 6;
 
+// The head size from which a kernel whose units are queries may pair them. With smaller heads the L2 cache keeps up, and pairs
+// lose up to 10%; units of keys gain at every size (jmh/results/h200-attention.md).
+constexpr int kPairedQueriesFrom = 128;
+
 // Finds the units of every sample and sorts them by falling cost(sample, block) >= 1, which is linear in the block. Called by
 // all threads, which synchronise at its end; scratch holds 2 * slots entries.
-template <int kRows, typename Cost>
+template <int kRows, bool kMayPair, typename Cost>
 __device__ Units find_units(const Borders& rows, int slots, int heads, uint32_t* scratch, UnitTable& table, Cost&& cost) {
   uint32_t* costs = scratch;
   uint32_t* codes = scratch + slots;
@@ -76,7 +80,7 @@ __device__ Units find_units(const Borders& rows, int slots, int heads, uint32_t*
     if (int blocks = blocks_of(s); blocks > 0) atomicAdd(&table.units, blocks);
   }
   __syncthreads();
-  bool paired = table.units * heads >= kPairedFrom * static_cast<int>(gridDim.x);
+  bool paired = kMayPair && table.units * heads >= kPairedFrom * static_cast<int>(gridDim.x);
   for (int s = threadIdx.x; s < rows.samples; s += blockDim.x) {
     int first = rows.at[s], blocks = blocks_of(s);
     int entries = paired ? (blocks + 1) / 2 : blocks;

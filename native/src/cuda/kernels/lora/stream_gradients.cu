@@ -130,13 +130,15 @@ __global__ void __launch_bounds__(kWarps * kWarp, 1) stream_gradients_kernel(con
       if (step >= steps) break;
       auto& rows = runs[i];
       if constexpr (kDrops) {
-        DropoutMask mask(p.dropout);
+        if (p.dropout.active()) {  // of the passes of one launch, some may drop and others not
+          DropoutMask mask(p.dropout);
 #pragma unroll
-        for (int set = 0; set < kSets; ++set) {
+          for (int set = 0; set < kSets; ++set) {
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            int64_t row = first_row + step * kStepRows + 8 * half + group;
-            drop(rows[set][half], mask, static_cast<uint64_t>(row * p.width + neurons[set]));
+            for (int half = 0; half < 2; ++half) {
+              int64_t row = first_row + step * kStepRows + 8 * half + group;
+              drop(rows[set][half], mask, static_cast<uint64_t>(row * p.width + neurons[set]));
+            }
           }
         }
       }
