@@ -53,13 +53,13 @@ final class DemoCommand implements Callable<Integer> {
     private static final CalibrationConfig CALIBRATION = new CalibrationConfig(12, 4, BATCH, SEQ_LEN, 32, 256, 16, 8, 0.99,
             0.5, 0, 0.05, 0.1, 1);
     /** The forward pass is exact; the backward pass computes the blocks that hold this part of what the gradient gets. */
-    private static final double COVERAGE = 0.95;
+    private static final double COVERAGE = 0.9;
     /** Fewer steps show nothing; more teach nothing more. */
     private static final int FEWEST_STEPS = 20;
     private static final int MOST_STEPS = 1000;
     private static final double REQUIRED_FALL = 0.2;
     private static final SparsityConfig SPARSITY = new SparsityConfig(SelectionPolicy.ORACLE, Pass.BACKWARD, COVERAGE, 1, 32,
-            256, 0.05, 0, false);
+            0, 0.05, 0, false);
 
     /** What the model does: its loss on held-out restaurants, and what it makes of one of their prompts. */
     record Skill(double loss, String sample) {

@@ -27,7 +27,7 @@ final class ReadmeTable {
         comparisons.forEach(r -> byConditions.computeIfAbsent(conditions(r), conditions -> new ArrayList<>()).add(r));
         byConditions.forEach((conditions, measured) -> {
             text.append(
-                    "| measured in one run | Penumbra | transformers + PEFT | times better | command |\n|---|---|---|---|---|\n");
+                    "| measured in one run | Penumbra | transformers + PEFT, or what the row names | times better | command |\n|---|---|---|---|---|\n");
             measured.forEach(report -> comparisons(text, report));
             text.append('\n').append(conditions).append("\n\n");
         });
