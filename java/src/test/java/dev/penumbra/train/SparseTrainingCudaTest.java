@@ -8,8 +8,6 @@ import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.Backends;
 import dev.penumbra.backend.Device;
 import dev.penumbra.backend.NeedsGpu;
-import dev.penumbra.data.Dataset;
-import dev.penumbra.data.Sample;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
 import dev.penumbra.predict.SelectionPolicy;
@@ -19,10 +17,8 @@ import dev.penumbra.tensor.DType;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import java.util.Set;
-import java.util.SplittableRandom;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -44,18 +40,6 @@ class SparseTrainingCudaTest {
         DemoModel.extract(folder);
     }
 
-    private static Dataset data() {
-        SplittableRandom random = new SplittableRandom(11);
-        List<Sample> samples = new ArrayList<>();
-        for (int s = 0; s < 400; s++) {
-            int[] ids = random.ints(random.nextInt(8, 120), 4, 4000).toArray();
-            boolean[] supervised = new boolean[ids.length];
-            Arrays.fill(supervised, random.nextInt(1, 7), ids.length, true);
-            samples.add(new Sample(ids, supervised));
-        }
-        return Dataset.of(samples);
-    }
-
     private record Result(List<StepMetrics> steps, float[] parameters) {
     }
 
@@ -66,7 +50,7 @@ class SparseTrainingCudaTest {
             TrainConfig config = TrainConfig.builder().steps(STEPS).batchSize(4).seqLen(256).lr(1e-3).seed(5)
                     .sparsity(sparsity).build();
             List<StepMetrics> steps = new ArrayList<>();
-            new Trainer(penumbra.model(), adapter, config, data(), null).listener(steps::add).run();
+            new Trainer(penumbra.model(), adapter, config, TrainingCudaTest.data(), null).listener(steps::add).run();
             return new Result(steps, adapter.parametersToHost());
         }
     }
@@ -119,7 +103,7 @@ class SparseTrainingCudaTest {
                     LoraAdapter adapter = penumbra.newAdapter(LoraConfig.ofRank(8), 3);
                     TrainConfig config = TrainConfig.builder().steps(4).batchSize(16).seqLen(512)
                             .sparsity(i == 0 ? SparsityConfig.OFF : sparse).build();
-                    Trainer trainer = new Trainer(penumbra.model(), adapter, config, data(), null);
+                    Trainer trainer = new Trainer(penumbra.model(), adapter, config, TrainingCudaTest.data(), null);
                     planned[i] = trainer.plan().totalBytes();
                     long[] taken = new long[1];
                     trainer.listener(m -> taken[0] = before - observer.freeBytes().orElseThrow()).run();

@@ -40,7 +40,7 @@ class TrainingCudaTest {
         DemoModel.extract(folder);
     }
 
-    private static Dataset data() {
+    static Dataset data() {
         SplittableRandom random = new SplittableRandom(11);
         List<Sample> samples = new ArrayList<>();
         for (int s = 0; s < 400; s++) {
