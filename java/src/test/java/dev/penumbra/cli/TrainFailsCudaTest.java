@@ -44,11 +44,12 @@ class TrainFailsCudaTest {
         Cli.data(folder.resolve("data.jsonl"), 64);
     }
 
-    private List<String> train(String output, int steps, String... more) {
+    private List<String> train(String output, int batchSize, String... more) {
         List<String> arguments = new ArrayList<>(List.of("train", "--device", "cuda", "--model",
                 folder.resolve("model").toString(), "--data", folder.resolve("data.jsonl").toString(), "--output",
-                folder.resolve(output).toString(), "--seq-len", "64", "--batch-size", "1", "--schedule", "constant",
-                "--steps", Integer.toString(steps), "--save-every", Integer.toString(SAVE_EVERY), "--metrics",
+                folder.resolve(output).toString(), "--seq-len", "64", "--batch-size", Integer.toString(batchSize),
+                "--schedule", "constant",
+                "--steps", Integer.toString(STEPS), "--save-every", Integer.toString(SAVE_EVERY), "--metrics",
                 folder.resolve(output + ".jsonl").toString()));
         arguments.addAll(List.of(more));
         return arguments;
@@ -85,28 +86,32 @@ class TrainFailsCudaTest {
         }
     }
 
-    /** Goes on from the last checkpoint in a fresh process, a few steps further. */
-    private void resumes(String output) throws Exception {
-        int steps = saved(output) + 3;
-        Process process = start(Main.class, train(output, steps, "--resume"));
-        assertThat(process.waitFor(PATIENCE_SECONDS, TimeUnit.SECONDS)).isTrue();
-        assertThat(process.exitValue()).as(log()).isZero();
-        List<String> metrics = Files.readAllLines(folder.resolve(output + ".jsonl"));
-        assertThat(new JsonMapper().readTree(metrics.getLast()).required("step").intValue()).isEqualTo(steps);
-    }
-
-    @Test
-    void anInterruptSavesACheckpointFromWhichItGoesOn() throws Exception {
-        Process process = start(Main.class, train("cut", STEPS));
+    /** Runs until there are so many lines of metrics, then interrupts. */
+    private void interruptAfter(String output, int lines, Process process) throws Exception {
         long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(PATIENCE_SECONDS);
-        while (process.isAlive() && System.nanoTime() < deadline && lines(folder.resolve("cut.jsonl")) < UNDISTURBED) {
+        while (process.isAlive() && System.nanoTime() < deadline && lines(folder.resolve(output + ".jsonl")) < lines) {
             Thread.sleep(5);
         }
         assertThat(process.isAlive()).as(log()).isTrue();
         new ProcessBuilder("kill", "-INT", Long.toString(process.pid())).start().waitFor();
-
         assertThat(process.waitFor(PATIENCE_SECONDS, TimeUnit.SECONDS)).isTrue();
         assertThat(process.exitValue()).as(log()).isEqualTo(130);
+    }
+
+    /** Goes on from the last checkpoint in a fresh process, a few steps further. */
+    private void resumes(String output) throws Exception {
+        int from = saved(output);
+        int before = (int) lines(folder.resolve(output + ".jsonl"));
+        interruptAfter(output, before + 3, start(Main.class, train(output, 1, "--resume")));
+        // Every step is told once: what came after the checkpoint has been dropped and told again.
+        List<String> metrics = Files.readAllLines(folder.resolve(output + ".jsonl"));
+        assertThat(new JsonMapper().readTree(metrics.getLast()).required("step").intValue()).isEqualTo(metrics.size());
+        assertThat(saved(output)).isGreaterThan(from);
+    }
+
+    @Test
+    void anInterruptSavesACheckpointFromWhichItGoesOn() throws Exception {
+        interruptAfter("cut", UNDISTURBED, start(Main.class, train("cut", 1)));
         int done = saved("cut");
         assertThat(done).isBetween(UNDISTURBED, STEPS - 1);
         assertThat(log()).contains("Stopped after step " + done + " of " + STEPS).doesNotContain("Exception");
@@ -115,7 +120,7 @@ class TrainFailsCudaTest {
 
     @Test
     void aRunThatDoesNotFitIsRefusedWithTheNumbers() throws Exception {
-        Process process = start(Main.class, train("large", 1, "--batch-size", "200000"));
+        Process process = start(Main.class, train("large", 200000));
 
         assertThat(process.waitFor(PATIENCE_SECONDS, TimeUnit.SECONDS)).isTrue();
         assertThat(process.exitValue()).as(log()).isEqualTo(1);
@@ -125,7 +130,7 @@ class TrainFailsCudaTest {
 
     @Test
     void aKernelsFaultEndsTheRunAndLeavesTheLastCheckpoint() throws Exception {
-        Process process = start(Faulting.class, train("fault", STEPS));
+        Process process = start(Faulting.class, train("fault", 1));
 
         assertThat(process.waitFor(PATIENCE_SECONDS, TimeUnit.SECONDS)).isTrue();
         assertThat(process.exitValue()).as(log()).isEqualTo(1);
