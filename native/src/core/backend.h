@@ -53,6 +53,11 @@ class Backend {
   virtual uint64_t predict_mass_workspace(const pnb_predict_mass_params& p) = 0;
   virtual void relative_mass(const pnb_relative_mass_params& p) = 0;
   virtual void select_blocks(const pnb_select_blocks_params& p) = 0;
+  virtual void attention_mass(const pnb_attention_mass_params& p) = 0;
+  virtual void predict_attention(const pnb_predict_attention_params& p) = 0;
+  virtual uint64_t predict_attention_workspace(const pnb_predict_attention_params& p) = 0;
+  virtual void select_attention(const pnb_select_attention_params& p) = 0;
+  virtual uint64_t select_attention_workspace(const pnb_select_attention_params& p) = 0;
   virtual void adamw(const pnb_adamw_params& p) = 0;
   virtual uint64_t adamw_workspace(const pnb_adamw_params& p) = 0;
 };

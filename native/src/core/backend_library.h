@@ -30,6 +30,9 @@ struct LibraryError {
   X(predict_mass)                 \
   X(relative_mass)                \
   X(select_blocks)                \
+  X(attention_mass)               \
+  X(predict_attention)            \
+  X(select_attention)             \
   X(adamw)
 
 // Questions about bytes: the method, and the operation whose params it reads.
@@ -41,6 +44,8 @@ struct LibraryError {
   X(linear_cross_entropy_workspace, linear_cross_entropy) \
   X(activation_mass_workspace, activation_mass)           \
   X(predict_mass_workspace, predict_mass)                 \
+  X(predict_attention_workspace, predict_attention)       \
+  X(select_attention_workspace, select_attention)         \
   X(adamw_workspace, adamw)
 
 struct BackendLibrary {

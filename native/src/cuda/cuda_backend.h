@@ -40,6 +40,11 @@ class CudaBackend final : public Backend {
   uint64_t predict_mass_workspace(const pnb_predict_mass_params& p) override;
   void relative_mass(const pnb_relative_mass_params& p) override;
   void select_blocks(const pnb_select_blocks_params& p) override;
+  void attention_mass(const pnb_attention_mass_params& p) override;
+  void predict_attention(const pnb_predict_attention_params& p) override;
+  uint64_t predict_attention_workspace(const pnb_predict_attention_params& p) override;
+  void select_attention(const pnb_select_attention_params& p) override;
+  uint64_t select_attention_workspace(const pnb_select_attention_params& p) override;
   void adamw(const pnb_adamw_params& p) override;
   uint64_t adamw_workspace(const pnb_adamw_params& p) override;
 

@@ -140,7 +140,7 @@ final class OptCache implements KeyValueCache {
                     (float) (1 / Math.sqrt(config.headDim())), heads(qkv.slice(1, 0, h)),
                     heads(keys[i].slice(0, 0, length + (long) m)),
                     heads(values[i].slice(0, 0, length + (long) m)), heads(attention), null, bordersQ, bordersK,
-                    length + (long) m));
+                    length + (long) m, null));
             Tensor middle = matrix(h);
             linear(i, List.of("out_proj"), attention, w.out(), middle, x, false);
             Tensor mlpInput = norm(middle, pre ? w.mlpNorm() : w.attentionNorm());

@@ -386,7 +386,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         linear(i, QKV, attentionInput, w.qkv(), top(b.qkv), null);
         buffers.run(new AttentionForward(
                 attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b),
-                borders(), borders(), maxSeqlen));
+                borders(), borders(), maxSeqlen, null));
         linear(i, OUT, top(b.attention), w.out(), middle, input);
         Tensor mlpInput;
         Tensor mlpResidual;
@@ -544,7 +544,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         buffers.run(new AttentionBackward(
                 attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b),
                 heads(block),
-                part(dQkv, 0), part(dQkv, 1), part(dQkv, 2), borders(), maxSeqlen, buffers.workspace()));
+                part(dQkv, 0), part(dQkv, 1), part(dQkv, 2), borders(), maxSeqlen, null, buffers.workspace()));
         if (pre && hasAny(i, QKV)) {
             norm(top(x[i]), w.attentionNorm(), top(b.norm1), b.mean1, b.rstd1);
         }

@@ -466,12 +466,12 @@ abstract class BackendParity {
             Tensor o = b.normal(dtype, 13, 3, 8);
             Tensor lse = b.zeros(DType.F32, 3, 13);
             Tensor borders = b.ints(0, 5, 5, 6, 11); // an empty sample, one of one token, two rows of none
-            b.backend.run(new AttentionForward(0.35f, q, k, v, o, lse, borders, borders, 5));
+            b.backend.run(new AttentionForward(0.35f, q, k, v, o, lse, borders, borders, 5, null));
             Tensor dO = b.normal(dtype, 13, 3, 8);
             Tensor dq = b.normal(dtype, 13, 3, 8);
             Tensor dk = b.normal(dtype, 13, 3, 8);
             Tensor dv = b.normal(dtype, 13, 3, 8);
-            b.run(space -> new AttentionBackward(0.35f, q, k, v, o, lse, dO, dq, dk, dv, borders, 5, space));
+            b.run(space -> new AttentionBackward(0.35f, q, k, v, o, lse, dO, dq, dk, dv, borders, 5, null, space));
             return List.of(o, lse.slice(1, 0, 11), dq, dk, dv);
         });
     }
@@ -483,7 +483,7 @@ abstract class BackendParity {
             Tensor k = b.normal(DType.F32, 11, 2, 8);
             Tensor v = b.normal(DType.F32, 11, 2, 8);
             Tensor o = b.zeros(DType.F32, 3, 2, 8);
-            b.backend.run(new AttentionForward(0.35f, q, k, v, o, null, b.ints(0, 1, 3), b.ints(0, 4, 11), 7));
+            b.backend.run(new AttentionForward(0.35f, q, k, v, o, null, b.ints(0, 1, 3), b.ints(0, 4, 11), 7, null));
             return List.of(o);
         });
     }

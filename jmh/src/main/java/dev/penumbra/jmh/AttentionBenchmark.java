@@ -38,7 +38,7 @@ public class AttentionBenchmark extends DeviceState {
         Tensor lse = zeros(DType.F32, shape.heads, tokens());
         float scale = (float) (1 / Math.sqrt(shape.headDim()));
         forward = new AttentionForward(scale, part(qkv, 0), part(qkv, 1), part(qkv, 2), o, lse, borders, borders,
-                sampleLength);
+                sampleLength, null);
         AttentionBackward planned = backward(scale, qkv, o, lse, dO, dQkv, borders, null);
         backward = backward(scale, qkv, o, lse, dO, dQkv, borders, workspace(planned));
         runOnce(forward);
@@ -47,7 +47,7 @@ public class AttentionBenchmark extends DeviceState {
     private AttentionBackward backward(float scale, Tensor qkv, Tensor o, Tensor lse, Tensor dO, Tensor dQkv, Tensor borders,
             Tensor workspace) {
         return new AttentionBackward(scale, part(qkv, 0), part(qkv, 1), part(qkv, 2), o, lse, dO, part(dQkv, 0),
-                part(dQkv, 1), part(dQkv, 2), borders, sampleLength, workspace);
+                part(dQkv, 1), part(dQkv, 2), borders, sampleLength, null, workspace);
     }
 
     /** q, k or v as [tokens, heads, headDim], out of one product's [tokens, 3 h]. */

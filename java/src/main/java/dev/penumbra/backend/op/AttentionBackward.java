@@ -10,6 +10,7 @@ import org.jspecify.annotations.Nullable;
  * @param dO [tokens, heads, head_dim]
  * @param dq [tokens, heads, head_dim]: {@code =}; likewise dk, dv; zero in rows of no sample
  * @param cuSeqlens i32 [samples + 1]
+ * @param blocks whose scores have gradients; null: all. The forward pass may have had longer lists, or none
  */
 public record AttentionBackward(
         float scale,
@@ -24,6 +25,7 @@ public record AttentionBackward(
         Tensor dv,
         Tensor cuSeqlens,
         long maxSeqlen,
+        @Nullable AttentionBlocks blocks,
         @Nullable Tensor workspace)
         implements
             Operation {

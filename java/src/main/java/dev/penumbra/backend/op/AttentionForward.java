@@ -14,6 +14,8 @@ import org.jspecify.annotations.Nullable;
  * @param cuSeqlensQ i32 [samples + 1]
  * @param cuSeqlensK i32 [samples + 1]; the last query of a sample sees all its keys
  * @param maxSeqlen no sample is longer
+ * @param blocks what queries see, of equal borders for queries and keys; null: all that they may. A query that sees no key
+ *     gets 0
  */
 public record AttentionForward(
         float scale,
@@ -24,7 +26,8 @@ public record AttentionForward(
         @Nullable Tensor lse,
         Tensor cuSeqlensQ,
         Tensor cuSeqlensK,
-        long maxSeqlen)
+        long maxSeqlen,
+        @Nullable AttentionBlocks blocks)
         implements
             Operation {
 }

@@ -9,6 +9,7 @@ public sealed interface Operation
         AdamW,
         AttentionBackward,
         AttentionForward,
+        AttentionMass,
         Convert,
         Embedding,
         Fill,
@@ -18,8 +19,10 @@ public sealed interface Operation
         LinearCrossEntropy,
         LoraGradients,
         LoraProject,
+        PredictAttention,
         PredictMass,
         RelativeMass,
+        SelectAttention,
         SelectBlocks {
 
     /** Floating-point operations of this call, a multiply-add counted as two; 0 where memory decides the time. */

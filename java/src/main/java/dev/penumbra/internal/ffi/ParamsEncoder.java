@@ -4,7 +4,9 @@ import dev.penumbra.backend.FrozenWeight;
 import dev.penumbra.backend.op.ActivationMass;
 import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.backend.op.AttentionBackward;
+import dev.penumbra.backend.op.AttentionBlocks;
 import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.AttentionMass;
 import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Dropout;
@@ -18,14 +20,18 @@ import dev.penumbra.backend.op.LoraGradients;
 import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.backend.op.Operation;
+import dev.penumbra.backend.op.PredictAttention;
 import dev.penumbra.backend.op.PredictMass;
 import dev.penumbra.backend.op.RelativeMass;
+import dev.penumbra.backend.op.SelectAttention;
 import dev.penumbra.backend.op.SelectBlocks;
 import dev.penumbra.internal.ffi.penumbra.Penumbra;
 import dev.penumbra.internal.ffi.penumbra.pnb_activation_mass_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_adamw_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_attention_backward_params;
+import dev.penumbra.internal.ffi.penumbra.pnb_attention_blocks;
 import dev.penumbra.internal.ffi.penumbra.pnb_attention_forward_params;
+import dev.penumbra.internal.ffi.penumbra.pnb_attention_mass_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_block_list;
 import dev.penumbra.internal.ffi.penumbra.pnb_convert_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_dropout;
@@ -38,8 +44,10 @@ import dev.penumbra.internal.ffi.penumbra.pnb_linear_cross_entropy_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_lora_gradients_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_lora_project_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_low_rank;
+import dev.penumbra.internal.ffi.penumbra.pnb_predict_attention_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_predict_mass_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_relative_mass_params;
+import dev.penumbra.internal.ffi.penumbra.pnb_select_attention_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_select_blocks_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_workspace;
 import dev.penumbra.tensor.Tensor;
@@ -76,6 +84,9 @@ final class ParamsEncoder {
             case LoraGradients op -> loraGradients(op);
             case AttentionForward op -> attentionForward(op);
             case AttentionBackward op -> attentionBackward(op);
+            case AttentionMass op -> attentionMass(op);
+            case PredictAttention op -> predictAttention(op);
+            case SelectAttention op -> selectAttention(op);
             case LayerNormForward op -> layerNormForward(op);
             case LayerNormBackward op -> layerNormBackward(op);
             case Embedding op -> embedding(op);
@@ -199,6 +210,7 @@ final class ParamsEncoder {
         put(pnb_attention_forward_params.cu_seqlens_q(p), op.cuSeqlensQ());
         put(pnb_attention_forward_params.cu_seqlens_k(p), op.cuSeqlensK());
         pnb_attention_forward_params.max_seqlen(p, op.maxSeqlen());
+        blocks(pnb_attention_forward_params.blocks(p), op.blocks());
         return new NativeCall(p, Penumbra::pnb_attention_forward, null);
     }
 
@@ -216,8 +228,54 @@ final class ParamsEncoder {
         put(pnb_attention_backward_params.dv(p), op.dv());
         put(pnb_attention_backward_params.cu_seqlens(p), op.cuSeqlens());
         pnb_attention_backward_params.max_seqlen(p, op.maxSeqlen());
+        blocks(pnb_attention_backward_params.blocks(p), op.blocks());
         workspace(pnb_attention_backward_params.workspace(p), op.workspace());
         return new NativeCall(p, Penumbra::pnb_attention_backward, Penumbra::pnb_attention_backward_workspace);
+    }
+
+    private NativeCall attentionMass(AttentionMass op) {
+        MemorySegment p = struct(pnb_attention_mass_params.layout(), pnb_attention_mass_params::stream);
+        pnb_attention_mass_params.scale(p, op.scale());
+        put(pnb_attention_mass_params.q(p), op.q());
+        put(pnb_attention_mass_params.k(p), op.k());
+        put(pnb_attention_mass_params.lse(p), op.lse());
+        put(pnb_attention_mass_params.cu_seqlens(p), op.cuSeqlens());
+        pnb_attention_mass_params.max_seqlen(p, op.maxSeqlen());
+        pnb_attention_mass_params.size(p, op.size());
+        pnb_attention_mass_params.query_stride(p, op.queryStride());
+        put(pnb_attention_mass_params.mass(p), op.mass());
+        return new NativeCall(p, Penumbra::pnb_attention_mass, null);
+    }
+
+    private NativeCall predictAttention(PredictAttention op) {
+        MemorySegment p = struct(pnb_predict_attention_params.layout(), pnb_predict_attention_params::stream);
+        pnb_predict_attention_params.pool_rows(p, op.poolRows());
+        put(pnb_predict_attention_params.pooled(p), op.pooled());
+        put(pnb_predict_attention_params.a(p), op.a());
+        put(pnb_predict_attention_params.bias(p), op.bias());
+        put(pnb_predict_attention_params.distance(p), op.distance());
+        put(pnb_predict_attention_params.cu_seqlens(p), op.cuSeqlens());
+        pnb_predict_attention_params.tokens(p, op.tokens());
+        pnb_predict_attention_params.max_seqlen(p, op.maxSeqlen());
+        pnb_predict_attention_params.size(p, op.size());
+        put(pnb_predict_attention_params.mass(p), op.mass());
+        workspace(pnb_predict_attention_params.workspace(p), op.workspace());
+        return new NativeCall(p, Penumbra::pnb_predict_attention, Penumbra::pnb_predict_attention_workspace);
+    }
+
+    private NativeCall selectAttention(SelectAttention op) {
+        MemorySegment p = struct(pnb_select_attention_params.layout(), pnb_select_attention_params::stream);
+        pnb_select_attention_params.coverage(p, op.coverage());
+        put(pnb_select_attention_params.mass(p), op.mass());
+        put(pnb_select_attention_params.table(p), op.table());
+        put(pnb_select_attention_params.budgets(p), op.budgets());
+        put(pnb_select_attention_params.cu_seqlens(p), op.cuSeqlens());
+        pnb_select_attention_params.tokens(p, op.tokens());
+        pnb_select_attention_params.max_seqlen(p, op.maxSeqlen());
+        blocks(pnb_select_attention_params.blocks(p), op.blocks());
+        put(pnb_select_attention_params.summary(p), op.summary());
+        workspace(pnb_select_attention_params.workspace(p), op.workspace());
+        return new NativeCall(p, Penumbra::pnb_select_attention, Penumbra::pnb_select_attention_workspace);
     }
 
     private NativeCall layerNormForward(LayerNormForward op) {
@@ -369,6 +427,17 @@ final class ParamsEncoder {
             put(pnb_block_list.counts(struct), blocks.counts());
             pnb_block_list.size(struct, blocks.size());
             pnb_block_list.rows_per_list(struct, blocks.rowsPerList());
+        }
+    }
+
+    private void blocks(MemorySegment struct, @Nullable AttentionBlocks blocks) {
+        if (blocks != null) {
+            put(pnb_attention_blocks.indices(struct), blocks.indices());
+            put(pnb_attention_blocks.counts(struct), blocks.counts());
+            put(pnb_attention_blocks.t_indices(struct), blocks.transposedIndices());
+            put(pnb_attention_blocks.t_counts(struct), blocks.transposedCounts());
+            put(pnb_attention_blocks.order(struct), blocks.order());
+            pnb_attention_blocks.size(struct, blocks.size());
         }
     }
 

@@ -42,6 +42,60 @@ public class Penumbra extends Penumbra$shared {
     public static int PNB_MAX_LOW_RANK() {
         return PNB_MAX_LOW_RANK;
     }
+    private static final int PNB_DTYPE_F32 = (int)1L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_DTYPE_F32 = 1
+     * }
+     */
+    public static int PNB_DTYPE_F32() {
+        return PNB_DTYPE_F32;
+    }
+    private static final int PNB_DTYPE_BF16 = (int)2L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_DTYPE_BF16 = 2
+     * }
+     */
+    public static int PNB_DTYPE_BF16() {
+        return PNB_DTYPE_BF16;
+    }
+    private static final int PNB_DTYPE_F16 = (int)3L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_DTYPE_F16 = 3
+     * }
+     */
+    public static int PNB_DTYPE_F16() {
+        return PNB_DTYPE_F16;
+    }
+    private static final int PNB_DTYPE_I32 = (int)4L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_DTYPE_I32 = 4
+     * }
+     */
+    public static int PNB_DTYPE_I32() {
+        return PNB_DTYPE_I32;
+    }
+    private static final int PNB_DTYPE_U8 = (int)5L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_DTYPE_U8 = 5
+     * }
+     */
+    public static int PNB_DTYPE_U8() {
+        return PNB_DTYPE_U8;
+    }
+    private static final int PNB_DTYPE_U64 = (int)6L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.PNB_DTYPE_U64 = 6
+     * }
+     */
+    public static int PNB_DTYPE_U64() {
+        return PNB_DTYPE_U64;
+    }
     /**
      * {@snippet lang=c :
      * typedef int32_t pnb_status
@@ -226,60 +280,6 @@ public class Penumbra extends Penumbra$shared {
         } catch (Throwable ex$) {
            throw new AssertionError("should not reach here", ex$);
         }
-    }
-    private static final int PNB_DTYPE_F32 = (int)1L;
-    /**
-     * {@snippet lang=c :
-     * enum <anonymous>.PNB_DTYPE_F32 = 1
-     * }
-     */
-    public static int PNB_DTYPE_F32() {
-        return PNB_DTYPE_F32;
-    }
-    private static final int PNB_DTYPE_BF16 = (int)2L;
-    /**
-     * {@snippet lang=c :
-     * enum <anonymous>.PNB_DTYPE_BF16 = 2
-     * }
-     */
-    public static int PNB_DTYPE_BF16() {
-        return PNB_DTYPE_BF16;
-    }
-    private static final int PNB_DTYPE_F16 = (int)3L;
-    /**
-     * {@snippet lang=c :
-     * enum <anonymous>.PNB_DTYPE_F16 = 3
-     * }
-     */
-    public static int PNB_DTYPE_F16() {
-        return PNB_DTYPE_F16;
-    }
-    private static final int PNB_DTYPE_I32 = (int)4L;
-    /**
-     * {@snippet lang=c :
-     * enum <anonymous>.PNB_DTYPE_I32 = 4
-     * }
-     */
-    public static int PNB_DTYPE_I32() {
-        return PNB_DTYPE_I32;
-    }
-    private static final int PNB_DTYPE_U8 = (int)5L;
-    /**
-     * {@snippet lang=c :
-     * enum <anonymous>.PNB_DTYPE_U8 = 5
-     * }
-     */
-    public static int PNB_DTYPE_U8() {
-        return PNB_DTYPE_U8;
-    }
-    private static final int PNB_DTYPE_U64 = (int)6L;
-    /**
-     * {@snippet lang=c :
-     * enum <anonymous>.PNB_DTYPE_U64 = 6
-     * }
-     */
-    public static int PNB_DTYPE_U64() {
-        return PNB_DTYPE_U64;
     }
     private static final int PNB_DEVICE_CPU = (int)0L;
     /**
@@ -717,6 +717,313 @@ public class Penumbra extends Penumbra$shared {
         try {
             if (TRACE_DOWNCALLS) {
                 traceDowncall("pnb_attention_backward_workspace", context, params, bytes);
+            }
+            return (int)mh$.invokeExact(context, params, bytes);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_attention_mass {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_attention_mass").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_attention_mass(pnb_context *context, const pnb_attention_mass_params *params)
+     * }
+     */
+    public static FunctionDescriptor pnb_attention_mass$descriptor() {
+        return pnb_attention_mass.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_attention_mass(pnb_context *context, const pnb_attention_mass_params *params)
+     * }
+     */
+    public static MethodHandle pnb_attention_mass$handle() {
+        return pnb_attention_mass.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_attention_mass(pnb_context *context, const pnb_attention_mass_params *params)
+     * }
+     */
+    public static MemorySegment pnb_attention_mass$address() {
+        return pnb_attention_mass.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_attention_mass(pnb_context *context, const pnb_attention_mass_params *params)
+     * }
+     */
+    public static int pnb_attention_mass(MemorySegment context, MemorySegment params) {
+        var mh$ = pnb_attention_mass.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_attention_mass", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_predict_attention {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_predict_attention").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_attention(pnb_context *context, const pnb_predict_attention_params *params)
+     * }
+     */
+    public static FunctionDescriptor pnb_predict_attention$descriptor() {
+        return pnb_predict_attention.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_attention(pnb_context *context, const pnb_predict_attention_params *params)
+     * }
+     */
+    public static MethodHandle pnb_predict_attention$handle() {
+        return pnb_predict_attention.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_attention(pnb_context *context, const pnb_predict_attention_params *params)
+     * }
+     */
+    public static MemorySegment pnb_predict_attention$address() {
+        return pnb_predict_attention.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_attention(pnb_context *context, const pnb_predict_attention_params *params)
+     * }
+     */
+    public static int pnb_predict_attention(MemorySegment context, MemorySegment params) {
+        var mh$ = pnb_predict_attention.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_predict_attention", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_predict_attention_workspace {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_predict_attention_workspace").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_attention_workspace(pnb_context *context, const pnb_predict_attention_params *params, uint64_t *bytes)
+     * }
+     */
+    public static FunctionDescriptor pnb_predict_attention_workspace$descriptor() {
+        return pnb_predict_attention_workspace.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_attention_workspace(pnb_context *context, const pnb_predict_attention_params *params, uint64_t *bytes)
+     * }
+     */
+    public static MethodHandle pnb_predict_attention_workspace$handle() {
+        return pnb_predict_attention_workspace.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_attention_workspace(pnb_context *context, const pnb_predict_attention_params *params, uint64_t *bytes)
+     * }
+     */
+    public static MemorySegment pnb_predict_attention_workspace$address() {
+        return pnb_predict_attention_workspace.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_predict_attention_workspace(pnb_context *context, const pnb_predict_attention_params *params, uint64_t *bytes)
+     * }
+     */
+    public static int pnb_predict_attention_workspace(MemorySegment context, MemorySegment params, MemorySegment bytes) {
+        var mh$ = pnb_predict_attention_workspace.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_predict_attention_workspace", context, params, bytes);
+            }
+            return (int)mh$.invokeExact(context, params, bytes);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_select_attention {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_select_attention").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_select_attention(pnb_context *context, const pnb_select_attention_params *params)
+     * }
+     */
+    public static FunctionDescriptor pnb_select_attention$descriptor() {
+        return pnb_select_attention.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_select_attention(pnb_context *context, const pnb_select_attention_params *params)
+     * }
+     */
+    public static MethodHandle pnb_select_attention$handle() {
+        return pnb_select_attention.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_select_attention(pnb_context *context, const pnb_select_attention_params *params)
+     * }
+     */
+    public static MemorySegment pnb_select_attention$address() {
+        return pnb_select_attention.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_select_attention(pnb_context *context, const pnb_select_attention_params *params)
+     * }
+     */
+    public static int pnb_select_attention(MemorySegment context, MemorySegment params) {
+        var mh$ = pnb_select_attention.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_select_attention", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_select_attention_workspace {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_select_attention_workspace").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_select_attention_workspace(pnb_context *context, const pnb_select_attention_params *params, uint64_t *bytes)
+     * }
+     */
+    public static FunctionDescriptor pnb_select_attention_workspace$descriptor() {
+        return pnb_select_attention_workspace.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_select_attention_workspace(pnb_context *context, const pnb_select_attention_params *params, uint64_t *bytes)
+     * }
+     */
+    public static MethodHandle pnb_select_attention_workspace$handle() {
+        return pnb_select_attention_workspace.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_select_attention_workspace(pnb_context *context, const pnb_select_attention_params *params, uint64_t *bytes)
+     * }
+     */
+    public static MemorySegment pnb_select_attention_workspace$address() {
+        return pnb_select_attention_workspace.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_select_attention_workspace(pnb_context *context, const pnb_select_attention_params *params, uint64_t *bytes)
+     * }
+     */
+    public static int pnb_select_attention_workspace(MemorySegment context, MemorySegment params, MemorySegment bytes) {
+        var mh$ = pnb_select_attention_workspace.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_select_attention_workspace", context, params, bytes);
             }
             return (int)mh$.invokeExact(context, params, bytes);
         } catch (Error | RuntimeException ex) {

@@ -27,6 +27,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     pnb_tensor cu_seqlens_q;
  *     pnb_tensor cu_seqlens_k;
  *     int64_t max_seqlen;
+ *     pnb_attention_blocks blocks;
  * }
  * }
  */
@@ -47,7 +48,8 @@ public class pnb_attention_forward_params {
         pnb_tensor.layout().withName("lse"),
         pnb_tensor.layout().withName("cu_seqlens_q"),
         pnb_tensor.layout().withName("cu_seqlens_k"),
-        Penumbra.C_LONG.withName("max_seqlen")
+        Penumbra.C_LONG.withName("max_seqlen"),
+        pnb_attention_blocks.layout().withName("blocks")
     ).withName("pnb_attention_forward_params");
 
     /**
@@ -539,6 +541,50 @@ public class pnb_attention_forward_params {
      */
     public static void max_seqlen(MemorySegment struct, long fieldValue) {
         struct.set(max_seqlen$LAYOUT, max_seqlen$OFFSET, fieldValue);
+    }
+
+    private static final GroupLayout blocks$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("blocks"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * pnb_attention_blocks blocks
+     * }
+     */
+    public static final GroupLayout blocks$layout() {
+        return blocks$LAYOUT;
+    }
+
+    private static final long blocks$OFFSET = $LAYOUT.byteOffset(groupElement("blocks"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * pnb_attention_blocks blocks
+     * }
+     */
+    public static final long blocks$offset() {
+        return blocks$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * pnb_attention_blocks blocks
+     * }
+     */
+    public static MemorySegment blocks(MemorySegment struct) {
+        return struct.asSlice(blocks$OFFSET, blocks$LAYOUT.byteSize());
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * pnb_attention_blocks blocks
+     * }
+     */
+    public static void blocks(MemorySegment struct, MemorySegment fieldValue) {
+        MemorySegment.copy(fieldValue, 0L, struct, blocks$OFFSET, blocks$LAYOUT.byteSize());
     }
 
     /**
