@@ -1,5 +1,7 @@
 package dev.penumbra.jmh;
 
+import dev.penumbra.predict.AttentionConfig;
+import dev.penumbra.predict.AttentionPolicy;
 import dev.penumbra.predict.SelectionPolicy;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.predict.SparsityConfig.Pass;
@@ -11,10 +13,34 @@ import java.util.List;
  *
  * @param ordered whether neurons lie in the calibration's order, or as in the checkpoint
  * @param spread how layers share the budget
+ * @param attention what of attention is skipped, beside the MLPs' blocks or alone
  */
 record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, double coverage, double budget,
         boolean ordered,
-        Spread spread) {
+        Spread spread,
+        Attention attention) {
+
+    /** What of attention a way to tune skips. */
+    record Attention(AttentionPolicy policy, Pass pass, double coverage, double budget) {
+
+        static final Attention DENSE = new Attention(AttentionPolicy.OFF, Pass.BACKWARD, 1, 1);
+
+        boolean isDense() {
+            return policy == AttentionPolicy.OFF;
+        }
+
+        private String key() {
+            return String.format(java.util.Locale.ROOT, "attention-%s-%s-c%.3f-k%.3f", policy.word(),
+                    pass.name().toLowerCase(java.util.Locale.ROOT), coverage, budget);
+        }
+
+        AttentionConfig config(int senseEvery) {
+            return isDense()
+                    ? AttentionConfig.OFF
+                    : new AttentionConfig(policy, pass, coverage, budget, AttentionConfig.DEFAULT_BLOCK, DENSE_WARMUP,
+                            senseEvery, false);
+        }
+    }
 
     /** How layers share a budget. */
     enum Spread {
@@ -35,10 +61,21 @@ record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, do
     /** The first steps are dense, as SparseLoRA's are. */
     static final double DENSE_WARMUP = 0.05;
 
-    static final Quality DENSE = new Quality(SelectionPolicy.OFF, Pass.BACKWARD, 128, 0, 1, 1, true, Spread.UNIFORM);
+    static final Quality DENSE = new Quality(SelectionPolicy.OFF, Pass.BACKWARD, 128, 0, 1, 1, true, Spread.UNIFORM,
+            Attention.DENSE);
+
+    boolean isDense() {
+        return policy == SelectionPolicy.OFF && attention.isDense();
+    }
 
     /** Tells it from others, in files. */
     String key() {
+        return policy == SelectionPolicy.OFF && !attention.isDense()
+                ? attention.key()
+                : mlpKey() + (attention.isDense() ? "" : "+" + attention.key());
+    }
+
+    private String mlpKey() {
         return policy == SelectionPolicy.OFF
                 ? "dense"
                 : String.format(java.util.Locale.ROOT, "%s-%s-b%d-r%d-c%.3f-k%.3f%s%s", policy.word(),
@@ -63,23 +100,54 @@ record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, do
     }
 
     private Quality with(int otherBlock, int rows) {
-        return new Quality(policy, pass, otherBlock, rows, coverage, budget, ordered, spread);
+        return new Quality(policy, pass, otherBlock, rows, coverage, budget, ordered, spread, attention);
     }
 
     private Quality spread(Spread other) {
-        return new Quality(policy, pass, block, rowsPerList, coverage, budget, ordered, other);
+        return new Quality(policy, pass, block, rowsPerList, coverage, budget, ordered, other, attention);
     }
 
     private Quality unordered() {
-        return new Quality(policy, pass, block, rowsPerList, coverage, budget, false, spread);
+        return new Quality(policy, pass, block, rowsPerList, coverage, budget, false, spread, attention);
     }
 
     private static Quality budget(SelectionPolicy policy, Pass pass, double budget) {
-        return new Quality(policy, pass, 32, 256, 1, budget, true, Spread.UNIFORM);
+        return new Quality(policy, pass, 32, 256, 1, budget, true, Spread.UNIFORM, Attention.DENSE);
     }
 
     private static Quality coverage(SelectionPolicy policy, Pass pass, double coverage) {
-        return new Quality(policy, pass, 32, 256, coverage, 1, true, Spread.UNIFORM);
+        return new Quality(policy, pass, 32, 256, coverage, 1, true, Spread.UNIFORM, Attention.DENSE);
+    }
+
+    private Quality with(Attention other) {
+        return new Quality(policy, pass, block, rowsPerList, coverage, budget, ordered, spread, other);
+    }
+
+    private static Quality attention(AttentionPolicy policy, Pass pass, double coverage, double budget) {
+        return DENSE.with(new Attention(policy, pass, coverage, budget));
+    }
+
+    /** Of attention, alone and with the MLPs' blocks. */
+    static List<Quality> ofAttention() {
+        List<Quality> ways = new ArrayList<>(List.of(DENSE));
+        for (double coverage : new double[]{0.99, 0.95}) {
+            ways.add(attention(AttentionPolicy.ORACLE, Pass.BACKWARD, coverage, 1));
+            ways.add(attention(AttentionPolicy.PREDICTED, Pass.BOTH, coverage, 1));
+        }
+        for (double budget : new double[]{0.5, 0.3}) {
+            ways.add(attention(AttentionPolicy.ORACLE, Pass.BACKWARD, 1, budget));
+            for (AttentionPolicy policy : List.of(AttentionPolicy.PREDICTED, AttentionPolicy.STATIC, AttentionPolicy.BIGBIRD,
+                    AttentionPolicy.LONGFORMER, AttentionPolicy.RANDOM, AttentionPolicy.ORACLE)) {
+                ways.add(attention(policy, Pass.BOTH, 1, budget));
+            }
+        }
+        ways.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, 0.5)
+                .with(new Attention(AttentionPolicy.ORACLE, Pass.BACKWARD, 1, 0.5)));
+        ways.add(coverage(SelectionPolicy.ORACLE, Pass.BACKWARD, 0.9)
+                .with(new Attention(AttentionPolicy.ORACLE, Pass.BACKWARD, 0.95, 1)));
+        ways.add(coverage(SelectionPolicy.PREDICTED, Pass.BOTH, 0.99)
+                .with(new Attention(AttentionPolicy.PREDICTED, Pass.BOTH, 0.99, 1)));
+        return ways;
     }
 
     /** What the claims rest on. */

@@ -40,6 +40,13 @@ final class QualityCommand implements Callable<Integer> {
         PRETRAIN, TUNE, BOTH
     }
 
+    /** Ways to tune. */
+    enum Part {
+        MLP, ATTENTION
+    }
+
+    @Option(names = "--part", defaultValue = "MLP", description = "What is skipped: blocks of the MLPs' neurons, or of attention's keys, alone and with the MLPs' (${COMPLETION-CANDIDATES}).")
+    private Part part;
     @Option(names = "--work", required = true, paramLabel = "DIR", description = "Where model and texts are, or will be.")
     private Path work;
     @Option(names = "--device", defaultValue = "CPU", description = "${COMPLETION-CANDIDATES}")
@@ -52,8 +59,10 @@ final class QualityCommand implements Callable<Integer> {
     private int trainSeconds;
     @Option(names = "--train-options", defaultValue = "", description = "More options of quality/train_relu.py, in one word.")
     private String trainOptions;
-    @Option(names = "--seq-len", defaultValue = "1024", description = "Tokens of a row.")
+    @Option(names = "--seq-len", defaultValue = "1024", description = "Tokens of a row; of longer samples the first so many.")
     private int seqLen;
+    @Option(names = "--train-seq-len", paramLabel = "N", description = "Tokens of a row that the model is trained on, and most that it takes. Default: --seq-len.")
+    private @Nullable Integer trainSeqLen;
     @Option(names = "--batch-size", defaultValue = "4", description = "Rows of a step.")
     private int batchSize;
     @Option(names = "--steps", defaultValue = "260", description = "Of each tuning.")
@@ -66,7 +75,7 @@ final class QualityCommand implements Callable<Integer> {
     private String only;
     @Option(names = "--limit-seconds", defaultValue = "1000000", description = "No tuning begins later.")
     private int limitSeconds;
-    @Option(names = "--record", description = "Write jmh/results/quality.json and quality.md too.")
+    @Option(names = "--record", description = "Write jmh/results/quality.json and quality.md too, or quality-attention-<tokens>'s.")
     private boolean record;
     @Spec
     private CommandSpec spec;
@@ -83,7 +92,8 @@ final class QualityCommand implements Callable<Integer> {
         if (!Files.exists(work.resolve("train.json"))) {
             train();
         }
-        Path rowsFile = work.resolve("rows-" + calibrateOn.name().toLowerCase(Locale.ROOT) + "-" + steps + ".json");
+        Path rowsFile = work.resolve("rows-" + name() + "-" + calibrateOn.name().toLowerCase(Locale.ROOT) + "-" + steps
+                + "-" + seqLen + ".json");
         Path model = work.resolve("model");
         Device on = new Device(device, 0);
         ObjectNode report;
@@ -104,20 +114,24 @@ final class QualityCommand implements Callable<Integer> {
             }
         }
         String table = QualityTable.of(report);
-        Files.writeString(work.resolve("quality.md"), table);
+        Files.writeString(work.resolve(name() + ".md"), table);
         System.out.println(table);
         if (record) {
-            Results.write("quality", report);
-            Files.writeString(Results.module().resolve("results/quality.md"), table);
+            Results.write(name(), report);
+            Files.writeString(Results.module().resolve("results/" + name() + ".md"), table);
         }
         return 0;
+    }
+
+    private String name() {
+        return part == Part.MLP ? "quality" : "quality-attention-" + seqLen;
     }
 
     private void train() throws IOException, InterruptedException {
         List<String> command = new ArrayList<>(List.of(System.getenv().getOrDefault("PENUMBRA_PYTHON", "python3"),
                 Results.module().resolve("quality/train_relu.py").toString(), "--output", work.toString(), "--shape", shape,
                 "--device", device.name().toLowerCase(Locale.ROOT), "--seconds", "" + trainSeconds, "--seq-len",
-                "" + seqLen));
+                "" + (trainSeqLen == null ? seqLen : trainSeqLen)));
         if (!trainOptions.isBlank()) {
             command.addAll(List.of(trainOptions.strip().split(" +")));
         }
@@ -136,7 +150,7 @@ final class QualityCommand implements Callable<Integer> {
     }
 
     private Calibration calibration(Penumbra penumbra) throws IOException {
-        Path folder = work.resolve("calibration-" + calibrateOn.name().toLowerCase(Locale.ROOT));
+        Path folder = work.resolve("calibration-" + calibrateOn.name().toLowerCase(Locale.ROOT) + "-" + seqLen);
         if (!Files.exists(folder.resolve(Calibration.FILE))) {
             List<Sample> samples = new ArrayList<>();
             if (calibrateOn != Text.PRETRAIN) {
@@ -189,13 +203,16 @@ final class QualityCommand implements Callable<Integer> {
 
     private Dataset samples(String file, Penumbra penumbra) throws IOException {
         return JsonlReader.read(work.resolve(file), IdsOnly.INSTANCE,
-                new JsonlOptions(seqLen, false, LossOn.COMPLETION, penumbra.model().vocabSize()));
+                new JsonlOptions(seqLen, true, LossOn.COMPLETION, penumbra.model().vocabSize()));
     }
 
     private void runAll(ObjectNode report, Path rowsFile, QualityRun ordered, QualityRun unordered) throws IOException {
-        for (List<Quality> part : List.of(Quality.main(), Quality.more())) {
+        List<List<Quality>> ways = part == Part.MLP
+                ? List.of(Quality.main(), Quality.more())
+                : List.of(Quality.ofAttention());
+        for (List<Quality> some : ways) {
             for (int seed = 1; seed <= seeds; seed++) {
-                for (Quality quality : part) {
+                for (Quality quality : some) {
                     if (isOver()) {
                         say("time is over: run again to go on");
                         return;

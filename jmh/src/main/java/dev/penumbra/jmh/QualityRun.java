@@ -16,6 +16,10 @@ import dev.penumbra.model.ModelPass;
 import dev.penumbra.model.ModelPass.Mode;
 import dev.penumbra.model.PassOptions;
 import dev.penumbra.model.PassShape;
+import dev.penumbra.predict.AttentionConfig;
+import dev.penumbra.predict.AttentionExposure;
+import dev.penumbra.predict.AttentionPolicy;
+import dev.penumbra.predict.AttentionSparsity;
 import dev.penumbra.predict.MlpExposure;
 import dev.penumbra.predict.MlpSparsity;
 import dev.penumbra.predict.SelectionPolicy;
@@ -23,9 +27,11 @@ import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
+import dev.penumbra.train.AttentionPlanner;
 import dev.penumbra.train.Evaluator;
 import dev.penumbra.train.SparsityPlanner;
 import dev.penumbra.train.StepMetrics;
+import dev.penumbra.train.StepSparsity;
 import dev.penumbra.train.TrainConfig;
 import dev.penumbra.train.Trainer;
 import java.io.IOException;
@@ -33,6 +39,8 @@ import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Objects;
+import java.util.function.Function;
 import java.util.stream.DoubleStream;
 import org.jspecify.annotations.Nullable;
 import tools.jackson.databind.node.ArrayNode;
@@ -78,9 +86,11 @@ final class QualityRun {
         SparsityConfig sparsity = config(quality, 0);
         LoraAdapter adapter = penumbra.newAdapter(LORA, seed);
         TrainConfig config = TrainConfig.builder().steps(steps).batchSize(batchSize).seqLen(seqLen).lr(LR)
-                .warmupSteps(Math.min(WARMUP, steps / 4)).seed(seed).sparsity(sparsity).build();
+                .warmupSteps(Math.min(WARMUP, steps / 4)).seed(seed).sparsity(sparsity)
+                .attention(quality.attention().config(0)).build();
         List<StepMetrics> metrics = new ArrayList<>();
-        new Trainer(penumbra.model(), adapter, config, tune, null).exposure(exposure(quality)).listener(metrics::add).run();
+        new Trainer(penumbra.model(), adapter, config, tune, null).exposure(exposure(quality))
+                .attentionExposure(attentionExposure()).listener(metrics::add).run();
         ObjectNode row = Results.object();
         row.put("key", quality.key());
         row.put("policy", quality.policy().word());
@@ -96,20 +106,38 @@ final class QualityRun {
         row.put("dense_eval", Evaluator.loss(penumbra.model(), adapter, held, batchSize, seqLen));
         row.put("last_train_loss",
                 metrics.stream().skip(steps * 9L / 10).mapToDouble(StepMetrics::loss).average().orElse(0));
-        List<StepMetrics> sparse = metrics.stream().filter(m -> m.sparsity() != null).toList();
-        row.put("kept", sparse.stream().mapToDouble(m -> m.sparsity().meanKept()).average().orElse(1));
-        row.put("cut", sparse.stream().mapToDouble(m -> m.sparsity().meanCut()).average().orElse(0));
+        row.put("kept", mean(metrics, StepMetrics::sparsity, StepSparsity::meanKept, 1));
+        row.put("cut", mean(metrics, StepMetrics::sparsity, StepSparsity::meanCut, 0));
+        Quality.Attention attention = quality.attention();
+        if (!attention.isDense()) {
+            ObjectNode told = row.putObject("attention");
+            told.put("policy", attention.policy().word());
+            told.put("pass", attention.pass().name().toLowerCase(java.util.Locale.ROOT));
+            told.put("coverage", attention.coverage());
+            told.put("budget", attention.budget());
+            told.put("kept", mean(metrics, StepMetrics::attention, StepSparsity::meanKept, 1));
+        }
         row.put("step_ms", Results.rounded(median(metrics.stream().skip(steps / 2).mapToDouble(StepMetrics::stepMs))));
-        if (measures && quality.policy() != SelectionPolicy.OFF) {
+        if (measures && !quality.isDense()) {
             LoraAdapter fresh = penumbra.newAdapter(LORA, seed);
-            row.set("before", measured(quality, fresh));
-            row.set("after", measured(quality, adapter));
+            if (quality.policy() != SelectionPolicy.OFF && attention.isDense()) {
+                row.set("before", measured(quality, fresh));
+                row.set("after", measured(quality, adapter));
+            } else if (quality.policy() == SelectionPolicy.OFF) {
+                ((ObjectNode) row.get("attention")).set("before", measuredAttention(quality, fresh));
+                ((ObjectNode) row.get("attention")).set("after", measuredAttention(quality, adapter));
+            }
             ArrayNode cosines = row.putArray("gradient_cosine");
             for (double cosine : cosines(quality, adapter)) {
                 cosines.add(cosine);
             }
         }
         return row;
+    }
+
+    private static double mean(List<StepMetrics> metrics, Function<StepMetrics, @Nullable StepSparsity> lists,
+            java.util.function.ToDoubleFunction<StepSparsity> figure, double none) {
+        return metrics.stream().map(lists).filter(Objects::nonNull).mapToDouble(figure).average().orElse(none);
     }
 
     private SparsityConfig config(Quality quality, int senseEvery) {
@@ -133,7 +161,7 @@ final class QualityRun {
     /** What a policy's lists hold of the true mass, and what the best ones of the same size would, layer by layer. */
     private ObjectNode measured(Quality quality, LoraAdapter adapter) throws IOException {
         MlpSparsity own = plan(quality, 1);
-        Lists lists = lists(own, adapter);
+        Lists lists = lists(PassOptions.sparse(own), ModelPass::blockChoice, adapter);
         SparsityConfig c = own.config();
         SparsityConfig oracle = new SparsityConfig(SelectionPolicy.ORACLE, c.pass(), 1, 0.5, c.blockSize(), c.rowsPerList(),
                 c.denseWarmup(), 1, false);
@@ -143,7 +171,42 @@ final class QualityRun {
             int capacity = Math.clamp(Math.round(lists.kept()[i] * own.blocks()), 1, own.blocks());
             layers.add(new MlpSparsity.Layer(capacity, 1, null, null, layer.activationNorms(), layer.gradientNorms()));
         }
-        Lists best = lists(new MlpSparsity(oracle, own.neurons(), layers), adapter);
+        return beside(lists, lists(PassOptions.sparse(new MlpSparsity(oracle, own.neurons(), layers)),
+                ModelPass::blockChoice, adapter));
+    }
+
+    /** The same of attention's lists. */
+    private ObjectNode measuredAttention(Quality quality, LoraAdapter adapter) {
+        AttentionSparsity own = attentionPlan(quality, 1);
+        Lists lists = lists(PassOptions.sparse(null, own), ModelPass::attentionChoice, adapter);
+        AttentionConfig c = own.config();
+        AttentionConfig oracle = new AttentionConfig(AttentionPolicy.ORACLE, c.pass(), 1, 0.5, c.blockSize(),
+                c.denseWarmup(), 1, false);
+        List<AttentionSparsity.Layer> layers = new ArrayList<>();
+        for (int i = 0; i < own.layers().size(); i++) {
+            AttentionSparsity.Layer layer = own.layers().get(i);
+            // Heads that need more get more where the policy's own budgets say so; else all keep the same.
+            float[] budgets = new float[own.heads()];
+            double mean = layer.budgets() == null ? 1 : mean(layer.budgets());
+            for (int h = 0; h < budgets.length; h++) {
+                double own1 = layer.budgets() == null ? 1 : layer.budgets()[h];
+                budgets[h] = (float) Math.clamp(lists.kept()[i] * own1 / mean + 1e-6, 1e-6, 1);
+            }
+            layers.add(new AttentionSparsity.Layer(false, 1, budgets, null, null));
+        }
+        return beside(lists, lists(PassOptions.sparse(null, new AttentionSparsity(oracle, own.heads(), own.width(), layers)),
+                ModelPass::attentionChoice, adapter));
+    }
+
+    private static double mean(float[] values) {
+        double sum = 0;
+        for (float value : values) {
+            sum += value;
+        }
+        return sum / values.length;
+    }
+
+    private static ObjectNode beside(Lists lists, Lists best) {
         ObjectNode measured = Results.object();
         measured.put("true_coverage", mean(lists.covered()));
         measured.put("kept", mean(lists.kept()));
@@ -160,13 +223,13 @@ final class QualityRun {
     private record Lists(double[] covered, double[] kept) {
     }
 
-    private Lists lists(MlpSparsity sparsity, LoraAdapter adapter) {
-        int layers = sparsity.layers().size();
+    private Lists lists(PassOptions options, Function<ModelPass, @Nullable BlockChoice> choices, LoraAdapter adapter) {
+        int layers = subject.penumbra().model().mlpLayers();
         Lists lists = new Lists(new double[layers], new double[layers]);
         List<Batch> batches = heldBatches();
         try (Arena arena = Arena.ofShared()) {
-            Gradients gradients = new Gradients(arena, adapter, sparsity);
-            BlockChoice choice = gradients.pass.blockChoice();
+            Gradients gradients = new Gradients(arena, adapter, options);
+            BlockChoice choice = choices.apply(gradients.pass);
             for (Batch batch : batches) {
                 gradients.pass.load(batch, new ModelPass.DropoutSeed(1, 0), Mode.SPARSE);
                 gradients.pass.sense();
@@ -187,6 +250,20 @@ final class QualityRun {
         return SparsityPlanner.plan(subject.penumbra().model(), config(quality, senseEvery), exposure(quality));
     }
 
+    private AttentionSparsity attentionPlan(Quality quality, int senseEvery) {
+        return AttentionPlanner.plan(subject.penumbra().model(), quality.attention().config(senseEvery), seqLen,
+                attentionExposure());
+    }
+
+    private @Nullable AttentionExposure attentionExposure() {
+        return subject.calibration() == null ? null : subject.calibration().attention().orElse(null);
+    }
+
+    private PassOptions options(Quality quality) throws IOException {
+        return PassOptions.sparse(quality.policy() == SelectionPolicy.OFF ? null : plan(quality, 0),
+                quality.attention().isDense() ? null : attentionPlan(quality, 0));
+    }
+
     private @Nullable MlpExposure exposure(Quality quality) {
         return quality.spread() == Quality.Spread.TAPERED
                 ? new TaperedBudgets(subject.calibration(), quality.budget(), SparsityPlanner.HEADROOM)
@@ -199,7 +276,7 @@ final class QualityRun {
         double[] cosines = new double[layers];
         List<Batch> batches = heldBatches();
         try (Arena arena = Arena.ofShared()) {
-            Gradients gradients = new Gradients(arena, adapter, plan(quality, 0));
+            Gradients gradients = new Gradients(arena, adapter, options(quality));
             for (Batch batch : batches) {
                 float[] dense = gradients.of(batch, Mode.DENSE);
                 float[] sparse = gradients.of(batch, Mode.SPARSE);
@@ -250,8 +327,8 @@ final class QualityRun {
         private final Tensor scale;
         private final Tensor grad;
 
-        Gradients(Arena arena, LoraAdapter adapter, MlpSparsity sparsity) {
-            pass = subject.penumbra().model().openPass(arena, adapter, shape(), PassOptions.sparse(sparsity));
+        Gradients(Arena arena, LoraAdapter adapter, PassOptions options) {
+            pass = subject.penumbra().model().openPass(arena, adapter, shape(), options);
             loss = backend.allocate(arena, DType.F32, Shape.of(1));
             scale = backend.allocate(arena, DType.F32, Shape.of(1));
             grad = backend.allocate(arena, DType.F32, adapter.parameters().shape());
