@@ -4,6 +4,7 @@ import dev.penumbra.backend.op.ActivationMass;
 import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.AttentionMass;
 import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.backend.op.Fill;
@@ -14,8 +15,10 @@ import dev.penumbra.backend.op.LinearCrossEntropy;
 import dev.penumbra.backend.op.LoraGradients;
 import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.Operation;
+import dev.penumbra.backend.op.PredictAttention;
 import dev.penumbra.backend.op.PredictMass;
 import dev.penumbra.backend.op.RelativeMass;
+import dev.penumbra.backend.op.SelectAttention;
 import dev.penumbra.backend.op.SelectBlocks;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
@@ -212,10 +215,10 @@ public final class FakeBackend implements Backend {
                 requireWorkspace(op, op.workspace());
                 ReferenceOps.loraGradients(op);
             }
-            case AttentionForward op -> ReferenceOps.attentionForward(op);
+            case AttentionForward op -> ReferenceAttention.forward(op);
             case AttentionBackward op -> {
                 requireWorkspace(op, op.workspace());
-                ReferenceOps.attentionBackward(op);
+                ReferenceAttention.backward(op);
             }
             case LayerNormForward op -> ReferenceOps.layerNormForward(op);
             case LayerNormBackward op -> ReferenceOps.layerNormBackward(op);
@@ -239,6 +242,15 @@ public final class FakeBackend implements Backend {
             }
             case RelativeMass op -> ReferenceBlocks.relativeMass(op);
             case SelectBlocks op -> ReferenceBlocks.selectBlocks(op);
+            case AttentionMass op -> ReferenceAttention.mass(op);
+            case PredictAttention op -> {
+                requireWorkspace(op, op.workspace());
+                ReferenceAttention.predict(op);
+            }
+            case SelectAttention op -> {
+                requireWorkspace(op, op.workspace());
+                ReferenceAttention.select(op);
+            }
         }
     }
 
@@ -252,6 +264,8 @@ public final class FakeBackend implements Backend {
             case AdamW op -> WORKSPACE_BYTES;
             case ActivationMass op -> WORKSPACE_BYTES;
             case PredictMass op -> WORKSPACE_BYTES;
+            case PredictAttention op -> WORKSPACE_BYTES;
+            case SelectAttention op -> WORKSPACE_BYTES;
             default -> 0;
         };
     }

@@ -6,8 +6,6 @@ import static dev.penumbra.backend.Elements.getInt;
 import static dev.penumbra.backend.Elements.set;
 
 import dev.penumbra.backend.op.AdamW;
-import dev.penumbra.backend.op.AttentionBackward;
-import dev.penumbra.backend.op.AttentionForward;
 import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Dropout;
@@ -165,93 +163,6 @@ final class ReferenceOps {
         return values;
     }
 
-    static void attentionForward(AttentionForward op) {
-        fill(new Fill(0, op.o()));
-        if (op.lse() != null) {
-            fill(new Fill(0, op.lse()));
-        }
-        for (int s = 0; s + 1 < size(op.cuSeqlensQ(), 0); s++) {
-            int q0 = getInt(op.cuSeqlensQ(), s);
-            int q1 = getInt(op.cuSeqlensQ(), s + 1);
-            int k0 = getInt(op.cuSeqlensK(), s);
-            int hidden = getInt(op.cuSeqlensK(), s + 1) - k0 - (q1 - q0);
-            for (int head = 0; head < size(op.q(), 1); head++) {
-                for (int t = q0; t < q1; t++) {
-                    attendForward(op, head, t, k0, k0 + hidden + t - q0 + 1);
-                }
-            }
-        }
-    }
-
-    private static void attendForward(AttentionForward op, int head, int t, int from, int to) {
-        double[] scores = scores(op.q(), op.k(), op.scale(), head, t, from, to);
-        double lse = logSumExp(scores);
-        for (int c = 0; c < size(op.q(), 2); c++) {
-            double sum = 0;
-            for (int u = from; u < to; u++) {
-                sum += Math.exp(scores[u - from] - lse) * get(op.v(), u, head, c);
-            }
-            set(op.o(), sum, t, head, c);
-        }
-        if (op.lse() != null) {
-            set(op.lse(), lse, head, t);
-        }
-    }
-
-    static void attentionBackward(AttentionBackward op) {
-        int dim = size(op.q(), 2);
-        double[][][][] d = new double[3][size(op.q(), 0)][size(op.q(), 1)][dim];
-        for (int s = 0; s + 1 < size(op.cuSeqlens(), 0); s++) {
-            int from = getInt(op.cuSeqlens(), s);
-            int to = getInt(op.cuSeqlens(), s + 1);
-            for (int head = 0; head < size(op.q(), 1); head++) {
-                for (int t = from; t < to; t++) {
-                    attendBackward(op, head, t, from, d);
-                }
-            }
-        }
-        Tensor[] targets = {op.dq(), op.dk(), op.dv()};
-        for (int i = 0; i < 3; i++) {
-            double[][][] values = d[i];
-            Tensor target = targets[i];
-            Elements.forEach(
-                    target.shape(), at -> set(target, values[(int) at[0]][(int) at[1]][(int) at[2]], at));
-        }
-    }
-
-    private static void attendBackward(AttentionBackward op, int head, int t, int from, double[][][][] d) {
-        double[] scores = scores(op.q(), op.k(), op.scale(), head, t, from, t + 1);
-        double lse = get(op.lse(), head, t);
-        double delta = 0;
-        for (int c = 0; c < size(op.q(), 2); c++) {
-            delta += get(op.dO(), t, head, c) * get(op.o(), t, head, c);
-        }
-        for (int u = from; u <= t; u++) {
-            double p = Math.exp(scores[u - from] - lse);
-            double dp = 0;
-            for (int c = 0; c < size(op.q(), 2); c++) {
-                double dO = get(op.dO(), t, head, c);
-                dp += dO * get(op.v(), u, head, c);
-                d[2][u][head][c] += p * dO;
-            }
-            double ds = op.scale() * p * (dp - delta);
-            for (int c = 0; c < size(op.q(), 2); c++) {
-                d[0][t][head][c] += ds * get(op.k(), u, head, c);
-                d[1][u][head][c] += ds * get(op.q(), t, head, c);
-            }
-        }
-    }
-
-    private static double[] scores(Tensor q, Tensor k, float scale, int head, int t, int from, int to) {
-        double[] scores = new double[to - from];
-        for (int u = from; u < to; u++) {
-            for (int c = 0; c < size(q, 2); c++) {
-                scores[u - from] += scale * get(q, t, head, c) * get(k, u, head, c);
-            }
-        }
-        return scores;
-    }
-
     static void layerNormForward(LayerNormForward op) {
         int h = size(op.x(), 1);
         int m = size(op.x(), 0);
@@ -388,7 +299,7 @@ final class ReferenceOps {
         }
     }
 
-    private static double logSumExp(double[] values) {
+    static double logSumExp(double[] values) {
         double max = Arrays.stream(values).max().orElseThrow();
         return max + Math.log(Arrays.stream(values).map(v -> Math.exp(v - max)).sum());
     }
