@@ -44,6 +44,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
     private final Buffers buffers;
     private final PassShape shape;
     private final @Nullable MlpObserver observer;
+    private final @Nullable AttentionObserver attentionObserver;
     private final AdapterTerms adapters;
     private final @Nullable MlpSelection selection;
     private final OptMlp mlp;
@@ -63,6 +64,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
     private final Tensor meanFinal;
     private final Tensor rstdFinal;
     private final @Nullable Tensor pooled;
+    private final @Nullable Tensor attentionPooled;
     private final Tensor hidden;
     private final @Nullable Tensor projected;
     private final int lowest;
@@ -98,6 +100,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         this.buffers = buffers;
         this.shape = shape;
         observer = options.observer();
+        attentionObserver = options.attentionObserver();
         capacity = shape.capacity();
         attentionScale = (float) (1 / Math.sqrt(config.headDim()));
         boolean training = shape.training();
@@ -161,10 +164,8 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         }
         meanFinal = buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "final mean", DType.F32, capacity);
         rstdFinal = buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "final rstd", DType.F32, capacity);
-        pooled = observer == null || observer.poolRows() == 0
-                ? null
-                : buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "pooled", DType.F32,
-                        Math.ceilDiv(capacity, observer.poolRows()), h);
+        pooled = pooledFor("pooled", observer == null ? 0 : observer.poolRows());
+        attentionPooled = pooledFor("pooled for attention", attentionObserver == null ? 0 : attentionObserver.poolRows());
         hidden = weights.finalNorm == null ? x[layers.length] : activations("final norm", h);
         projected = config.hasProjection() ? activations("projected", config.wordEmbedProjDim()) : null;
         dHead = training && config.hasProjection() ? activations("d projected", config.wordEmbedProjDim()) : null;
@@ -212,6 +213,13 @@ final class OptPass implements ModelPass, OptMlp.Batch {
 
     private Tensor activations(String name, long width) {
         return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, model.dtype(), capacity, width);
+    }
+
+    private @Nullable Tensor pooledFor(String name, int poolRows) {
+        return poolRows == 0
+                ? null
+                : buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, DType.F32, Math.ceilDiv(capacity, poolRows),
+                        config.hiddenSize());
     }
 
     /** The first layer whose activation gets a gradient; one past the last, or more, where none does. */
@@ -381,12 +389,13 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         Tensor attentionInput = input;
         if (pre) {
             attentionInput = top(b.norm1);
-            norm(input, w.attentionNorm(), attentionInput, b.mean1, b.rstd1);
+            norm(input, w.attentionNorm(), attentionInput, b.mean1, b.rstd1, attentionPooling(i));
         }
         linear(i, QKV, attentionInput, w.qkv(), top(b.qkv), null);
         buffers.run(new AttentionForward(
                 attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b),
                 borders(), borders(), maxSeqlen, null));
+        observeAttention(i);
         linear(i, OUT, top(b.attention), w.out(), middle, input);
         Tensor mlpInput;
         Tensor mlpResidual;
@@ -408,8 +417,38 @@ final class OptPass implements ModelPass, OptMlp.Batch {
             selection.endSensing(i, m);
         }
         if (!pre) {
-            norm(top(b.sum2), w.mlpNorm(), output, b.mean2, b.rstd2);
+            // Which the next layer's queries and keys are made of.
+            norm(top(b.sum2), w.mlpNorm(), output, b.mean2, b.rstd2,
+                    i + 1 < layers.length ? attentionPooling(i + 1) : null);
         }
+    }
+
+    private boolean observesAttention() {
+        return attentionObserver != null && mode == Mode.DENSE && !sensing;
+    }
+
+    private @Nullable Pooling attentionPooling(int layer) {
+        return attentionPooled == null || !observesAttention()
+                ? null
+                : pooling(attentionPooled, attentionObserver.poolRows());
+    }
+
+    private void observeAttention(int i) {
+        if (observesAttention() && !buffers.isPlanning()) {
+            LayerBuffers b = layers[i];
+            boolean normed = config.doLayerNormBefore() || i > 0;
+            attentionObserver.afterAttention(i, new AttentionObserver.Seen(
+                    attentionPooled == null || !normed ? null : pooledRows(attentionPooled, attentionObserver.poolRows()),
+                    part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), lse(b), borders(), maxSeqlen, validRows()));
+        }
+    }
+
+    private Pooling pooling(Tensor target, int poolRows) {
+        return new Pooling(pooledRows(target, poolRows), poolRows, validRows());
+    }
+
+    private Tensor pooledRows(Tensor target, int poolRows) {
+        return target.slice(0, 0, Math.ceilDiv(m, poolRows));
     }
 
     private OptMlp.@Nullable Look look(int i, Tensor mlpInput) {
@@ -420,7 +459,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
             return null;
         }
         return (band, activation) -> observer.afterFc1(i, mlpInput,
-                pooled == null ? null : pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())), activation,
+                pooled == null ? null : pooledRows(pooled, observer.poolRows()), activation,
                 top(reluMasks[i]), validRows());
     }
 
@@ -437,9 +476,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         if (mode == Mode.SPARSE && !sensing) {
             return selection.pooling(layer, m, config.hiddenSize(), validRows());
         }
-        return pooled == null
-                ? null
-                : new Pooling(pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())), observer.poolRows(), validRows());
+        return pooled == null ? null : pooling(pooled, observer.poolRows());
     }
 
     /** d = x Wᵀ + bias + adapters' terms + residual. Kinds lie side by side in d's columns. */

@@ -1,0 +1,71 @@
+package dev.penumbra.predict;
+
+import dev.penumbra.predict.SparsityConfig.Pass;
+import java.util.Locale;
+
+/**
+ * Which blocks of keys the heads of a run attend to, as it is asked for; what layers make of it is
+ * {@link AttentionSparsity}'s.
+ *
+ * @param coverage part of the masses' sum that a head's list of a sample is to cover, above 0, at most 1
+ * @param budget largest part of the blocks on and below the diagonal that a layer's lists may hold, above 0, at most 1
+ * @param blockSize rows of a block: 128, or 64 where the backend takes it
+ * @param denseWarmup part of the run's steps that come first and are dense, from 0 to 1
+ * @param senseEvery steps between those whose true coverage is measured; 0: none is
+ * @param adjust whether the coverage that is asked for follows the one that is measured
+ */
+public record AttentionConfig(
+        AttentionPolicy policy,
+        Pass pass,
+        double coverage,
+        double budget,
+        int blockSize,
+        double denseWarmup,
+        int senseEvery,
+        boolean adjust) {
+
+    public static final int DEFAULT_BLOCK = 128;
+
+    /** Dense. */
+    public static final AttentionConfig OFF = new AttentionConfig(AttentionPolicy.OFF, Pass.BACKWARD, 1, 1, DEFAULT_BLOCK, 0,
+            0, false);
+
+    public AttentionConfig {
+        require(coverage > 0 && coverage <= 1, "a coverage above 0, at most 1", coverage);
+        require(budget > 0 && budget <= 1, "a budget above 0, at most 1", budget);
+        require(blockSize == 64 || blockSize == 128, "attention blocks of 64 or 128 rows", blockSize);
+        require(denseWarmup >= 0 && denseWarmup <= 1, "a dense warm-up from 0 to 1", denseWarmup);
+        require(senseEvery >= 0, "steps between measurements of 0 or more", senseEvery);
+        if (adjust && senseEvery == 0) {
+            throw new IllegalArgumentException("expected measurements that a coverage is adjusted by, found none");
+        }
+        if (policy.isBounded() && coverage == 1 && budget == 1) {
+            throw new IllegalArgumentException("expected a coverage or a budget below 1 for " + policy.word()
+                    + " attention, found both 1: nothing would be left out");
+        }
+    }
+
+    private static void require(boolean holds, String expected, Object found) {
+        if (!holds) {
+            throw new IllegalArgumentException("expected " + expected + ", found " + found);
+        }
+    }
+
+    /** The same from the first step on. */
+    public AttentionConfig withoutWarmup() {
+        return new AttentionConfig(policy, pass, coverage, budget, blockSize, 0, senseEvery, adjust);
+    }
+
+    public boolean isOff() {
+        return policy == AttentionPolicy.OFF;
+    }
+
+    /** What a checkpoint says of it. */
+    public String describe() {
+        return isOff()
+                ? "off"
+                : policy.word() + " pass=" + pass.name().toLowerCase(Locale.ROOT) + " coverage=" + coverage + " budget="
+                        + budget + " block=" + blockSize + " dense_warmup=" + denseWarmup + " sense_every=" + senseEvery
+                        + " adjust=" + adjust;
+    }
+}
