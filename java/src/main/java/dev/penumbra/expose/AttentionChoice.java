@@ -65,9 +65,30 @@ final class AttentionChoice {
                 .boxed().sorted((a, b) -> Float.compare(scores[b], scores[a])).mapToInt(Integer::intValue).toArray();
     }
 
-    /** How many blocks it takes to cover this part of the scores' sum, those counted that are always kept. */
-    static int needed(float[] scores, int blocks, double coverage) {
-        boolean[] kept = choose(scores, blocks, coverage, 1);
+    /** How many blocks it takes to cover each of these parts, ascending, of the scores' sum; those count that are always kept. */
+    static int[] needed(float[] scores, int blocks, double[] coverages) {
+        double total = 0;
+        double covered = 0;
+        for (int i = 0; i < blocks; i++) {
+            for (int j = 0; j <= i; j++) {
+                double mass = Math.max(0, scores[i * blocks + j]);
+                total += mass;
+                covered += isAlways(i, j) ? mass : 0;
+            }
+        }
+        int[] result = new int[coverages.length];
+        int[] order = byFallingScore(scores, blocks);
+        int taken = 0;
+        for (int c = 0; c < coverages.length; c++) {
+            while (taken < order.length && covered < coverages[c] * total) {
+                covered += scores[order[taken++]];
+            }
+            result[c] = always(blocks) + taken;
+        }
+        return result;
+    }
+
+    static int count(boolean[] kept) {
         int count = 0;
         for (boolean one : kept) {
             count += one ? 1 : 0;
