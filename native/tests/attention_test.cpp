@@ -1,5 +1,5 @@
 // Attention against a double reference: odd lengths, packed rows, strided operands, caches, finite differences.
-#include "harness.h"
+#include "attention_tensors.h"
 
 using namespace test;
 
@@ -50,21 +50,6 @@ Reference reference(const std::vector<double>& q, const std::vector<double>& k, 
     }
   }
   return r;
-}
-
-// A column range of a [tokens, width] buffer as [tokens, heads, dim].
-pnb_tensor heads_of(Tensor& buffer, int64_t column, int64_t heads, int64_t dim) {
-  int size = buffer.t.dtype == PNB_DTYPE_F32 ? 4 : 2;
-  int64_t width = buffer.t.shape[1];
-  return {static_cast<char*>(buffer.t.data) + column * size, buffer.t.dtype, 3, {buffer.t.shape[0], heads, dim}, {width, dim, 1}};
-}
-
-std::vector<double> columns(const Tensor& buffer, int64_t column, int64_t count) {
-  std::vector<double> result;
-  for (int64_t i = 0; i < buffer.t.shape[0]; ++i) {
-    for (int64_t j = 0; j < count; ++j) result.push_back(buffer.at(i * buffer.t.shape[1] + column + j));
-  }
-  return result;
 }
 
 void packed(pnb_context* context, int32_t dtype, int64_t heads, int64_t dim, const std::vector<int32_t>& cu, int64_t tokens) {

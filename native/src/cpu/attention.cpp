@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/tensor.h"
 #include "cpu/attention_head.h"
+#include "cpu/attention_lists.h"
 #include "cpu/isa.h"
 
 // One task is one head of one sample. No two tasks write the same element, so the order in which threads take tasks does not
@@ -24,20 +25,15 @@ const HeadKernels& kernels_for(const pnb_tensor& q) {
   return q.dtype == PNB_DTYPE_BF16 && has_avx512_bf16() ? bf16_heads() : f32_heads();
 }
 
-// Borders are data, so they are looked at here: ascending, from 0, within the tokens.
-const int32_t* borders(const char* op, const char* name, const pnb_tensor& t, int64_t tokens, int64_t longest) {
-  const int32_t* cu = static_cast<const int32_t*>(t.data);
-  for (int64_t s = 0; s < t.shape[0]; ++s) {
-    int64_t before = s == 0 ? 0 : cu[s - 1];
-    if (cu[s] < before || cu[s] > tokens || (s == 0 && cu[0] != 0) || cu[s] - before > longest) {
-      fail(PNB_ERROR_INVALID_ARGUMENT,
-           "%s: expected %s ascending from 0 to at most %lld in steps of at most %lld, found %d after %lld at %lld", op, name,
-           static_cast<long long>(tokens), static_cast<long long>(longest), cu[s], static_cast<long long>(before),
-           static_cast<long long>(s));
-    }
-  }
-  return cu;
+// Lists of one head in one sample; none where there are none.
+HeadLists lists_of(const pnb_attention_blocks& blocks, const pnb_tensor& indices, const pnb_tensor& counts, int64_t head,
+                   const SampleBlocks& sample) {
+  if (!present(blocks.indices)) return {};
+  int64_t slot = head * indices.shape[1] + sample.first_slot, width = indices.shape[2];
+  return {static_cast<const int32_t*>(indices.data) + slot * width, static_cast<const int32_t*>(counts.data) + slot, width, blocks.size};
 }
+
+int64_t block_rows(const pnb_attention_blocks& blocks) { return present(blocks.indices) ? blocks.size : kTile; }
 
 void zero_rows(const pnb_tensor& t, int64_t from) {
   size_t bytes = t.shape[2] * dtype_size(t.dtype);
@@ -59,6 +55,15 @@ void attention_forward(const pnb_attention_forward_params& p, int threads, Scrat
            cu_q[s + 1] - cu_q[s], cu_k[s + 1] - cu_k[s], static_cast<long long>(s));
     }
   }
+  if (present(p.blocks.indices)) {
+    for (int64_t s = 1; s <= samples; ++s) {
+      if (cu_q[s] != cu_k[s]) {
+        fail(PNB_ERROR_INVALID_ARGUMENT, "attention_forward: expected equal borders of queries and keys with blocks, found %d and %d at %lld",
+             cu_q[s], cu_k[s], static_cast<long long>(s));
+      }
+    }
+    check_lists("attention_forward", p.blocks, false, cu_q, samples);
+  }
   const HeadKernels& kernels = kernels_for(p.q);
   uint64_t bytes = share(kernels.forward_bytes(p.max_seqlen, p.q.shape[2]));
   char* buffers = static_cast<char*>(scratch.bytes(bytes * threads));
@@ -71,7 +76,8 @@ void attention_forward(const pnb_attention_forward_params& p, int threads, Scrat
     float* lse = present(p.lse) ? static_cast<float*>(p.lse.data) + head * p.lse.stride[0] + cu_q[sample] : nullptr;
     ForwardHead operands{Head(p.q, cu_q[sample], head), Head(p.k, cu_k[sample], head), Head(p.v, cu_k[sample], head),
                          Head(p.o, cu_q[sample], head), lse};
-    kernels.forward(operands, sizes, p.scale, p.max_seqlen, buffers + omp_get_thread_num() * bytes);
+    HeadLists lists = lists_of(p.blocks, p.blocks.indices, p.blocks.counts, head, SampleBlocks(cu_q, sample, block_rows(p.blocks)));
+    kernels.forward(operands, sizes, lists, p.scale, p.max_seqlen, buffers + omp_get_thread_num() * bytes);
   }
   zero_rows(p.o, cu_q[samples]);
 }
@@ -84,23 +90,54 @@ void attention_backward(const pnb_attention_backward_params& p, int threads) {
   int64_t heads = p.q.shape[1];
   int64_t samples = p.cu_seqlens.shape[0] - 1;
   const int32_t* cu = borders("attention_backward", "cu_seqlens", p.cu_seqlens, p.q.shape[0], p.max_seqlen);
+  if (present(p.blocks.indices)) check_lists("attention_backward", p.blocks, true, cu, samples);
   const HeadKernels& kernels = kernels_for(p.q);
   uint64_t bytes = share(kernels.backward_bytes(p.max_seqlen, p.q.shape[2]));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t task = 0; task < samples * heads; ++task) {
-    int64_t first = cu[task / heads];
+    int64_t sample = task / heads;
     int64_t head = task % heads;
-    int64_t length = cu[task / heads + 1] - first;
+    int64_t first = cu[sample];
+    int64_t length = cu[sample + 1] - first;
     if (length == 0) continue;
     BackwardHead operands{Head(p.q, first, head),   Head(p.k, first, head),  Head(p.v, first, head),  Head(p.o, first, head),
                           Head(p.d_o, first, head), Head(p.dq, first, head), Head(p.dk, first, head), Head(p.dv, first, head),
                           static_cast<const float*>(p.lse.data) + head * p.lse.stride[0] + first};
-    kernels.backward(operands, HeadSizes{length, length, p.q.shape[2]}, p.scale, p.max_seqlen,
+    HeadLists lists = lists_of(p.blocks, p.blocks.t_indices, p.blocks.t_counts, head, SampleBlocks(cu, sample, block_rows(p.blocks)));
+    kernels.backward(operands, HeadSizes{length, length, p.q.shape[2]}, lists, p.scale, p.max_seqlen,
                      static_cast<char*>(p.workspace.data) + omp_get_thread_num() * bytes);
   }
   zero_rows(p.dq, cu[samples]);
   zero_rows(p.dk, cu[samples]);
   zero_rows(p.dv, cu[samples]);
+}
+
+void attention_mass(const pnb_attention_mass_params& p, int threads, Scratch& scratch) {
+  int64_t heads = p.q.shape[1];
+  int64_t samples = p.cu_seqlens.shape[0] - 1;
+  const int32_t* cu = borders("attention_mass", "cu_seqlens", p.cu_seqlens, p.q.shape[0], p.max_seqlen);
+  float* mass = static_cast<float*>(p.mass.data);
+  std::fill_n(mass, element_count(p.mass), 0.0f);
+  const HeadKernels& kernels = kernels_for(p.q);
+  uint64_t bytes = share(kernels.mass_bytes(p.max_seqlen, p.q.shape[2]));
+  char* buffers = static_cast<char*>(scratch.bytes(bytes * threads));
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int64_t task = 0; task < samples * heads; ++task) {
+    int64_t sample = task / heads;
+    int64_t head = task % heads;
+    int64_t first = cu[sample];
+    int64_t length = cu[sample + 1] - first;
+    if (length == 0) continue;
+    int64_t slot = head * p.mass.shape[1] + SampleBlocks(cu, sample, p.size).first_slot;
+    MassHead operands{Head(p.q, first, head),
+                      Head(p.k, first, head),
+                      static_cast<const float*>(p.lse.data) + head * p.lse.stride[0] + first,
+                      mass + slot * p.mass.shape[2],
+                      p.mass.shape[2],
+                      p.size,
+                      p.query_stride};
+    kernels.mass(operands, HeadSizes{length, length, p.q.shape[2]}, p.scale, p.max_seqlen, buffers + omp_get_thread_num() * bytes);
+  }
 }
 
 }  // namespace pnb::cpu

@@ -261,7 +261,7 @@ void add_seen_values(const Pair* probabilities, const Head& v, int64_t first, in
   }
 }
 
-PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, float scale, const ForwardBuffers& b) {
+PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, const ForwardBuffers& b) {
   int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
   for (int64_t key = 0; key < s.keys; key += kTile) {
     load_transposed(h.k, key, std::min(kTile, s.keys - key), s.dim, b.keys + key * width);
@@ -275,7 +275,8 @@ PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, floa
     Running running[kTile];
     for (Running& row : running) row = {-std::numeric_limits<float>::infinity(), {}};
 
-    for (int64_t key = 0; key < s.keys && s.visible(first + rows - 1, key) > 0; key += kTile) {
+    for (TileWalk tiles = lists.walk(first, 0, s.seen_by(first + rows - 1)); !tiles.done(); tiles.next()) {
+      int64_t key = tiles.row();
       for (int64_t i = 0; i < rows; i += kRows) {
         int64_t used = std::min(kRows, rows - i);
         int64_t widest = s.visible(first + i + used - 1, key);
@@ -300,10 +301,11 @@ PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, floa
     for (int64_t i = 0; i < rows; ++i) {
       float* out = b.out + i * padded;
       float sum = _mm512_reduce_add_ps(_mm512_loadu_ps(running[i].sums));
-      float inverse = 1.0f / sum;  // every query sees itself, so the sum is above 0, or NaN
+      bool blind = sum == 0.0f;  // a key that is seen adds more than 0, or NaN
+      float inverse = blind ? 0.0f : 1.0f / sum;
       for (int64_t d = 0; d < padded; ++d) out[d] *= inverse;
       store_row(out, h.o, first + i, s.dim);
-      if (h.lse != nullptr) h.lse[first + i] = running[i].maximum + std::log(sum);
+      if (h.lse != nullptr) h.lse[first + i] = blind ? 0.0f : running[i].maximum + std::log(sum);
     }
   }
 }
@@ -378,7 +380,7 @@ PNB_AVX512_BF16 inline void gradient_rows(const BackwardBuffers& b, const int64_
   }
 }
 
-PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, float scale, const BackwardBuffers& b) {
+PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, const BackwardBuffers& b) {
   int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
   int64_t n = s.queries;
   load_rows(h.o, 0, n, s.dim, b.query);  // o is needed for delta only; the queries take its place
@@ -397,7 +399,8 @@ PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, fl
     std::memset(b.d_key, 0, kTile * padded * sizeof(float));
     std::memset(b.d_value, 0, kTile * padded * sizeof(float));
 
-    for (int64_t first = key; first < n; first += kTile) {
+    for (TileWalk tiles = lists.walk(key, key, n); !tiles.done(); tiles.next()) {
+      int64_t first = tiles.row();
       int64_t rows = std::min(kTile, n - first);
       for (int64_t i = 0; i < rows; i += kRows) {
         int64_t used = std::min(kRows, rows - i);
@@ -433,17 +436,76 @@ PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, fl
   for (int64_t i = 0; i < n; ++i) store_row(b.d_query + i * padded, h.dq, i, s.dim);
 }
 
+struct MassBuffers {
+  Pair *keys, *query;  // [key tiles][pair_row, kTile]; [kTile, pair_row]
+  float* scores;       // [kRows, kTile]
+
+  static uint64_t bytes(int64_t longest, int64_t dim) {
+    return ((tile_rows_of(longest) + kTile) * pair_row(dim) + kRows * kTile) * sizeof(Pair);
+  }
+
+  MassBuffers(void* start, int64_t longest, int64_t dim) {
+    Cutter cutter{static_cast<char*>(start)};
+    keys = cutter.take<Pair>(tile_rows_of(longest) * pair_row(dim));
+    query = cutter.take<Pair>(kTile * pair_row(dim));
+    scores = cutter.take<float>(kRows * kTile);
+  }
+};
+
+PNB_AVX512_BF16 void mass_head(const MassHead& h, const HeadSizes& s, float scale, const MassBuffers& b) {
+  int64_t width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
+  for (int64_t key = 0; key < s.keys; key += kTile) {
+    load_transposed(h.k, key, std::min(kTile, s.keys - key), s.dim, b.keys + key * width);
+  }
+  std::memset(b.query, 0, kTile * width * sizeof(Pair));
+  for (int64_t next = 0; next < s.queries;) {
+    // A tile's worth of the sampled queries of one block; what the tile's other rows hold is not used.
+    int64_t block = next / h.block_rows, end = std::min((block + 1) * h.block_rows, s.queries), count = 0;
+    int64_t rows[kTile];
+    for (; next < end && count < kTile; ++next) {
+      if (!h.sampled(next, s.queries)) continue;
+      std::memcpy(b.query + count * width, h.q.row(next), s.dim * sizeof(uint16_t));
+      rows[count++] = next;
+    }
+    if (count == 0) continue;
+    for (int64_t key = 0; key <= rows[count - 1]; key += kTile) {
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t i = 0; i < count; i += kRows) {
+        int64_t used = std::min(kRows, count - i);
+        int64_t columns = round_up(s.visible(rows[i + used - 1], key), kLanes);
+        if (columns == 0) continue;
+        product(b.scores, kTile, b.query + i * width, width, 1, b.keys + key * width, kTile, columns, pairs, false);
+        for (int64_t r = 0; r < used; ++r) {
+          int64_t seen = s.visible(rows[i + r], key);
+          __m512 lse = _mm512_set1_ps(h.lse[rows[i + r]]);
+          for (int64_t j = 0; j < columns; j += kLanes) {
+            __m512 score = _mm512_fmsub_ps(_mm512_loadu_ps(b.scores + r * kTile + j), _mm512_set1_ps(scale), lse);
+            score = _mm512_min_ps(_mm512_setzero_ps(), score);  // in this order NaN stays
+            sum = _mm512_mask_add_ps(sum, static_cast<__mmask16>(below(seen - j)), sum, exp_lanes(score));
+          }
+        }
+      }
+      h.mass[block * h.width + key / h.block_rows] += _mm512_reduce_add_ps(sum);
+    }
+  }
+}
+
 }  // namespace
 
 const HeadKernels& bf16_heads() {
-  static const HeadKernels kernels{ForwardBuffers::bytes,
-                                   [](const ForwardHead& h, const HeadSizes& sizes, float scale, int64_t longest, void* buffer) {
-                                     forward_head(h, sizes, scale, ForwardBuffers(buffer, longest, sizes.dim));
-                                   },
-                                   BackwardBuffers::bytes,
-                                   [](const BackwardHead& h, const HeadSizes& sizes, float scale, int64_t longest, void* buffer) {
-                                     backward_head(h, sizes, scale, BackwardBuffers(buffer, longest, sizes.dim));
-                                   }};
+  static const HeadKernels kernels{
+      ForwardBuffers::bytes,
+      [](const ForwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer) {
+        forward_head(h, sizes, lists, scale, ForwardBuffers(buffer, longest, sizes.dim));
+      },
+      BackwardBuffers::bytes,
+      [](const BackwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer) {
+        backward_head(h, sizes, lists, scale, BackwardBuffers(buffer, longest, sizes.dim));
+      },
+      MassBuffers::bytes,
+      [](const MassHead& h, const HeadSizes& sizes, float scale, int64_t longest, void* buffer) {
+        mass_head(h, sizes, scale, MassBuffers(buffer, longest, sizes.dim));
+      }};
   return kernels;
 }
 

@@ -79,7 +79,7 @@ struct ForwardBuffers {
   }
 };
 
-PNB_MULTIVERSION void forward_head(const ForwardHead& h, const HeadSizes& s, float scale, int64_t padded,
+PNB_MULTIVERSION void forward_head(const ForwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, int64_t padded,
                                    const ForwardBuffers& buffers) {
   float* values = buffers.values;
   float* scores = buffers.scores;
@@ -109,7 +109,8 @@ PNB_MULTIVERSION void forward_head(const ForwardHead& h, const HeadSizes& s, flo
     std::fill_n(sum, kTile, 0.0f);
     std::memset(out, 0, used * padded * sizeof(float));
 
-    for (int64_t key = 0; key < s.keys && s.visible(first + rows - 1, key) > 0; key += kTile) {
+    for (TileWalk tiles = lists.walk(first, 0, s.seen_by(first + rows - 1)); !tiles.done(); tiles.next()) {
+      int64_t key = tiles.row();
       tile_product(scores, kTile, query, padded, 1, buffers.keys + key * padded, kTile, used, kTile, s.dim, false);
       for (int64_t i = 0; i < used; ++i) {
         float* row = scores + i * kTile;
@@ -153,10 +154,11 @@ PNB_MULTIVERSION void forward_head(const ForwardHead& h, const HeadSizes& s, flo
       }
     }
     for (int64_t i = 0; i < rows; ++i) {
-      float inverse = 1.0f / sum[i];  // every query sees itself, so the sum is above 0, or NaN
+      bool blind = sum[i] == 0.0f;  // a key that is seen adds more than 0, or NaN
+      float inverse = blind ? 0.0f : 1.0f / sum[i];
       for (int64_t d = 0; d < padded; ++d) out[i * padded + d] *= inverse;
       store_row(out + i * padded, h.o, first + i, s.dim);
-      if (h.lse != nullptr) h.lse[first + i] = maximum[i] + std::log(sum[i]);
+      if (h.lse != nullptr) h.lse[first + i] = blind ? 0.0f : maximum[i] + std::log(sum[i]);
     }
   }
 }
@@ -189,7 +191,7 @@ struct BackwardBuffers {
   }
 };
 
-PNB_MULTIVERSION void backward_head(const BackwardHead& h, const HeadSizes& s, float scale, int64_t padded,
+PNB_MULTIVERSION void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, int64_t padded,
                                     const BackwardBuffers& b) {
   int64_t n = s.queries;
   load(h.q, n, b.query, s.dim, padded);
@@ -214,7 +216,8 @@ PNB_MULTIVERSION void backward_head(const BackwardHead& h, const HeadSizes& s, f
     std::memset(b.d_key, 0, kTile * padded * sizeof(float));
     std::memset(b.d_value, 0, kTile * padded * sizeof(float));
 
-    for (int64_t first = key; first < n; first += kTile) {
+    for (TileWalk tiles = lists.walk(key, key, n); !tiles.done(); tiles.next()) {
+      int64_t first = tiles.row();
       int64_t rows = std::min(kTile, n - first);
       int64_t used = round_up(rows, 4);
       const float* query = b.query + first * padded;
@@ -247,19 +250,80 @@ PNB_MULTIVERSION void backward_head(const BackwardHead& h, const HeadSizes& s, f
   for (int64_t i = 0; i < n; ++i) store_row(b.d_query + i * padded, h.dq, i, s.dim);
 }
 
+struct MassBuffers {
+  float *keys, *tile;      // [key tiles][padded, kTile]; [kTile, padded]
+  float *query, *scores;   // [kTile, padded], [kTile, kTile]
+
+  static uint64_t bytes(int64_t longest, int64_t dim) {
+    int64_t padded = round_up(dim, kLanes);
+    return (tile_rows_of(longest) * padded + 2 * kTile * padded + kTile * kTile) * sizeof(float);
+  }
+
+  MassBuffers(void* start, int64_t longest, int64_t padded) {
+    Cutter cutter{static_cast<float*>(start)};
+    keys = cutter.take(tile_rows_of(longest) * padded);
+    tile = cutter.take(kTile * padded);
+    query = cutter.take(kTile * padded);
+    scores = cutter.take(kTile * kTile);
+  }
+};
+
+PNB_MULTIVERSION void mass_head(const MassHead& h, const HeadSizes& s, float scale, int64_t padded, const MassBuffers& b) {
+  for (int64_t key = 0; key < s.keys; key += kTile) {
+    Head tile = h.k;
+    tile.data += key * tile.row_bytes;
+    load(tile, std::min(kTile, s.keys - key), b.tile, s.dim, padded);
+    transpose(b.tile, b.keys + key * padded, padded);
+  }
+  for (int64_t next = 0; next < s.queries;) {
+    // A tile's worth of the sampled queries of one block.
+    int64_t block = next / h.block_rows, end = std::min((block + 1) * h.block_rows, s.queries), count = 0;
+    int64_t rows[kTile];
+    for (; next < end && count < kTile; ++next) {
+      if (!h.sampled(next, s.queries)) continue;
+      load_row(h.q, next, b.query + count * padded, s.dim, padded);
+      rows[count++] = next;
+    }
+    if (count == 0) continue;
+    int64_t used = round_up(count, 4);
+    std::memset(b.query + count * padded, 0, (used - count) * padded * sizeof(float));
+    for (int64_t key = 0; key <= rows[count - 1]; key += kTile) {
+      tile_product(b.scores, kTile, b.query, padded, 1, b.keys + key * padded, kTile, used, kTile, s.dim, false);
+      Vector lanes{};
+      for (int64_t i = 0; i < count; ++i) {
+        float* row = b.scores + i * kTile;
+        float lse = h.lse[rows[i]];
+        int64_t seen = s.visible(rows[i], key);
+        for (int64_t j = 0; j < kTile; ++j) {
+          float score = row[j] * scale - lse;
+          float probability = exp_not_positive(score > 0.0f ? 0.0f : score);
+          row[j] = j < seen ? probability : 0.0f;
+        }
+        for (int64_t j = 0; j < kTile; j += kLanes) lanes += *reinterpret_cast<const Vector*>(row + j);
+      }
+      h.mass[block * h.width + key / h.block_rows] += lane_sum(lanes);
+    }
+  }
+}
+
 }  // namespace
 
 const HeadKernels& f32_heads() {
   static const HeadKernels kernels{
       ForwardBuffers::bytes,
-      [](const ForwardHead& h, const HeadSizes& sizes, float scale, int64_t longest, void* buffer) {
+      [](const ForwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer) {
         int64_t padded = round_up(sizes.dim, kLanes);
-        forward_head(h, sizes, scale, padded, ForwardBuffers(buffer, longest, padded));
+        forward_head(h, sizes, lists, scale, padded, ForwardBuffers(buffer, longest, padded));
       },
       BackwardBuffers::bytes,
-      [](const BackwardHead& h, const HeadSizes& sizes, float scale, int64_t longest, void* buffer) {
+      [](const BackwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer) {
         int64_t padded = round_up(sizes.dim, kLanes);
-        backward_head(h, sizes, scale, padded, BackwardBuffers(buffer, longest, padded));
+        backward_head(h, sizes, lists, scale, padded, BackwardBuffers(buffer, longest, padded));
+      },
+      MassBuffers::bytes,
+      [](const MassHead& h, const HeadSizes& sizes, float scale, int64_t longest, void* buffer) {
+        int64_t padded = round_up(sizes.dim, kLanes);
+        mass_head(h, sizes, scale, padded, MassBuffers(buffer, longest, padded));
       }};
   return kernels;
 }

@@ -2,7 +2,6 @@
 
 #include <omp.h>
 
-#include "core/error.h"
 #include "cpu/adamw.h"
 #include "cpu/attention.h"
 #include "cpu/block_mass.h"
@@ -14,6 +13,8 @@
 #include "cpu/layer_norm.h"
 #include "cpu/lora.h"
 #include "cpu/matmul.h"
+#include "cpu/predict_attention.h"
+#include "cpu/select_attention.h"
 #include "cpu/select_blocks.h"
 #include "cpu/weight.h"
 
@@ -66,10 +67,12 @@ class CpuBackend final : public Backend {
   uint64_t predict_mass_workspace(const pnb_predict_mass_params& p) override { return cpu::predict_mass_workspace(p); }
   void relative_mass(const pnb_relative_mass_params& p) override { cpu::relative_mass(p); }
   void select_blocks(const pnb_select_blocks_params& p) override { cpu::select_blocks(p); }
-  void attention_mass(const pnb_attention_mass_params&) override { fail(PNB_ERROR_UNSUPPORTED, "attention_mass"); }
-  void predict_attention(const pnb_predict_attention_params&) override { fail(PNB_ERROR_UNSUPPORTED, "predict_attention"); }
-  uint64_t predict_attention_workspace(const pnb_predict_attention_params&) override { return 0; }
-  void select_attention(const pnb_select_attention_params&) override { fail(PNB_ERROR_UNSUPPORTED, "select_attention"); }
+  void attention_mass(const pnb_attention_mass_params& p) override { cpu::attention_mass(p, threads_, scratch_); }
+  void predict_attention(const pnb_predict_attention_params& p) override { cpu::predict_attention(p, threads_); }
+  uint64_t predict_attention_workspace(const pnb_predict_attention_params& p) override {
+    return cpu::predict_attention_workspace(p, threads_);
+  }
+  void select_attention(const pnb_select_attention_params& p) override { cpu::select_attention(p, threads_, scratch_); }
   uint64_t select_attention_workspace(const pnb_select_attention_params&) override { return 0; }
   void adamw(const pnb_adamw_params& p) override { cpu::adamw(p, threads_); }
   uint64_t adamw_workspace(const pnb_adamw_params& p) override { return cpu::adamw_workspace(p, threads_); }

@@ -2,7 +2,7 @@ package dev.penumbra.model;
 
 import dev.penumbra.tensor.Tensor;
 
-/** The lists of active blocks of a sparse pass, seen from outside. */
+/** A sparse pass's lists of blocks, of its MLPs' neurons or of its attention's keys, seen from outside. */
 public interface BlockChoice {
 
     /** Whether a layer has blocks to choose; others are dense. */
@@ -10,19 +10,11 @@ public interface BlockChoice {
 
     /**
      * f32 [layers, 3] on the device, of the last sparse batch: the part of the blocks that were chosen, their part of the
-     * scores' sum, and the part of the lists that wanted more than fit. Rows of dense layers stay 0.
+     * scores' sum, and the part of the lists that wanted more than fit. Rows of dense layers mean nothing.
      */
     Tensor summaries();
 
-    /**
-     * Runs the loaded batch's forward pass densely and keeps each layer's true masses. Follows {@link ModelPass#load}; the
-     * batch is run as it was loaded after.
-     *
-     * @throws IllegalStateException when the pass was opened without measurements
-     */
-    void sense();
-
-    /** Which part of the masses that were sensed last the lists made since cover, by layer; 1 in dense layers. Waits. */
+    /** Which part of the masses that {@link ModelPass#sense} kept last the lists made since cover, by layer; 1 in dense layers. Waits. */
     double[] coverage();
 
     /**

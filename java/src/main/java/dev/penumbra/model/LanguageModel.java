@@ -45,6 +45,12 @@ public interface LanguageModel extends AutoCloseable {
     /** Neurons of a layer's MLP: rows of fc1. */
     int mlpNeurons();
 
+    /** Heads of a layer's attention; as many layers have one as have an MLP. */
+    int attentionHeads();
+
+    /** Whether a norm comes before a layer's queries and keys: what is pooled for predictions is its output. */
+    boolean hasNormBeforeAttention(int layer);
+
     /** How a layer's neurons lie in memory; null: as in the checkpoint. */
     @Nullable
     NeuronOrder neuronOrder(int layer);

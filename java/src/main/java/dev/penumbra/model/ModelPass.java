@@ -8,7 +8,7 @@ import org.jspecify.annotations.Nullable;
 /** Forward and backward over batches, in buffers allocated once. */
 public interface ModelPass {
 
-    /** Whether the blocks of neurons that a pass was opened to choose are all that it computes, or all are. */
+    /** Whether the blocks that a pass was opened to choose are all that it computes, or all are. */
     enum Mode {
         DENSE, SPARSE
     }
@@ -61,9 +61,21 @@ public interface ModelPass {
      */
     List<ReluMask> reluMasks();
 
-    /** What the pass's lists of blocks tell, and how they are made; null when it was opened without any. */
+    /** What the lists of MLP blocks tell, and how they are made; null when the pass was opened without any. */
     @Nullable
     BlockChoice blockChoice();
+
+    /** What the lists of attention blocks tell, and how they are made; null when the pass was opened without any. */
+    @Nullable
+    BlockChoice attentionChoice();
+
+    /**
+     * Runs the loaded batch's forward pass densely and keeps each layer's true masses, of which {@link BlockChoice#coverage}
+     * tells. Follows {@link #load}; the batch is run as it was loaded after.
+     *
+     * @throws IllegalStateException when the pass was opened without measurements
+     */
+    void sense();
 
     /** Seed and offset of a micro-batch's dropout: equal ones draw equal masks. */
     record DropoutSeed(long seed, long offset) {

@@ -162,6 +162,16 @@ public final class Opt implements LanguageModel {
     }
 
     @Override
+    public int attentionHeads() {
+        return config.numAttentionHeads();
+    }
+
+    @Override
+    public boolean hasNormBeforeAttention(int layer) {
+        return config.doLayerNormBefore() || layer > 0;
+    }
+
+    @Override
     public @Nullable NeuronOrder neuronOrder(int layer) {
         return orders.isEmpty() ? null : orders.get(layer);
     }

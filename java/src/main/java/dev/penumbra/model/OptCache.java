@@ -137,7 +137,7 @@ final class OptCache implements KeyValueCache {
             backend.run(new Convert(qkv.slice(1, 2L * h, 3L * h), values[i].slice(0, length, length + (long) m)));
             Tensor attention = matrix(h);
             backend.run(new AttentionForward(
-                    (float) (1 / Math.sqrt(config.headDim())), heads(qkv.slice(1, 0, h)),
+                    config.attentionScale(), heads(qkv.slice(1, 0, h)),
                     heads(keys[i].slice(0, 0, length + (long) m)),
                     heads(values[i].slice(0, 0, length + (long) m)), heads(attention), null, bordersQ, bordersK,
                     length + (long) m, null));

@@ -39,6 +39,11 @@ public record OptConfig(
         return hiddenSize / numAttentionHeads;
     }
 
+    /** What products of queries and keys are scaled by. */
+    float attentionScale() {
+        return (float) (1 / Math.sqrt(headDim()));
+    }
+
     public boolean hasFinalLayerNorm() {
         return doLayerNormBefore && !removeFinalLayerNorm;
     }

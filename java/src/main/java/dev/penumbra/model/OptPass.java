@@ -4,8 +4,6 @@ import static dev.penumbra.model.AdapterTerms.FC1;
 import static dev.penumbra.model.AdapterTerms.OUT;
 import static dev.penumbra.model.AdapterTerms.QKV;
 
-import dev.penumbra.backend.op.AttentionBackward;
-import dev.penumbra.backend.op.AttentionForward;
 import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.backend.op.Gemm;
 import dev.penumbra.backend.op.LayerNormBackward;
@@ -30,12 +28,12 @@ import org.jspecify.annotations.Nullable;
  * <p>Gradients flow through frozen weights only as far down as the lowest adapter: layers below it share one set of buffers,
  * and of the lowest layer only the part above its lowest adapter is computed.
  */
-final class OptPass implements ModelPass, OptMlp.Batch {
+final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch {
 
     /** Sizes of batches that recorded operations tell apart: each costs a recording, fewer cost more padding. */
     private static final int SIGNATURE_STEPS = 32;
 
-    private static final int SIGNATURE_SAMPLES = 16;
+    static final int SIGNATURE_SAMPLES = 16;
 
     private final Opt model;
     private final OptConfig config;
@@ -44,12 +42,12 @@ final class OptPass implements ModelPass, OptMlp.Batch {
     private final Buffers buffers;
     private final PassShape shape;
     private final @Nullable MlpObserver observer;
-    private final @Nullable AttentionObserver attentionObserver;
     private final AdapterTerms adapters;
     private final @Nullable MlpSelection selection;
     private final OptMlp mlp;
+    private final @Nullable AttentionSelection attentionSelection;
+    private final OptAttention attention;
     private final int capacity;
-    private final float attentionScale;
 
     private final Tensor ids;
     private final Tensor positions;
@@ -64,7 +62,6 @@ final class OptPass implements ModelPass, OptMlp.Batch {
     private final Tensor meanFinal;
     private final Tensor rstdFinal;
     private final @Nullable Tensor pooled;
-    private final @Nullable Tensor attentionPooled;
     private final Tensor hidden;
     private final @Nullable Tensor projected;
     private final int lowest;
@@ -100,9 +97,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         this.buffers = buffers;
         this.shape = shape;
         observer = options.observer();
-        attentionObserver = options.attentionObserver();
         capacity = shape.capacity();
-        attentionScale = (float) (1 / Math.sqrt(config.headDim()));
         boolean training = shape.training();
         if (training && adapter == null) {
             throw new IllegalArgumentException("expected an adapter to train, found none");
@@ -128,6 +123,11 @@ final class OptPass implements ModelPass, OptMlp.Batch {
                 : new MlpSelection(options.sparsity(), model.backend(), buffers, capacity, config.hiddenSize(),
                         firstMlpGradient());
         mlp = new OptMlp(model, adapters, buffers, selection, this, capacity, lowest, training, observer != null);
+        attentionSelection = options.attention() == null || options.attention().config().policy().isDense()
+                ? null
+                : new AttentionSelection(options.attention(), model.backend(), buffers, this, shape, config,
+                        hasAny(lowest, QKV) ? lowest : lowest + 1);
+        attention = new OptAttention(config, buffers, this, attentionSelection, options.attentionObserver(), capacity);
         int bands = Math.ceilDiv(capacity, mlp.bandRows());
         validInBands = inputs("rows of bands", bands);
         stagedValidInBands = buffers.stage("staged rows of bands", DType.I32, bands);
@@ -164,8 +164,10 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         }
         meanFinal = buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "final mean", DType.F32, capacity);
         rstdFinal = buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "final rstd", DType.F32, capacity);
-        pooled = pooledFor("pooled", observer == null ? 0 : observer.poolRows());
-        attentionPooled = pooledFor("pooled for attention", attentionObserver == null ? 0 : attentionObserver.poolRows());
+        pooled = observer == null || observer.poolRows() == 0
+                ? null
+                : buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "pooled", DType.F32,
+                        Math.ceilDiv(capacity, observer.poolRows()), h);
         hidden = weights.finalNorm == null ? x[layers.length] : activations("final norm", h);
         projected = config.hasProjection() ? activations("projected", config.wordEmbedProjDim()) : null;
         dHead = training && config.hasProjection() ? activations("d projected", config.wordEmbedProjDim()) : null;
@@ -189,9 +191,14 @@ final class OptPass implements ModelPass, OptMlp.Batch {
                 ? null
                 : descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "gradients", DType.F32,
                         adapter.parameters().shape().size());
-        for (Mode mode : pass.selection == null ? new Mode[]{Mode.DENSE} : Mode.values()) {
+        for (Mode mode : pass.hasLists() ? Mode.values() : new Mode[]{Mode.DENSE}) {
             pass.mode = mode;
-            pass.sensing = mode == Mode.DENSE && pass.selection != null && pass.selection.senses();
+            pass.sensing = mode == Mode.DENSE && pass.senses();
+            if (mode == Mode.SPARSE && pass.attentionSelection != null) {
+                // Most lists: what makes them needs most then.
+                pass.samples = Math.min(pass.capacity, pass.attentionSelection.mostSamples());
+                pass.attentionSelection.begin(pass.samples);
+            }
             pass.layersForward();
             if (shape.training()) {
                 pass.addLossAndGradients(scalar, scalar, grad);
@@ -201,6 +208,14 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         pass.logits(descriptions.allocate(MemoryPlan.Kind.WORKSPACE, "logits", DType.F32, pass.capacity,
                 config(model).vocabSize()));
         return planning.workspaceBytes();
+    }
+
+    private boolean hasLists() {
+        return selection != null || attentionSelection != null;
+    }
+
+    private boolean senses() {
+        return selection != null && selection.senses() || attentionSelection != null && attentionSelection.senses();
     }
 
     private static OptConfig config(Opt model) {
@@ -215,13 +230,6 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, model.dtype(), capacity, width);
     }
 
-    private @Nullable Tensor pooledFor(String name, int poolRows) {
-        return poolRows == 0
-                ? null
-                : buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, DType.F32, Math.ceilDiv(capacity, poolRows),
-                        config.hiddenSize());
-    }
-
     /** The first layer whose activation gets a gradient; one past the last, or more, where none does. */
     private int firstMlpGradient() {
         boolean reached = hasAny(lowest, QKV) || hasAny(lowest, OUT) || hasAny(lowest, FC1);
@@ -229,7 +237,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
     }
 
     private boolean hasAny(int layer, List<String> kinds) {
-        return adapters.has(layer, kinds);
+        return layer < config.numHiddenLayers() && adapters.has(layer, kinds);
     }
 
     private List<Site> sitesOf(int layer) {
@@ -269,13 +277,17 @@ final class OptPass implements ModelPass, OptMlp.Batch {
 
     @Override
     public void load(Batch batch, @Nullable DropoutSeed dropout, Mode wanted) {
-        if (wanted == Mode.SPARSE && selection == null) {
+        if (wanted == Mode.SPARSE && !hasLists()) {
             throw new IllegalStateException("expected a pass that was opened to choose blocks, found a dense one");
         }
         mode = wanted;
         upload(batch);
-        if (mode == Mode.SPARSE) {
+        if (mode == Mode.SPARSE && selection != null) {
             selection.draw(dropout);
+        }
+        if (mode == Mode.SPARSE && attentionSelection != null) {
+            attentionSelection.begin(samples);
+            attentionSelection.prepare(dropout);
         }
         dropping = dropout != null && adapter != null && adapter.config().loraDropout() > 0;
         adapters.setDropping(dropping);
@@ -289,15 +301,18 @@ final class OptPass implements ModelPass, OptMlp.Batch {
     /**
      * @param dropping whether dropout is drawn; its seed lies on the device
      * @param tightness what is asked of lists beyond their layers' coverage
+     * @param attentionLists whether heads attend by lists
      */
     private record Signature(int tokens, int supervised, int samples, int maxSeqlen, boolean dropping, Mode mode,
-            int tightness) {
+            int tightness, boolean attentionLists, int attentionTightness) {
     }
 
     @Override
     public Object signature() {
+        boolean sparse = mode == Mode.SPARSE;
+        boolean lists = sparse && attentionSelection != null && attentionSelection.isActive();
         return new Signature(m, supervised, samples, maxSeqlen, dropping, mode,
-                mode == Mode.SPARSE ? selection.tightness() : 0);
+                sparse && selection != null ? selection.tightness() : 0, lists, lists ? attentionSelection.tightness() : 0);
     }
 
     @Override
@@ -389,13 +404,10 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         Tensor attentionInput = input;
         if (pre) {
             attentionInput = top(b.norm1);
-            norm(input, w.attentionNorm(), attentionInput, b.mean1, b.rstd1, attentionPooling(i));
+            norm(input, w.attentionNorm(), attentionInput, b.mean1, b.rstd1, attention.pooling(i, attentionRun()));
         }
         linear(i, QKV, attentionInput, w.qkv(), top(b.qkv), null);
-        buffers.run(new AttentionForward(
-                attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b),
-                borders(), borders(), maxSeqlen, null));
-        observeAttention(i);
+        attention.forward(i, b, attentionRun());
         linear(i, OUT, top(b.attention), w.out(), middle, input);
         Tensor mlpInput;
         Tensor mlpResidual;
@@ -408,58 +420,37 @@ final class OptPass implements ModelPass, OptMlp.Batch {
             mlpResidual = mlpInput;
             norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1, pooling(i));
         }
-        if (sensing) {
+        boolean senses = sensing && selection != null && selection.senses();
+        if (senses) {
             selection.beginSensing(i, m);
         }
         mlp.forward(i, mlpInput, mlpResidual, pre ? output : top(b.sum2), mode == Mode.SPARSE && !sensing,
                 look(i, mlpInput));
-        if (sensing) {
+        if (senses) {
             selection.endSensing(i, m);
         }
         if (!pre) {
             // Which the next layer's queries and keys are made of.
             norm(top(b.sum2), w.mlpNorm(), output, b.mean2, b.rstd2,
-                    i + 1 < layers.length ? attentionPooling(i + 1) : null);
+                    i + 1 < layers.length ? attention.pooling(i + 1, attentionRun()) : null);
         }
     }
 
-    private boolean observesAttention() {
-        return attentionObserver != null && mode == Mode.DENSE && !sensing;
-    }
-
-    private @Nullable Pooling attentionPooling(int layer) {
-        return attentionPooled == null || !observesAttention()
-                ? null
-                : pooling(attentionPooled, attentionObserver.poolRows());
-    }
-
-    private void observeAttention(int i) {
-        if (observesAttention() && !buffers.isPlanning()) {
-            LayerBuffers b = layers[i];
-            boolean normed = config.doLayerNormBefore() || i > 0;
-            attentionObserver.afterAttention(i, new AttentionObserver.Seen(
-                    attentionPooled == null || !normed ? null : pooledRows(attentionPooled, attentionObserver.poolRows()),
-                    part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), lse(b), borders(), maxSeqlen, validRows()));
-        }
-    }
-
-    private Pooling pooling(Tensor target, int poolRows) {
-        return new Pooling(pooledRows(target, poolRows), poolRows, validRows());
-    }
-
-    private Tensor pooledRows(Tensor target, int poolRows) {
-        return target.slice(0, 0, Math.ceilDiv(m, poolRows));
+    private OptAttention.Run attentionRun() {
+        return sensing
+                ? OptAttention.Run.SENSING
+                : mode == Mode.SPARSE ? OptAttention.Run.SPARSE : OptAttention.Run.DENSE;
     }
 
     private OptMlp.@Nullable Look look(int i, Tensor mlpInput) {
         if (sensing) {
-            return (band, activation) -> selection.sense(i, band, activation, band.of(reluMasks[i]), validRows(band), m);
+            return selection == null || !selection.senses() ? null : (band, activation) -> selection.sense(i, band, activation, band.of(reluMasks[i]), validRows(band), m);
         }
         if (observer == null || buffers.isPlanning() || mode == Mode.SPARSE) {
             return null;
         }
         return (band, activation) -> observer.afterFc1(i, mlpInput,
-                pooled == null ? null : pooledRows(pooled, observer.poolRows()), activation,
+                pooled == null ? null : pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())), activation,
                 top(reluMasks[i]), validRows());
     }
 
@@ -474,9 +465,11 @@ final class OptPass implements ModelPass, OptMlp.Batch {
 
     private @Nullable Pooling pooling(int layer) {
         if (mode == Mode.SPARSE && !sensing) {
-            return selection.pooling(layer, m, config.hiddenSize(), validRows());
+            return selection == null ? null : selection.pooling(layer, m, config.hiddenSize(), validRows());
         }
-        return pooled == null ? null : pooling(pooled, observer.poolRows());
+        return pooled == null
+                ? null
+                : new Pooling(pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())), observer.poolRows(), validRows());
     }
 
     /** d = x Wᵀ + bias + adapters' terms + residual. Kinds lie side by side in d's columns. */
@@ -490,22 +483,14 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         return new Band(0, 0, m);
     }
 
-    private Tensor borders() {
+    @Override
+    public long maxSeqlen() {
+        return maxSeqlen;
+    }
+
+    @Override
+    public Tensor borders() {
         return cuSeqlens.slice(0, 0, samples + 1L);
-    }
-
-    private Tensor heads(Tensor matrix) {
-        return matrix.splitLast(config.headDim());
-    }
-
-    /** q, k or v: [m, heads, headDim] of a [m, 3 h] buffer. */
-    private Tensor part(Tensor qkv, int index) {
-        long h = config.hiddenSize();
-        return heads(top(qkv).slice(1, index * h, (index + 1) * h));
-    }
-
-    private Tensor lse(LayerBuffers b) {
-        return b.lse.slice(0, 0, (long) config.numAttentionHeads() * m).reshape(config.numAttentionHeads(), m);
     }
 
     private Tensor headInput() {
@@ -578,10 +563,7 @@ final class OptPass implements ModelPass, OptMlp.Batch {
             return;
         }
         product(dx, w.out(), terms, null, block);
-        buffers.run(new AttentionBackward(
-                attentionScale, part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2), heads(top(b.attention)), lse(b),
-                heads(block),
-                part(dQkv, 0), part(dQkv, 1), part(dQkv, 2), borders(), maxSeqlen, null, buffers.workspace()));
+        attention.backward(i, b, block, top(dQkv), attentionRun());
         if (pre && hasAny(i, QKV)) {
             norm(top(x[i]), w.attentionNorm(), top(b.norm1), b.mean1, b.rstd1);
         }
@@ -614,10 +596,28 @@ final class OptPass implements ModelPass, OptMlp.Batch {
 
     @Override
     public @Nullable BlockChoice blockChoice() {
-        return selection == null ? null : new Choice();
+        return selection == null ? null : new MlpChoice();
     }
 
-    private final class Choice implements BlockChoice {
+    @Override
+    public @Nullable BlockChoice attentionChoice() {
+        return attentionSelection == null ? null : new AttentionChoice();
+    }
+
+    @Override
+    public void sense() {
+        if (!senses()) {
+            throw new IllegalStateException("expected a pass opened to sense its coverage, found one without");
+        }
+        sensing = true;
+        try {
+            layersForward();
+        } finally {
+            sensing = false;
+        }
+    }
+
+    private final class MlpChoice implements BlockChoice {
         @Override
         public boolean isSparse(int layer) {
             return selection.isSparse(layer);
@@ -629,17 +629,6 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         }
 
         @Override
-        public void sense() {
-            selection.requireSensing();
-            sensing = true;
-            try {
-                layersForward();
-            } finally {
-                sensing = false;
-            }
-        }
-
-        @Override
         public double[] coverage() {
             selection.requireSensing();
             return selection.coverage(m);
@@ -648,6 +637,29 @@ final class OptPass implements ModelPass, OptMlp.Batch {
         @Override
         public void tighten(int steps) {
             selection.tighten(steps);
+        }
+    }
+
+    private final class AttentionChoice implements BlockChoice {
+        @Override
+        public boolean isSparse(int layer) {
+            return attentionSelection.isSparse(layer);
+        }
+
+        @Override
+        public Tensor summaries() {
+            return attentionSelection.summaries();
+        }
+
+        @Override
+        public double[] coverage() {
+            attentionSelection.requireSensing();
+            return attentionSelection.coverage();
+        }
+
+        @Override
+        public void tighten(int steps) {
+            attentionSelection.tighten(steps);
         }
     }
 

@@ -34,7 +34,8 @@ final class Checkpoints {
     private static final JsonMapper JSON = new JsonMapper();
 
     /** Where a run stands: all that the next step depends on beside the tensors. */
-    record State(int step, int epoch, int index, long seed, long microBatch, int tightness, String settings) {
+    record State(int step, int epoch, int index, long seed, long microBatch, int tightness, int attentionTightness,
+            String settings) {
     }
 
     private Checkpoints() {
@@ -50,6 +51,7 @@ final class Checkpoints {
         json.put("seed", state.seed());
         json.put("micro_batch", state.microBatch());
         json.put("tightness", state.tightness());
+        json.put("attention_tightness", state.attentionTightness());
         json.put("settings", state.settings());
         String text = JSON.writerWithDefaultPrettyPrinter().writeValueAsString(json) + "\n";
         AtomicFiles.writeFolder(folder, whole -> {
@@ -130,6 +132,7 @@ final class Checkpoints {
             return new State(json.required("step").intValue(), json.required("epoch").intValue(),
                     json.required("index").intValue(), json.required("seed").longValue(),
                     json.required("micro_batch").longValue(), json.path("tightness").asInt(0),
+                    json.path("attention_tightness").asInt(0),
                     json.required("settings").stringValue());
         } catch (JacksonException broken) {
             throw new TrainingException(file + ": expected a checkpoint's state: " + broken.getOriginalMessage(), broken);

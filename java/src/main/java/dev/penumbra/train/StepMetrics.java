@@ -10,15 +10,22 @@ import org.jspecify.annotations.Nullable;
  * @param gradNorm global norm before clipping
  * @param realTokens tokens that are no padding
  * @param stepMs wall time
- * @param sparsity what a sparse step kept; null in a dense one
+ * @param sparsity what a sparse step kept of its MLPs' blocks; null where they are dense
+ * @param attention what a sparse step kept of its attention's blocks; null where it is dense
  */
 public record StepMetrics(
         int step, double loss, double lr, double gradNorm, int realTokens, double tokensPerSecond, double stepMs,
-        @Nullable StepSparsity sparsity) {
+        @Nullable StepSparsity sparsity, @Nullable StepSparsity attention) {
+
+    /** Of a step whose attention is dense. */
+    public StepMetrics(int step, double loss, double lr, double gradNorm, int realTokens, double tokensPerSecond,
+            double stepMs, @Nullable StepSparsity sparsity) {
+        this(step, loss, lr, gradNorm, realTokens, tokensPerSecond, stepMs, sparsity, null);
+    }
 
     /** Of a dense step. */
     public StepMetrics(int step, double loss, double lr, double gradNorm, int realTokens, double tokensPerSecond,
             double stepMs) {
-        this(step, loss, lr, gradNorm, realTokens, tokensPerSecond, stepMs, null);
+        this(step, loss, lr, gradNorm, realTokens, tokensPerSecond, stepMs, null, null);
     }
 }

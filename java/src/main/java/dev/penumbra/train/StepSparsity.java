@@ -4,9 +4,10 @@ import java.util.List;
 import java.util.OptionalDouble;
 
 /**
- * Which part of its MLPs' blocks a step computed, of its last micro-batch. A dense layer keeps and covers 1.
+ * Which part of its blocks a step computed, of its MLPs' or of its attention's, of its last micro-batch. A dense layer keeps
+ * and covers 1.
  *
- * @param kept the part of the blocks, by layer
+ * @param kept the part of the blocks, by layer; attention's are counted on and below the diagonals
  * @param covered their part of the scores that they were chosen by, by layer
  * @param cut the part of a layer's lists that wanted more blocks than fit, by layer
  * @param trueCoverage where the step measured it: the lists' part of the true mass, by layer; else empty

@@ -1,5 +1,6 @@
 package dev.penumbra.train;
 
+import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.SparsityConfig;
 import java.nio.file.Path;
 import org.jspecify.annotations.Nullable;
@@ -17,6 +18,7 @@ import org.jspecify.annotations.Nullable;
  * @param output where the adapter and checkpoints go; null: nothing is written
  * @param baseModel the base model's name or path, written into the adapter's configuration
  * @param sparsity which blocks of MLP neurons steps compute; evaluations are dense
+ * @param attention which blocks of keys steps attend to; sparse and sensed in the same steps as the MLPs
  */
 public record TrainConfig(
         int steps,
@@ -37,7 +39,8 @@ public record TrainConfig(
         @Nullable Path output,
         String baseModel,
         boolean resume,
-        SparsityConfig sparsity) {
+        SparsityConfig sparsity,
+        AttentionConfig attention) {
 
     public TrainConfig {
         require(steps >= 0, "steps of 0 or more", steps);
@@ -51,6 +54,28 @@ public record TrainConfig(
         require(gradAccum >= 1, "micro-batches of 1 or more a step", gradAccum);
         require(evalEvery >= 0, "steps between evaluations of 0 or more", evalEvery);
         require(saveEvery >= 0, "steps between checkpoints of 0 or more", saveEvery);
+        if (!sparsity.isOff() && !attention.isOff()) {
+            require(sparsity.denseWarmup() == attention.denseWarmup(),
+                    "one dense warm-up of MLPs and attention, which is " + sparsity.denseWarmup(), attention.denseWarmup());
+            require(sparsity.senseEvery() == attention.senseEvery(),
+                    "MLPs and attention measured together, every " + sparsity.senseEvery() + " steps",
+                    attention.senseEvery());
+        }
+    }
+
+    /** Part of the steps that come first and are dense. */
+    public double denseWarmup() {
+        return sparsity.isOff() ? attention.denseWarmup() : sparsity.denseWarmup();
+    }
+
+    /** Steps between those whose true coverage is measured; 0: none is. */
+    public int senseEvery() {
+        return sparsity.isOff() ? attention.senseEvery() : sparsity.senseEvery();
+    }
+
+    /** Whether every step is dense. */
+    public boolean isDense() {
+        return sparsity.isOff() && attention.isOff();
     }
 
     private static void require(boolean holds, String expected, Object found) {
@@ -84,6 +109,7 @@ public record TrainConfig(
         private String baseModel = "";
         private boolean resume;
         private SparsityConfig sparsity = SparsityConfig.OFF;
+        private AttentionConfig attention = AttentionConfig.OFF;
 
         public Builder steps(int value) {
             steps = value;
@@ -180,11 +206,16 @@ public record TrainConfig(
             return this;
         }
 
+        public Builder attention(AttentionConfig value) {
+            attention = value;
+            return this;
+        }
+
         public TrainConfig build() {
             return new TrainConfig(
                     steps, epochs, batchSize, seqLen, lr, schedule, warmupSteps, weightDecay, clip, gradAccum, seed, shuffle,
                     pack,
-                    evalEvery, saveEvery, output, baseModel, resume, sparsity);
+                    evalEvery, saveEvery, output, baseModel, resume, sparsity, attention);
         }
     }
 }

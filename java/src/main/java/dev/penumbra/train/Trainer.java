@@ -17,6 +17,7 @@ import dev.penumbra.model.ModelPass.DropoutSeed;
 import dev.penumbra.model.ModelPass.Mode;
 import dev.penumbra.model.PassOptions;
 import dev.penumbra.model.PassShape;
+import dev.penumbra.predict.AttentionExposure;
 import dev.penumbra.predict.MlpExposure;
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -51,6 +52,7 @@ public final class Trainer {
     private final int totalSteps;
     private final List<StepListener> listeners = new ArrayList<>();
     private @Nullable MlpExposure exposure;
+    private @Nullable AttentionExposure attentionExposure;
     private @Nullable PassOptions options;
     private volatile boolean cancelled;
 
@@ -78,9 +80,16 @@ public final class Trainer {
         return this;
     }
 
-    /** What calibration has found out about the model, for the policies that use it; the model is loaded in its order. */
+    /** What calibration has found out about the model's MLPs, for the policies that use it; the model is loaded in its order. */
     public Trainer exposure(@Nullable MlpExposure found) {
         exposure = found;
+        options = null;
+        return this;
+    }
+
+    /** What calibration has found out about the model's attention, for the policies that use it. */
+    public Trainer attentionExposure(@Nullable AttentionExposure found) {
+        attentionExposure = found;
         options = null;
         return this;
     }
@@ -99,9 +108,11 @@ public final class Trainer {
     private PassOptions options() {
         if (options == null) {
             try {
-                options = config.sparsity().isOff()
-                        ? PassOptions.DENSE
-                        : PassOptions.sparse(SparsityPlanner.plan(model, config.sparsity(), exposure));
+                options = PassOptions.sparse(
+                        config.sparsity().isOff() ? null : SparsityPlanner.plan(model, config.sparsity(), exposure),
+                        config.attention().isOff()
+                                ? null
+                                : AttentionPlanner.plan(model, config.attention(), config.seqLen(), attentionExposure));
             } catch (IOException failure) {
                 throw new UncheckedIOException(failure.getMessage(), failure);
             }
@@ -141,7 +152,11 @@ public final class Trainer {
                 + config.pack()
                 + " samples=" + data.size() + " data=" + Long.toHexString(checksum()) + " dtype=" + model.dtype()
                 + " sparsity=" + config.sparsity().describe()
-                + (config.sparsity().isOff() || exposure == null ? "" : " calibration=" + exposure.identity());
+                + (config.sparsity().isOff() || exposure == null ? "" : " calibration=" + exposure.identity())
+                + (config.attention().isOff() ? "" : " attention=" + config.attention().describe())
+                + (config.attention().isOff() || attentionExposure == null
+                        ? ""
+                        : " attention_calibration=" + attentionExposure.identity());
     }
 
     /** CRC32C over the samples: a resumed run goes on with the same ones. */
@@ -201,7 +216,7 @@ public final class Trainer {
             this.arena = arena;
             state = OptimizerState.allocate(arena, adapter, config);
             pass = model.openPass(arena, adapter, shape(), options());
-            sparsity = pass.blockChoice() == null ? null : new SparseSteps(config.sparsity(), pass, totalSteps);
+            sparsity = SparseSteps.of(config, pass, totalSteps);
         }
 
         @Nullable
@@ -265,14 +280,14 @@ public final class Trainer {
             microBatch = saved.microBatch();
             batches.seek(saved.epoch(), saved.index());
             if (sparsity != null) {
-                sparsity.setTightness(saved.tightness());
+                sparsity.setTightness(saved.tightness(), saved.attentionTightness());
             }
         }
 
         /** A step that the device may still be computing. */
         private record Enqueued(
                 int step, double lr, int supervised, int realTokens, long start, Readback loss, Readback gradNorm,
-                @Nullable Readback lists, List<Double> trueCoverage) {
+                SparseSteps.@Nullable Asked lists) {
 
             boolean isDone() {
                 return gradNorm.isDone();
@@ -313,15 +328,14 @@ public final class Trainer {
                 pass.load(micro.get(i), new DropoutSeed(config.seed(), microBatch++), sparse ? Mode.SPARSE : Mode.DENSE);
                 boolean last = i == micro.size() - 1;
                 if (senses && last) {
-                    pass.blockChoice().sense();
+                    sparsity.sense();
                 }
                 runMicroBatch(i == 0, last, sparse ? Mode.SPARSE : Mode.DENSE);
             }
-            Readback lists = sparse ? backend.read(pass.blockChoice().summaries()) : null;
+            SparseSteps.Asked lists = sparse ? sparsity.ask(backend, senses) : null;
             Readback loss = backend.read(state.loss);
             Readback gradNorm = backend.read(state.gradNorm);
-            return new Enqueued(step, lr, supervised, realTokens, start, loss, gradNorm, lists,
-                    senses ? sparsity.measure() : List.of());
+            return new Enqueued(step, lr, supervised, realTokens, start, loss, gradNorm, lists);
         }
 
         private void runMicroBatch(boolean first, boolean last, Mode mode) {
@@ -364,9 +378,10 @@ public final class Trainer {
             long now = System.nanoTime();
             double ms = (now - Math.max(enqueued.start(), delivered)) / 1e6;
             delivered = now;
+            SparseSteps.Asked lists = enqueued.lists();
             StepMetrics metrics = new StepMetrics(enqueued.step(), mean, enqueued.lr(), norm, enqueued.realTokens(),
-                    enqueued.realTokens() / (ms / 1e3), ms,
-                    enqueued.lists() == null ? null : sparsity.told(enqueued.lists().floats(), enqueued.trueCoverage()));
+                    enqueued.realTokens() / (ms / 1e3), ms, lists == null ? null : sparsity.mlp(lists),
+                    lists == null ? null : sparsity.attention(lists));
             listeners.forEach(listener -> listener.onStep(metrics));
             return metrics;
         }
@@ -383,7 +398,8 @@ public final class Trainer {
                 return;
             }
             Checkpoints.State reached = new Checkpoints.State(step, batches.epoch(), batches.index(), config.seed(),
-                    microBatch, sparsity == null ? 0 : sparsity.tightness(), settings());
+                    microBatch, sparsity == null ? 0 : sparsity.mlpTightness(),
+                    sparsity == null ? 0 : sparsity.attentionTightness(), settings());
             Path folder = Checkpoints.save(config.output(), adapter, config.baseModel(), state.m, state.v, reached);
             listeners.forEach(l -> l.onSave(step, folder));
         }

@@ -239,7 +239,7 @@ class SparsePassTest {
             MlpSparsity some = f.fixed(pass, 0, 3);
             ModelPass open = f.open(some);
             open.load(f.batch(), null, Mode.SPARSE);
-            open.blockChoice().sense();
+            open.sense();
             f.run(open, Mode.SPARSE, null);
             double[] measured = open.blockChoice().coverage();
             double[] expected = coverage(f, some, pass, 0, 3);
@@ -248,7 +248,7 @@ class SparsePassTest {
             MlpSparsity predicted = f.sparsity(SparseFixture.config(SelectionPolicy.PREDICTED, pass, 1, 0.4, rows));
             ModelPass other = f.open(predicted);
             other.load(f.batch(), null, Mode.SPARSE);
-            other.blockChoice().sense();
+            other.sense();
             f.run(other, Mode.SPARSE, null);
             for (double c : other.blockChoice().coverage()) {
                 assertThat(c).isBetween(0.05, 0.95);
@@ -349,7 +349,7 @@ class SparsePassTest {
             SparsityConfig config = new SparsityConfig(SelectionPolicy.ORACLE, Pass.BOTH, 0.5, 1, 32, 0, 0, 0, false);
             ModelPass pass = f.open(f.sparsity(config));
             pass.load(f.batch(), null, Mode.SPARSE);
-            assertThatThrownBy(() -> pass.blockChoice().sense()).isInstanceOf(IllegalStateException.class)
+            assertThatThrownBy(() -> pass.sense()).isInstanceOf(IllegalStateException.class)
                     .hasMessageContaining("senseEvery=0");
             assertThatThrownBy(() -> SparsityPlanner.plan(f.model,
                     SparseFixture.config(SelectionPolicy.PREDICTED, Pass.BOTH, 0.9, 1, 0), null))

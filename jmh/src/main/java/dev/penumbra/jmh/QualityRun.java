@@ -169,7 +169,7 @@ final class QualityRun {
             BlockChoice choice = gradients.pass.blockChoice();
             for (Batch batch : batches) {
                 gradients.pass.load(batch, new ModelPass.DropoutSeed(1, 0), Mode.SPARSE);
-                choice.sense();
+                gradients.pass.sense();
                 gradients.run(batch);
                 double[] covered = choice.coverage();
                 float[] summaries = download(gradients.backend, choice.summaries());

@@ -1,0 +1,480 @@
+package dev.penumbra.model;
+
+import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.op.AttentionBlocks;
+import dev.penumbra.backend.op.AttentionMass;
+import dev.penumbra.backend.op.Convert;
+import dev.penumbra.backend.op.LayerNormForward.Pooling;
+import dev.penumbra.backend.op.PredictAttention;
+import dev.penumbra.backend.op.SelectAttention;
+import dev.penumbra.backend.op.SelectBlocks;
+import dev.penumbra.predict.AttentionConfig;
+import dev.penumbra.predict.AttentionPolicy;
+import dev.penumbra.predict.AttentionPredictor;
+import dev.penumbra.predict.AttentionSparsity;
+import dev.penumbra.predict.SparsityConfig.Pass;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Tensor;
+import java.lang.foreign.Arena;
+import java.util.Arrays;
+import java.util.IdentityHashMap;
+import java.util.Map;
+import java.util.SplittableRandom;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Which blocks of keys the heads of a pass attend to: the lists, on the device, and what they are chosen by. Nothing here
+ * reads the device, but {@link #coverage}.
+ *
+ * <p>Lists have room for as many samples as there are blocks. A batch of more, which are shorter than a block on average, is
+ * computed without lists, and so is one whose samples are all short: there is nothing to skip.
+ */
+final class AttentionSelection {
+
+    /** Samples' true masses from every so-manieth query: on a device that waits for nobody they cost what they read. */
+    private static final int DEVICE_QUERY_STRIDE = 16;
+    /** Where masses are cheap beside what they save, more of the queries are asked: a quarter of one of seven products. */
+    private static final int HOST_QUERY_STRIDE = 4;
+    /** Odd, so that steps that follow each other draw from far apart. */
+    private static final long STEP_MIX = 0x9E3779B97F4A7C15L;
+    /** Unlike what MLPs draw from the same seed. */
+    private static final long ATTENTION_MIX = 0xD1B54A32D192ED03L;
+
+    private static final MemoryPlan.Kind KIND = MemoryPlan.Kind.ACTIVATIONS;
+
+    private final AttentionSparsity sparsity;
+    private final AttentionConfig config;
+    private final Backend backend;
+    private final Buffers buffers;
+    private final Batch batch;
+    private final int heads;
+    private final int width;
+    private final int slotCapacity;
+    private final int mostSamples;
+    private final float scale;
+    private final LayerState[] layers;
+    private final Tensor summaries;
+    /** What a layer whose lists nobody made has kept, covered and cut. */
+    private final Tensor stagedAll;
+    private final @Nullable Tensor mass;
+    private final @Nullable Tensor pooled;
+    private final int hidden;
+    private final boolean normBeforeFirst;
+    private final @Nullable Tensor stagedTable;
+    private final Map<float[], Tensor> tables = new IdentityHashMap<>();
+    private int tightness;
+    private boolean active;
+
+    /** What a pass knows of the loaded batch. */
+    interface Batch {
+        int rows();
+
+        /** i32 [samples + 1] on the device. */
+        Tensor borders();
+
+        long maxSeqlen();
+
+        /** i32 [1] on the device: rows of the batch that are no padding. */
+        Tensor validRows();
+    }
+
+    /** Room for one layer's lists. */
+    private record Lists(Tensor indices, Tensor counts, Tensor transposedIndices, Tensor transposedCounts, Tensor order) {
+    }
+
+    /** One layer's, on the device. */
+    private static final class LayerState {
+        private final AttentionSparsity.Layer given;
+        private final Lists lists;
+        private final Tensor summary;
+        private @Nullable Tensor budgets;
+        private @Nullable Tensor table;
+        private @Nullable Tensor a;
+        private @Nullable Tensor bias;
+        private @Nullable Tensor distance;
+        private @Nullable Tensor sensed;
+
+        LayerState(AttentionSparsity.Layer given, Lists lists, Tensor summary) {
+            this.given = given;
+            this.lists = lists;
+            this.summary = summary;
+        }
+    }
+
+    /**
+     * @param batch what is loaded, whenever lists are made
+     * @param firstGradient layers before it have no backward pass through their attention
+     */
+    AttentionSelection(AttentionSparsity sparsity, Backend backend, Buffers buffers, Batch batch, PassShape shape,
+            OptConfig model, int firstGradient) {
+        this.sparsity = sparsity;
+        this.config = sparsity.config();
+        this.backend = backend;
+        this.buffers = buffers;
+        this.batch = batch;
+        heads = sparsity.heads();
+        hidden = model.hiddenSize();
+        normBeforeFirst = model.doLayerNormBefore();
+        scale = model.attentionScale();
+        width = sparsity.width();
+        if (heads != model.numAttentionHeads() || sparsity.layers().size() != model.numHiddenLayers()) {
+            throw new ModelException("expected sparse attention of " + model.numHiddenLayers() + " layers of "
+                    + model.numAttentionHeads() + " heads, found " + sparsity.layers().size() + " of " + heads);
+        }
+        if ((long) width * config.blockSize() < shape.maxSeqlen()) {
+            throw new ModelException("expected lists of attention blocks for samples of up to " + shape.maxSeqlen()
+                    + " tokens, found room for " + width + " blocks of " + config.blockSize());
+        }
+        int capacity = shape.capacity();
+        mostSamples = mostSamples(capacity, config.blockSize());
+        slotCapacity = Math.toIntExact(AttentionBlocks.slots(capacity, mostSamples, config.blockSize()));
+        int count = sparsity.layers().size();
+        summaries = buffers.allocate(KIND, "attention summaries", DType.F32, count, SelectBlocks.SUMMARY_SIZE);
+        stagedAll = buffers.stage("staged attention summaries", DType.F32, count, SelectBlocks.SUMMARY_SIZE);
+        layers = new LayerState[count];
+        Lists shared = null;
+        int pooledRows = 0;
+        boolean anyMass = false;
+        for (int i = 0; i < count; i++) {
+            if (sparsity.isDense(i) || isBackwardOnly() && i < firstGradient) {
+                continue;
+            }
+            if (!keepsLists(i, firstGradient) && shared == null) {
+                shared = lists("shared ");
+            }
+            layers[i] = state(i, keepsLists(i, firstGradient) ? lists("layers." + i + ".") : shared);
+            AttentionPredictor predictor = layers[i].given.predictor();
+            pooledRows = Math.max(pooledRows,
+                    predictor == null ? 0 : Math.ceilDiv(capacity, predictor.poolRows()));
+            anyMass |= config.policy().readsScores() || predictor != null;
+        }
+        mass = anyMass ? masses("attention mass") : null;
+        pooled = pooledRows == 0
+                ? null
+                : buffers.allocate(KIND, "pooled for attention's predictors", DType.F32, (long) pooledRows * hidden);
+        stagedTable = config.policy() == AttentionPolicy.RANDOM
+                ? buffers.stage("staged attention table", DType.F32, heads, width, width)
+                : null;
+        if (!buffers.isPlanning()) {
+            float[] all = new float[count * SelectBlocks.SUMMARY_SIZE];
+            for (int i = 0; i < count; i++) {
+                all[i * SelectBlocks.SUMMARY_SIZE] = 1;
+                all[i * SelectBlocks.SUMMARY_SIZE + 1] = 1;
+            }
+            stagedAll.copyFrom(all);
+        }
+    }
+
+    /** One sample a block, and as many as batches are told apart by. */
+    private static int mostSamples(int capacity, int blockSize) {
+        int blocks = Math.ceilDiv(capacity, blockSize);
+        return Math.ceilDiv(blocks, OptPass.SIGNATURE_SAMPLES) * OptPass.SIGNATURE_SAMPLES;
+    }
+
+    /** Whether a layer's lists are read after another layer's are made. */
+    private boolean keepsLists(int layer, int firstGradient) {
+        boolean madeInForward = !isBackwardOnly() || sparsity.layers().get(layer).predictor() != null;
+        return senses() || madeInForward && layer >= firstGradient;
+    }
+
+    private Lists lists(String at) {
+        long rows = (long) heads * slotCapacity;
+        return new Lists(
+                buffers.allocate(KIND, at + "attention blocks", DType.I32, rows * width),
+                buffers.allocate(KIND, at + "attention block counts", DType.I32, rows),
+                buffers.allocate(KIND, at + "transposed attention blocks", DType.I32, rows * width),
+                buffers.allocate(KIND, at + "transposed attention block counts", DType.I32, rows),
+                buffers.allocate(KIND, at + "order of attention blocks", DType.I32, 2 * rows));
+    }
+
+    private Tensor masses(String name) {
+        return buffers.allocate(KIND, name, DType.F32, (long) heads * slotCapacity * width);
+    }
+
+    private LayerState state(int i, Lists lists) {
+        AttentionSparsity.Layer given = sparsity.layers().get(i);
+        String at = "layers." + i + ".";
+        LayerState state = new LayerState(given, lists,
+                summaries.slice(0, i, i + 1L).reshape(SelectBlocks.SUMMARY_SIZE));
+        if (given.budgets() != null) {
+            state.budgets = constant(at + "attention budgets", given.budgets(), heads);
+        }
+        switch (config.policy()) {
+            case ALL, STATIC, BIGBIRD, LONGFORMER -> state.table = table(i, given);
+            case RANDOM -> state.table = buffers.allocate(KIND, at + "attention table", DType.F32, heads, width, width);
+            case PREDICTED -> {
+                AttentionPredictor p = given.predictor();
+                if (p == null) {
+                    throw new ModelException("layer " + i + ": expected a predictor of attention, found none");
+                }
+                if (i == 0 && !normBeforeFirst) {
+                    throw new ModelException("layer 0: expected no predicted attention where no norm comes before it");
+                }
+                state.a = rounded(at + "attention predictor.a", p.a(), 2, heads, p.rank(), p.hidden());
+                state.bias = constant(at + "attention predictor.bias", p.bias(), 2, heads, p.rank());
+                state.distance = constant(at + "attention predictor.distance", columns(p.distance(), p.width()), heads,
+                        width);
+            }
+            default -> {
+            }
+        }
+        if (senses()) {
+            state.sensed = masses(at + "true attention mass");
+        }
+        return state;
+    }
+
+    /** Layers of equal tables share one. */
+    private Tensor table(int i, AttentionSparsity.Layer given) {
+        float[] values = given.table();
+        if (values == null) {
+            throw new ModelException("layer " + i + ": expected a table of its attention blocks' masses, found none");
+        }
+        return tables.computeIfAbsent(values,
+                table -> constant("layers." + i + ".attention table", table, heads, width, width));
+    }
+
+    /** The first {@link #width} columns of [heads, columns]. */
+    private float[] columns(float[] values, int columns) {
+        float[] first = new float[heads * width];
+        for (int h = 0; h < heads; h++) {
+            System.arraycopy(values, h * columns, first, h * width, width);
+        }
+        return first;
+    }
+
+    private Tensor constant(String name, float[] values, long... dims) {
+        Tensor device = buffers.allocate(KIND, name, DType.F32, dims);
+        upload(values, device);
+        return device;
+    }
+
+    private void upload(float[] values, Tensor device) {
+        if (!buffers.isPlanning()) {
+            try (Arena arena = Arena.ofConfined()) {
+                Tensor host = Tensor.allocate(arena, DType.F32, device.shape());
+                host.copyFrom(values);
+                backend.upload(host, device);
+            }
+        }
+    }
+
+    /** Rounded to bf16 by the backend. */
+    private Tensor rounded(String name, float[] values, long... dims) {
+        Tensor device = buffers.allocate(KIND, name, DType.BF16, dims);
+        if (!buffers.isPlanning()) {
+            try (Arena arena = Arena.ofShared()) {
+                Tensor exact = backend.allocate(arena, DType.F32, device.shape());
+                upload(values, exact);
+                backend.run(new Convert(exact, device));
+                backend.synchronize();
+            }
+        }
+        return device;
+    }
+
+    /** Whether the forward pass is dense. */
+    boolean isBackwardOnly() {
+        return config.pass() == Pass.BACKWARD;
+    }
+
+    /** Whether a layer has blocks to choose. */
+    boolean isSparse(int layer) {
+        return layers[layer] != null;
+    }
+
+    /** Most samples of a batch that lists are made for. */
+    int mostSamples() {
+        return mostSamples;
+    }
+
+    /** Decides whether lists are made for the batch that was loaded; else all of it is computed. */
+    void begin(int samples) {
+        long longest = batch.maxSeqlen();
+        active = samples <= mostSamples && longest > config.blockSize() && longest <= (long) width * config.blockSize();
+    }
+
+    /** Whether the loaded batch has lists. */
+    boolean isActive() {
+        return active;
+    }
+
+    /** Uploads what lists are drawn from, or what is told of a batch without any. */
+    void prepare(ModelPass.@Nullable DropoutSeed seed) {
+        if (!active) {
+            backend.upload(stagedAll, summaries);
+        } else if (stagedTable != null) {
+            draw(seed);
+        }
+    }
+
+    private int slots() {
+        return Math.toIntExact(AttentionBlocks.slots(batch.rows(), batch.borders().shape().size() - 1, config.blockSize()));
+    }
+
+    private Tensor masses(Tensor flat) {
+        int slots = slots();
+        return flat.slice(0, 0, (long) heads * slots * width).reshape(heads, slots, width);
+    }
+
+    /** A layer's lists for the loaded batch. */
+    AttentionBlocks blocks(int layer) {
+        Lists lists = layers[layer].lists;
+        int slots = slots();
+        long rows = (long) heads * slots;
+        return new AttentionBlocks(
+                lists.indices.slice(0, 0, rows * width).reshape(heads, slots, width),
+                lists.counts.slice(0, 0, rows).reshape(heads, slots),
+                lists.transposedIndices.slice(0, 0, rows * width).reshape(heads, slots, width),
+                lists.transposedCounts.slice(0, 0, rows).reshape(heads, slots),
+                lists.order.slice(0, 0, 2 * rows).reshape(2, rows), config.blockSize());
+    }
+
+    /** What the norm before a layer's queries and keys is to pool; null: nothing. */
+    @Nullable
+    Pooling pooling(int layer) {
+        if (pooled == null || !active || !isSparse(layer)) {
+            return null;
+        }
+        int rows = layers[layer].given.predictor().poolRows();
+        return new Pooling(pooledOf(rows), rows, batch.validRows());
+    }
+
+    private Tensor pooledOf(int poolRows) {
+        int rows = Math.ceilDiv(batch.rows(), poolRows);
+        return pooled.slice(0, 0, (long) rows * hidden).reshape(rows, hidden);
+    }
+
+    /** Whether a layer's lists are made by what the norm before it pools. */
+    boolean isPredicted() {
+        return config.policy() == AttentionPolicy.PREDICTED;
+    }
+
+    /** Whether lists are made by the true scores. */
+    boolean readsScores() {
+        return config.policy().readsScores();
+    }
+
+    /** Chooses by masses that are there before the layer's scores: those of a table, or of a predictor. */
+    void chooseBefore(int layer) {
+        LayerState state = layers[layer];
+        if (state.a == null) {
+            select(state, layer, null, state.table);
+            return;
+        }
+        int poolRows = state.given.predictor().poolRows();
+        Tensor target = masses(mass);
+        buffers.run(new PredictAttention(pooledOf(poolRows), poolRows, state.a, state.bias, state.distance,
+                batch.borders(), batch.rows(), batch.maxSeqlen(), config.blockSize(), target, buffers.workspace()));
+        select(state, layer, target, null);
+    }
+
+    /**
+     * Chooses by the true masses.
+     *
+     * @param lse of an exact forward pass
+     */
+    void chooseByScores(int layer, Tensor q, Tensor k, Tensor lse) {
+        // What skips in the forward pass is the ideal that others are measured against: of all queries.
+        int stride = !isBackwardOnly() ? 1 : backend.isAsynchronous() ? DEVICE_QUERY_STRIDE : HOST_QUERY_STRIDE;
+        Tensor target = masses(mass);
+        mass(q, k, lse, stride, target);
+        select(layers[layer], layer, target, null);
+    }
+
+    private void mass(Tensor q, Tensor k, Tensor lse, int stride, Tensor target) {
+        buffers.run(new AttentionMass(scale, q, k, lse, batch.borders(), batch.maxSeqlen(), config.blockSize(), stride,
+                target));
+    }
+
+    private void select(LayerState state, int layer, @Nullable Tensor by, @Nullable Tensor table) {
+        buffers.run(new SelectAttention(by, table, state.budgets, (float) askedCoverage(state.given.coverage()),
+                batch.borders(), batch.rows(), batch.maxSeqlen(), blocks(layer), state.summary, buffers.workspace()));
+    }
+
+    /** The coverage to ask for: what is left uncovered is halved by every second step of tightness. */
+    private double askedCoverage(double coverage) {
+        // At least a hair: a coverage of 0 is none.
+        return Math.max(1e-6, 1 - (1 - coverage) * Math.pow(2, -tightness / 2.0));
+    }
+
+    int tightness() {
+        return tightness;
+    }
+
+    void tighten(int steps) {
+        tightness = steps;
+    }
+
+    private void draw(ModelPass.@Nullable DropoutSeed seed) {
+        SplittableRandom random = new SplittableRandom(
+                ATTENTION_MIX ^ (seed == null ? 0 : seed.seed() ^ (seed.offset() + 1) * STEP_MIX));
+        float[] values = new float[Math.toIntExact(stagedTable.shape().size())];
+        for (LayerState state : layers) {
+            if (state != null) {
+                for (int i = 0; i < values.length; i++) {
+                    // In (0, 1]: a mass of 0 is never chosen.
+                    values[i] = (float) (1 - random.nextDouble() * 0.999);
+                }
+                stagedTable.copyFrom(values);
+                backend.upload(stagedTable, state.table);
+            }
+        }
+    }
+
+    boolean senses() {
+        return config.senseEvery() > 0;
+    }
+
+    /** @throws IllegalStateException when there is no room for measurements */
+    void requireSensing() {
+        if (!senses()) {
+            throw new IllegalStateException("expected a pass opened to sense its coverage, found " + config);
+        }
+    }
+
+    /** Keeps a layer's true masses of the loaded batch. */
+    void sense(int layer, Tensor q, Tensor k, Tensor lse) {
+        if (senses() && active && isSparse(layer)) {
+            mass(q, k, lse, 1, masses(layers[layer].sensed));
+        }
+    }
+
+    /** f32 [layers, 3], as {@link SelectAttention} writes it; rows of dense layers mean nothing. */
+    Tensor summaries() {
+        return summaries;
+    }
+
+    /** The part of the mass that was sensed last that the lists made since hold, by layer; 1 in dense layers. Waits. */
+    double[] coverage() {
+        double[] coverage = new double[layers.length];
+        Arrays.setAll(coverage, i -> active && isSparse(i) ? coverage(i) : 1);
+        return coverage;
+    }
+
+    private double coverage(int layer) {
+        try (Arena arena = Arena.ofConfined()) {
+            AttentionBlocks lists = blocks(layer);
+            float[] masses = host(arena, masses(layers[layer].sensed)).toFloats();
+            int[] counts = host(arena, lists.counts()).toInts();
+            int[] indices = host(arena, lists.indices()).toInts();
+            double all = 0;
+            double covered = 0;
+            for (float m : masses) {
+                all += m;
+            }
+            for (int list = 0; list < counts.length; list++) {
+                for (int n = 0; n < counts[list]; n++) {
+                    covered += masses[list * width + indices[list * width + n]];
+                }
+            }
+            return all == 0 ? 1 : covered / all;
+        }
+    }
+
+    private Tensor host(Arena arena, Tensor device) {
+        Tensor host = Tensor.allocate(arena, device.dtype(), device.shape());
+        backend.download(device, host);
+        return host;
+    }
+}
