@@ -29,15 +29,17 @@ import tools.jackson.databind.DeserializationFeature;
 import tools.jackson.databind.json.JsonMapper;
 
 /**
- * What a frozen model's MLPs use, found out over sample text: how neurons are ordered, how many blocks a layer needs, and
- * predictors of which. One safetensors file holds it, with a {@link Manifest} that names the model by its hash.
+ * What a frozen model uses, found out over sample text. Of its MLPs: how neurons are ordered, how many blocks a layer needs, and
+ * predictors of which; of its attention, where the text was long enough, what blocks weigh, layouts and predictors. One safetensors file holds it, with a {@link Manifest} that names the model by its hash.
  */
 public final class Calibration implements MlpExposure {
 
     /** The file within a calibration's folder. */
     public static final String FILE = "calibration.safetensors";
 
-    static final int VERSION = 1;
+    static final int VERSION = 2;
+    /** Without attention. */
+    private static final int OLDEST = 1;
     private static final String METADATA = "penumbra.calibration";
     /** Block sizes that kernels have. */
     private static final int[] BLOCK_SIZES = {32, 64, 128};
@@ -73,16 +75,23 @@ public final class Calibration implements MlpExposure {
 
     private final Manifest manifest;
     private final List<Layer> layers;
+    private final @Nullable AttentionCalibration attention;
     private final String identity;
 
-    Calibration(Manifest manifest, List<Layer> layers, String identity) {
+    Calibration(Manifest manifest, List<Layer> layers, @Nullable AttentionCalibration attention, String identity) {
         this.manifest = manifest;
         this.layers = List.copyOf(layers);
+        this.attention = attention;
         this.identity = identity;
     }
 
     public Manifest manifest() {
         return manifest;
+    }
+
+    /** What is known of attention; empty where the text had no sample of two blocks, and in files of version 1. */
+    public Optional<AttentionCalibration> attention() {
+        return Optional.ofNullable(attention);
     }
 
     @Override
@@ -206,6 +215,9 @@ public final class Calibration implements MlpExposure {
                 put(tensors, arena, at + "low_rank.", layer.lowRank());
                 layer.curves().forEach((size, values) -> tensors.put(at + "curves." + size, Tensor.of(arena, values)));
             }
+            if (attention != null) {
+                attention.put(tensors, arena);
+            }
             SafetensorsWriter.write(folder.resolve(FILE), tensors,
                     Map.of("format", "pt", METADATA, JSON.writeValueAsString(manifest)));
         }
@@ -256,7 +268,11 @@ public final class Calibration implements MlpExposure {
             for (int i = 0; i < manifest.layers().size(); i++) {
                 layers.add(layer(tensors, manifest, "layers." + i + "."));
             }
-            return new Calibration(manifest, layers, sha256(Files.readAllBytes(file)));
+            String identity = sha256(Files.readAllBytes(file));
+            AttentionCalibration attention = manifest.attention() == null
+                    ? null
+                    : AttentionCalibration.read(tensors, manifest.attention(), manifest.hidden(), identity);
+            return new Calibration(manifest, layers, attention, identity);
         } catch (WeightsFileException | IllegalArgumentException | IllegalStateException broken) {
             // A weights file's own failures name it.
             throw new CalibrationException((broken instanceof WeightsFileException ? "" : file + ": ") + broken.getMessage(),
@@ -271,9 +287,9 @@ public final class Calibration implements MlpExposure {
         }
         try {
             int version = JSON.readTree(text).path("version").asInt(0);
-            if (version != VERSION) {
-                throw new CalibrationException(file + ": expected a calibration of version " + VERSION + ", found " + version
-                        + ": calibrate again");
+            if (version < OLDEST || version > VERSION) {
+                throw new CalibrationException(file + ": expected a calibration of version " + OLDEST + " to " + VERSION
+                        + ", found " + version + ": calibrate again");
             }
             return JSON.readValue(text, Manifest.class);
         } catch (JacksonException broken) {
@@ -309,17 +325,21 @@ public final class Calibration implements MlpExposure {
                 1, manifest.poolRows());
     }
 
-    private static float[] floats(SafetensorsFile file, String name, long... shape) {
+    static float[] floats(SafetensorsFile file, String name, long... shape) {
         float[] values = tensor(file, name, DType.F32, shape).toFloats();
+        requireFinite(name, values);
+        return values;
+    }
+
+    static void requireFinite(String name, float[] values) {
         for (float value : values) {
             if (!Float.isFinite(value)) {
                 throw new IllegalArgumentException("tensor " + name + ": expected finite values, found " + value);
             }
         }
-        return values;
     }
 
-    private static Tensor tensor(SafetensorsFile file, String name, DType dtype, long... shape) {
+    static Tensor tensor(SafetensorsFile file, String name, DType dtype, long... shape) {
         Tensor tensor = file.tensor(name);
         if (tensor.dtype() != dtype || !tensor.shape().equals(Shape.of(shape))) {
             throw new IllegalArgumentException(

@@ -1,5 +1,6 @@
 package dev.penumbra.expose;
 
+import dev.penumbra.predict.AttentionPredictor;
 import dev.penumbra.predict.LowRankPredictor;
 
 /**
@@ -18,6 +19,7 @@ import dev.penumbra.predict.LowRankPredictor;
  * @param epochs of a predictor's training
  * @param noise what perturbs a predictor's inputs in training, as a part of their own deviation
  * @param drift largest size of the random adapters that some batches run with, as a part of the weights'
+ * @param attention how attention is looked at
  */
 public record CalibrationConfig(
         int batches,
@@ -33,7 +35,34 @@ public record CalibrationConfig(
         int epochs,
         double noise,
         double drift,
-        long seed) {
+        long seed,
+        Attention attention) {
+
+    /**
+     * How attention is looked at.
+     *
+     * @param blockSize rows of a block: 64 or 128; 0: not at all
+     * @param poolRows rows over which a predictor's input is averaged; divides the block size
+     * @param rank of the predictors: a multiple of 8
+     * @param budget part of the blocks on and below the diagonal that layouts and predictors are compared at
+     */
+    public record Attention(int blockSize, int poolRows, int rank, double budget) {
+
+        /** The command line's. */
+        public static final Attention DEFAULT = new Attention(128, 32, 16, 0.3);
+
+        public static final Attention NONE = new Attention(0, 32, 16, 0.3);
+
+        public Attention {
+            require(blockSize == 0 || blockSize == 64 || blockSize == 128, "attention blocks of 64 or 128 tokens, or 0 for none",
+                    blockSize);
+            require(poolRows >= 1 && blockSize % poolRows == 0,
+                    "pooled rows of attention that divide blocks of " + blockSize, poolRows);
+            require(rank >= 8 && rank <= AttentionPredictor.MAX_RANK && rank % 8 == 0,
+                    "a rank for attention of 8 to " + AttentionPredictor.MAX_RANK + " that is a multiple of 8", rank);
+            require(budget > 0 && budget <= 1, "a budget for attention above 0, at most 1", budget);
+        }
+    }
 
     /** Rows of a list that kernels take are a multiple of it. */
     private static final int LIST_ROWS = 128;
@@ -54,6 +83,13 @@ public record CalibrationConfig(
         require(epochs >= 0, "epochs of 0 or more", epochs);
         require(noise >= 0 && Double.isFinite(noise), "noise of 0 or more", noise);
         require(drift >= 0 && Double.isFinite(drift), "a drift of 0 or more", drift);
+    }
+
+    /** With the command line's defaults for attention. */
+    public CalibrationConfig(int batches, int heldOutBatches, int batchSize, int seqLen, int blockSize, int listRows,
+            int poolRows, int rank, double coverage, double budget, int epochs, double noise, double drift, long seed) {
+        this(batches, heldOutBatches, batchSize, seqLen, blockSize, listRows, poolRows, rank, coverage, budget, epochs, noise,
+                drift, seed, Attention.DEFAULT);
     }
 
     private static void require(boolean holds, String expected, Object found) {

@@ -1,5 +1,6 @@
 package dev.penumbra.expose;
 
+import dev.penumbra.data.Batch;
 import dev.penumbra.data.Batches;
 import dev.penumbra.data.DataException;
 import dev.penumbra.data.Dataset;
@@ -18,10 +19,11 @@ import java.util.Comparator;
 import java.util.List;
 import java.util.function.Consumer;
 import java.util.stream.IntStream;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Makes a {@link Calibration}: runs a frozen model over sample text, chooses an order of neurons for each layer, trains a
- * predictor of each layer's blocks, and measures all of it on text that nothing was made from.
+ * predictor of each layer's blocks, looks at what attention does with samples that are long enough, and measures all of it on text that nothing was made from.
  */
 public final class Calibrator {
 
@@ -111,9 +113,13 @@ public final class Calibrator {
         Samples samples = collectSamples(orders);
         progress.accept("training predictors of rank " + config.rank() + " on " + samples.made().getFirst().lists()
                 + " lists of " + config.listRows() + " tokens");
+        AttentionCalibration attention = samples.attention() == null
+                ? null
+                : samples.attention().calibrator(model, folder, config).run(progress);
         List<LayerResult> results = IntStream.range(0, model.mlpLayers()).parallel()
                 .mapToObj(i -> layer(i, choices.get(i), use, samples)).toList();
-        return new Calibration(manifest(use, results), results.stream().map(LayerResult::layer).toList(), "unwritten");
+        return new Calibration(manifest(use, results, attention), results.stream().map(LayerResult::layer).toList(), attention,
+                "unwritten");
     }
 
     private Text collectUse() {
@@ -146,15 +152,55 @@ public final class Calibrator {
         }
     }
 
-    /** @param drifted the held-out text again, under random adapters */
-    private record Samples(List<PooledUse> made, List<PooledUse> held, List<PooledUse> drifted) {
+    /**
+     * What runs with pooled inputs told.
+     *
+     * @param drifted the held-out text again, under random adapters
+     * @param attention null where no sample is long enough
+     */
+    private record Samples(List<PooledUse> made, List<PooledUse> held, List<PooledUse> drifted,
+            @Nullable AttentionSamples attention) {
+    }
+
+    private record AttentionSamples(int heads, AttentionUse made, AttentionUse held, AttentionUse drifted) {
+
+        AttentionCalibrator calibrator(LanguageModel model, ModelFolder folder, CalibrationConfig config) {
+            return new AttentionCalibrator(model, folder, config, heads, made, held, drifted);
+        }
+    }
+
+    /** An observer of attention; null where it is not asked for, or the text has nothing to say of it. */
+    private @Nullable AttentionCollector attentionCollector() {
+        int size = config.attention().blockSize();
+        if (size == 0) {
+            return null;
+        }
+        int fewest = AttentionUse.FEWEST_BLOCKS * size;
+        if (Math.min(longest(text), longest(heldOut)) < fewest) {
+            withoutAttention();
+            return null;
+        }
+        return new AttentionCollector(model.backend(), model.mlpLayers(), size, config.attention().poolRows(),
+                config.seqLen());
+    }
+
+    private void withoutAttention() {
+        int size = config.attention().blockSize();
+        progress.accept("the sample text or what is held out of it has no sample of " + AttentionUse.FEWEST_BLOCKS * size
+                + " tokens, two attention blocks of " + size + ": calibrating without attention");
+    }
+
+    private static int longest(Dataset data) {
+        return IntStream.range(0, data.size()).map(i -> data.get(i).length()).max().orElse(0);
     }
 
     private Samples collectSamples(List<NeuronOrder> orders) throws IOException {
-        try (Arena arena = Arena.ofShared()) {
+        try (Arena arena = Arena.ofShared(); AttentionCollector attention = attentionCollector()) {
             Drift drift = Drift.create(arena, model, folder, config.drift(), config.seed());
-            PooledCollector collector = new PooledCollector(arena, model, drift.adapter(), orders, norms, config);
-            Samples samples = new Samples(pooled(), pooled(), pooled());
+            PooledCollector collector = new PooledCollector(arena, model, drift.adapter(), orders, norms, config, attention);
+            Run made = new Run(collector, attention, pooled(), new AttentionUse(model.mlpLayers()));
+            Run held = new Run(collector, attention, pooled(), new AttentionUse(model.mlpLayers()));
+            Run drifted = new Run(collector, attention, pooled(), new AttentionUse(model.mlpLayers()));
             progress.accept("running it again, with and without random adapters");
             batches(text, config.batches(), (index, batches) -> {
                 if (index % PLAIN_BATCHES == 0) {
@@ -162,18 +208,40 @@ public final class Calibrator {
                 } else {
                     drift.draw();
                 }
-                collector.add(index, batches.next(), samples.made());
+                made.add(index, batches.next());
             });
             drift.none();
-            batches(heldOut, config.heldOutBatches(),
-                    (index, batches) -> collector.add(index, batches.next(), samples.held()));
+            batches(heldOut, config.heldOutBatches(), (index, batches) -> held.add(index, batches.next()));
             batches(heldOut, config.heldOutBatches(), (index, batches) -> {
                 drift.draw();
-                collector.add(index, batches.next(), samples.drifted());
+                drifted.add(index, batches.next());
             });
-            requireLists(samples.made(), "sample text");
-            requireLists(samples.held(), "held-out text");
-            return samples;
+            requireLists(made.pooled(), "sample text");
+            requireLists(held.pooled(), "held-out text");
+            return new Samples(made.pooled(), held.pooled(), drifted.pooled(), attention == null
+                    ? null
+                    : attentionSamples(attention.heads(), made.attention(), held.attention(), drifted.attention()));
+        }
+    }
+
+    private @Nullable AttentionSamples attentionSamples(int heads, AttentionUse made, AttentionUse held,
+            AttentionUse drifted) {
+        if (made.isEmpty() || held.isEmpty()) {
+            withoutAttention();
+            return null;
+        }
+        return new AttentionSamples(heads, made, held, drifted);
+    }
+
+    /** Batches of one kind of text, and what they tell. */
+    private record Run(PooledCollector collector, @Nullable AttentionCollector observer, List<PooledUse> pooled,
+            AttentionUse attention) {
+
+        void add(int index, Batch batch) {
+            collector.add(index, batch, pooled);
+            if (observer != null) {
+                observer.add(index, batch, attention);
+            }
         }
     }
 
@@ -223,14 +291,14 @@ public final class Calibrator {
                 candidate -> plain.covered(candidate) + moved.covered(candidate));
     }
 
-    private Manifest manifest(Text use, List<LayerResult> results) {
+    private Manifest manifest(Text use, List<LayerResult> results, @Nullable AttentionCalibration attention) {
         return new Manifest(Calibration.VERSION,
                 String.valueOf(folder.directory().toAbsolutePath().normalize().getFileName()),
                 folder.weightsHash(), results.getFirst().layer().predictor().hidden(), model.mlpNeurons(),
                 config.blockSize(),
                 config.listRows(), config.poolRows(), config.rank(), config.coverage(), config.budget(), config.seqLen(),
                 config.batchSize(), config.seed(), use.made().getFirst().tokens(), use.held().getFirst().tokens(),
-                results.stream().map(LayerResult::figures).toList());
+                results.stream().map(LayerResult::figures).toList(), attention == null ? null : attention.figures());
     }
 
     /** Which order a layer takes, and what the others would have given. */

@@ -2,6 +2,7 @@ package dev.penumbra.expose;
 
 import java.util.List;
 import java.util.Map;
+import org.jspecify.annotations.Nullable;
 
 /**
  * What a calibration says of itself, in words and figures; the file's metadata has it as JSON.
@@ -12,6 +13,7 @@ import java.util.Map;
  * @param rank of the predictors; of the singular vectors too
  * @param tokens that orders and predictors were made from
  * @param heldOutTokens that figures were measured on
+ * @param attention what is said of attention; null where no sample was long enough, and in files of version 1
  */
 public record Manifest(
         int version,
@@ -30,7 +32,8 @@ public record Manifest(
         long seed,
         long tokens,
         long heldOutTokens,
-        List<Layer> layers) {
+        List<Layer> layers,
+        @Nullable Attention attention) {
 
     /**
      * One layer's figures, on held-out text.
@@ -76,6 +79,88 @@ public record Manifest(
         /** How near the predictor comes to what could be had. */
         public double shareOfOracle() {
             return predicted / oracle;
+        }
+    }
+
+    /**
+     * Of attention. Parts of blocks are of those on and below the diagonal.
+     *
+     * @param blockSize rows of a block
+     * @param width blocks that tables and predictors reach to
+     * @param poolRows rows over which a predictor's input is averaged
+     * @param rank of the predictors
+     * @param budget part of the blocks that policies are compared at
+     * @param samples that were long enough, of the text that tables and predictors were made from
+     * @param heldOutSamples likewise, of the text that figures are of
+     * @param blocks of the longest of them
+     * @param poolVersion of the patterns
+     * @param patterns names, by their places in the pool
+     * @param coverages that {@code blocksFor} is kept for
+     */
+    public record Attention(
+            int blockSize,
+            int width,
+            int heads,
+            int poolRows,
+            int rank,
+            double budget,
+            int samples,
+            int heldOutSamples,
+            int blocks,
+            int poolVersion,
+            List<String> patterns,
+            List<Double> coverages,
+            List<AttentionLayer> layers) {
+
+        /** Of figures that each layer has. */
+        public double mean(java.util.function.ToDoubleFunction<AttentionLayer> figure) {
+            return layers.stream().mapToDouble(figure).average().orElse(0);
+        }
+    }
+
+    /**
+     * One layer's attention, on held-out text.
+     *
+     * @param plain coverage at the budget
+     * @param drifted the same under random adapters
+     */
+    public record AttentionLayer(List<AttentionHead> heads, AttentionCoverage plain, AttentionCoverage drifted) {
+    }
+
+    /**
+     * One head.
+     *
+     * @param blocksFor part of the blocks that hold so much of the mass ("0.99"), on the average
+     * @param worst the same in the sample that needs most
+     * @param layout names of the patterns that its layout is the union of
+     */
+    public record AttentionHead(Map<String, Double> blocksFor, Map<String, Double> worst, List<String> layout,
+            AttentionCoverage plain, AttentionCoverage drifted) {
+    }
+
+    /**
+     * The part of the mass that each policy's choice holds, all with as many blocks.
+     *
+     * @param kept part of the blocks that this is, with those that are kept always
+     * @param chooses whether the budget leaves any sample something to choose
+     * @param always what the blocks hold that are always kept: the diagonal's, and those of key block 0
+     * @param predicted null where a layer has no predictor
+     * @param fixed by the means over sample text
+     * @param pool by the union of patterns
+     * @param bigBird neighbours, and others by lot
+     * @param longformer the nearest
+     */
+    public record AttentionCoverage(double kept, boolean chooses, double always, double oracle, @Nullable Double predicted,
+            double fixed, double pool, double bigBird, double longformer, double random) {
+
+        /** How near the predictor comes to what could be had. */
+        public double shareOfOracle() {
+            return predicted == null ? 0 : predicted / oracle;
+        }
+
+        /** The same of what is left to choose: without the blocks that every policy keeps. */
+        public double shareOfChoice() {
+            return predicted == null ? 0 : oracle - always <= 1e-9 ? 1 : (predicted - always) / (oracle - always);
         }
     }
 

@@ -43,8 +43,9 @@ final class PooledCollector implements MlpObserver {
     private final Tensor[] sums;
     private final @Nullable Tensor workspace;
 
+    /** @param attention is told what the same passes' attention computes; null: nobody is */
     PooledCollector(Arena owner, LanguageModel model, LoraAdapter adapter, List<NeuronOrder> orders, List<NeuronNorms> norms,
-            CalibrationConfig config) {
+            CalibrationConfig config, @Nullable AttentionCollector attention) {
         this.model = model;
         this.orders = orders;
         this.norms = norms;
@@ -54,7 +55,7 @@ final class PooledCollector implements MlpObserver {
         hidden = model.adaptableLayers().getFirst().in();
         int layers = model.mlpLayers();
         PassShape shape = new PassShape(Math.multiplyExact(config.batchSize(), config.seqLen()), config.seqLen(), false);
-        pass = model.openPass(owner, adapter, shape, PassOptions.observed(this));
+        pass = model.openPass(owner, adapter, shape, PassOptions.observed(this, attention));
         int pools = Math.ceilDiv(shape.capacity(), config.poolRows());
         ones = backend.allocate(owner, model.dtype(), Shape.of(pools, shape.capacity()));
         fillOnes(pools, shape.capacity());

@@ -73,7 +73,7 @@ public record Matrix(int rows, int columns, float[] values) {
     }
 
     /** y[yAt + j] += factor · x[xAt + j]. */
-    static void addRow(float factor, float[] x, int xAt, float[] y, int yAt, int count) {
+    public static void addRow(float factor, float[] x, int xAt, float[] y, int yAt, int count) {
         if (factor == 0) {
             return;
         }

@@ -15,9 +15,6 @@ import java.util.function.ToDoubleFunction;
 public final class PredictorTrainer {
 
     private static final double[] RIDGES = {1e-3, 1e-2, 1e-1};
-    private static final double BETA1 = 0.9;
-    private static final double BETA2 = 0.999;
-    private static final double EPSILON = 1e-12;
     /** Steps of a weight, as a part of the matrix's root mean square. */
     private static final double RATE = 0.02;
     private static final int LISTS_PER_STEP = 4;
@@ -305,32 +302,6 @@ public final class PredictorTrainer {
                 odd += left[at + k + 1] * right[k + 1];
             }
             return k < right.length ? even + odd + left[at + k] * right[k] : even + odd;
-        }
-    }
-
-    private static final class Adam {
-        private final float[] parameters;
-        private final double rate;
-        private final double[] m;
-        private final double[] v;
-
-        Adam(float[] parameters, double rate) {
-            this.parameters = parameters;
-            this.rate = rate;
-            m = new double[parameters.length];
-            v = new double[parameters.length];
-        }
-
-        void update(float[] gradient, double factor, int step) {
-            double correction1 = 1 - Math.pow(BETA1, step);
-            double correction2 = 1 - Math.pow(BETA2, step);
-            for (int i = 0; i < parameters.length; i++) {
-                double g = gradient[i];
-                m[i] = BETA1 * m[i] + (1 - BETA1) * g;
-                v[i] = BETA2 * v[i] + (1 - BETA2) * g * g;
-                parameters[i] -= (float) (factor * rate * (m[i] / correction1)
-                        / (Math.sqrt(v[i] / correction2) + EPSILON));
-            }
         }
     }
 }

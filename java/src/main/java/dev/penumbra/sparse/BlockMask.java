@@ -1,6 +1,7 @@
 package dev.penumbra.sparse;
 
 import java.util.BitSet;
+import java.util.List;
 
 /** Which blocks of keys each block of queries of one sample attends to, head by head, on the host. */
 public final class BlockMask {
@@ -98,6 +99,21 @@ public final class BlockMask {
     /** The part that all heads keep of the blocks on and below the diagonal. */
     public double keptPart() {
         return (double) kept.cardinality() / ((double) heads * blocks * (blocks + 1) / 2);
+    }
+
+    /**
+     * Draws the heads side by side.
+     *
+     * @param label what the picture is of, for those who do not see it
+     */
+    public String svg(String label) {
+        return BlockDrawing.svg(label, List.of(), List.of(new BlockDrawing.Row("", this)));
+    }
+
+    /** Draws the heads side by side, each above the true one's. */
+    public String svg(String label, BlockMask truth) {
+        return BlockDrawing.svg(label, List.of(),
+                List.of(new BlockDrawing.Row("predicted", this), new BlockDrawing.Row("true", truth)));
     }
 
     @Override
