@@ -6,9 +6,7 @@
 // error of the quotient, of order s^2, stay below the stated tolerance, which is relative to a typical element of the gradient
 // times |u|. Each operand has several directions: one that is random, and single elements, which a wrong row or a wrong factor
 // cannot satisfy together.
-#include <algorithm>
-
-#include "harness.h"
+#include "attention_tensors.h"
 
 using namespace test;
 
@@ -70,34 +68,33 @@ void differences(Tensor& x, const std::vector<double>& gradient, const std::func
   }
 }
 
-// [tokens, heads, dim] as three dimensions.
-pnb_tensor heads(Tensor& t, int64_t count, int64_t dim) {
-  return {t.t.data, t.t.dtype, 3, {t.t.shape[0], count, dim}, {count * dim, dim, 1}};
-}
-
-// Packed samples, one of them longer than a tile, and rows of no sample.
-void attention(pnb_context* context, const std::vector<int32_t>& cu, int64_t tokens, int64_t count, int64_t dim) {
-  std::string what = "attention of " + std::to_string(cu.size() - 1) + " samples, dim " + std::to_string(dim);
+// Packed samples, one of them longer than a tile, and rows of no sample; by lists of random blocks, or without.
+void attention(pnb_context* context, const std::vector<int32_t>& cu, int64_t tokens, int64_t count, int64_t dim, int64_t block = 0) {
+  std::string what = "attention of " + std::to_string(cu.size() - 1) + " samples, dim " + std::to_string(dim) +
+                     (block == 0 ? "" : ", lists of blocks of " + std::to_string(block));
   int64_t width = count * dim;
   Tensor q(PNB_DTYPE_F32, {tokens, width}), k(PNB_DTYPE_F32, {tokens, width}), v(PNB_DTYPE_F32, {tokens, width});
   Tensor o(PNB_DTYPE_F32, {tokens, width}, 0.0), lse(PNB_DTYPE_F32, {count, tokens}, 0.0), d_o(PNB_DTYPE_F32, {tokens, width});
   Tensor dq(PNB_DTYPE_F32, {tokens, width}, 0.0), dk(PNB_DTYPE_F32, {tokens, width}, 0.0), dv(PNB_DTYPE_F32, {tokens, width}, 0.0);
   Tensor borders = ints(cu);
-  int64_t longest = 0;
-  for (size_t s = 1; s < cu.size(); ++s) longest = std::max<int64_t>(longest, cu[s] - cu[s - 1]);
+  Samples samples{cu, tokens, block == 0 ? 64 : block};
+  int64_t longest = samples.longest();
+  AttentionLists lists(samples, count);
+  Mask(samples, count, [](int64_t, int64_t, int64_t i, int64_t j) { return i == j || generator()() % 2 == 0; }).write(lists);
   auto f = params<pnb_attention_forward_params>();
   f.scale = 0.3f;
-  f.q = heads(q, count, dim), f.k = heads(k, count, dim), f.v = heads(v, count, dim), f.o = heads(o, count, dim);
+  f.q = heads_of(q, 0, count, dim), f.k = heads_of(k, 0, count, dim), f.v = heads_of(v, 0, count, dim), f.o = heads_of(o, 0, count, dim);
   f.lse = lse.t, f.cu_seqlens_q = f.cu_seqlens_k = borders.t, f.max_seqlen = longest;
+  if (block != 0) f.blocks = lists.blocks;
   auto loss = [&] {
     ok(pnb_attention_forward(context, &f), what);
     return weighted(o, d_o.values());
   };
   loss();
   auto b = params<pnb_attention_backward_params>();
-  b.scale = f.scale, b.q = f.q, b.k = f.k, b.v = f.v, b.o = f.o, b.lse = lse.t, b.d_o = heads(d_o, count, dim);
-  b.dq = heads(dq, count, dim), b.dk = heads(dk, count, dim), b.dv = heads(dv, count, dim);
-  b.cu_seqlens = borders.t, b.max_seqlen = longest;
+  b.scale = f.scale, b.q = f.q, b.k = f.k, b.v = f.v, b.o = f.o, b.lse = lse.t, b.d_o = heads_of(d_o, 0, count, dim);
+  b.dq = heads_of(dq, 0, count, dim), b.dk = heads_of(dk, 0, count, dim), b.dv = heads_of(dv, 0, count, dim);
+  b.cu_seqlens = borders.t, b.max_seqlen = longest, b.blocks = f.blocks;
   uint64_t bytes = 0;
   ok(pnb_attention_backward_workspace(context, &b, &bytes), what);
   Workspace workspace;
@@ -248,6 +245,8 @@ int main() {
   pnb_context* context = test::context();
   attention(context, {0, 5, 5, 18}, 20, 2, 8);
   attention(context, {0, 70, 76}, 76, 2, 20);
+  attention(context, {0, 200, 200, 290}, 301, 2, 20, 64);
+  attention(context, {0, 300}, 300, 2, 8, 128);
   layer_norm(context, 5, 33, false);
   layer_norm(context, 4, 96, true);
   cross_entropy(context);

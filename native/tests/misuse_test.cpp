@@ -2,7 +2,9 @@
 // Each operation starts from arguments that work; then one thing at a time is broken.
 #include <cstring>
 #include <limits>
+#include <utility>
 
+#include "attention_tensors.h"
 #include "block_tensors.h"
 
 using namespace test;
@@ -503,6 +505,174 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
   refuses_value<D>(context, "attention_backward", pnb_attention_backward, d, "a negative max_seqlen", [](D& p) { p.max_seqlen = -1; });
 }
 
+// One member of the lists at a time, broken in every way that it can be.
+template <typename P>
+void refuses_lists(pnb_context* context, const char* op, pnb_status (*call)(pnb_context*, const P*), const P& valid, bool transposed) {
+  const struct {
+    const char* name;
+    pnb_tensor pnb_attention_blocks::*member;
+    bool needed;
+  } members[] = {{"indices", &pnb_attention_blocks::indices, false},
+                 {"counts", &pnb_attention_blocks::counts, true},
+                 {"t_indices", &pnb_attention_blocks::t_indices, transposed},
+                 {"t_counts", &pnb_attention_blocks::t_counts, transposed},
+                 {"order", &pnb_attention_blocks::order, true}};
+  for (const auto& m : members) {
+    auto broken = [&](const std::string& what, auto&& change) {
+      P p = valid;
+      change(p.blocks.*m.member);
+      refused(call(context, &p), op, std::string("blocks.") + m.name + " " + what);
+    };
+    if (m.needed) broken("absent", [](pnb_tensor& t) { t.data = nullptr; });
+    if (!m.needed && m.member != &pnb_attention_blocks::indices) continue;
+    broken("in f32", [](pnb_tensor& t) { t.dtype = PNB_DTYPE_F32; });
+    for (int i = 0; i < (valid.blocks.*m.member).rank; ++i) {
+      broken("too large in dimension " + std::to_string(i), [&](pnb_tensor& t) { t.shape[i] += 1; });
+      broken("too small in dimension " + std::to_string(i), [&](pnb_tensor& t) { t.shape[i] -= 1; });
+      broken("strided in dimension " + std::to_string(i), [&](pnb_tensor& t) { t.stride[i] += 1; });
+    }
+  }
+  for (int32_t size : {0, 32, 96, 256, -64}) {
+    P p = valid;
+    p.blocks.size = size;
+    refused(call(context, &p), op, "blocks of " + std::to_string(size));
+  }
+}
+
+// Two samples of three blocks and of one, in two heads.
+struct ListedBatch {
+  Samples samples{{0, 150, 160}, 170, 64};
+  int64_t heads = 2, dim = 8;
+  AttentionLists lists{samples, heads};
+  Tensor q{PNB_DTYPE_F32, {samples.tokens, heads, dim}}, k{PNB_DTYPE_F32, {samples.tokens, heads, dim}};
+  Tensor o{PNB_DTYPE_F32, {samples.tokens, heads, dim}}, lse{PNB_DTYPE_F32, {heads, samples.tokens}};
+  Tensor borders = ints(samples.cu);
+  Tensor mass{PNB_DTYPE_F32, {heads, lists.slots, lists.width}};
+
+  ListedBatch() {
+    Mask(samples, heads, [](int64_t, int64_t, int64_t i, int64_t j) { return i == j || j == 0; }).write(lists);
+  }
+};
+
+void listed_attention(pnb_context* context, const pnb_workspace& workspace) {
+  ListedBatch batch;
+  using A = pnb_attention_forward_params;
+  auto a = params<A>();
+  a.scale = 0.5f, a.q = batch.q.t, a.k = batch.k.t, a.v = batch.k.t, a.o = batch.o.t, a.lse = batch.lse.t;
+  a.cu_seqlens_q = a.cu_seqlens_k = batch.borders.t, a.max_seqlen = 150, a.blocks = batch.lists.blocks;
+  ok(pnb_attention_forward(context, &a), "attention_forward with lists that work");
+  refuses_lists<A>(context, "attention_forward", pnb_attention_forward, a, false);
+  refuses_value<A>(context, "attention_forward", pnb_attention_forward, a, "more keys than queries with blocks", [](A& p) { p.k.shape[0] = p.v.shape[0] = 200; });
+  refuses_value<A>(context, "attention_forward", pnb_attention_forward, a, "lists too narrow for max_seqlen", [](A& p) { p.max_seqlen = 257; });
+  Tensor other = ints({0, 151, 161});
+  A p = a;
+  p.cu_seqlens_k = other.t, p.max_seqlen = 151;
+  refused(pnb_attention_forward(context, &p), "attention_forward", "other borders of keys than of queries with blocks");
+
+  Tensor dq(PNB_DTYPE_F32, {batch.samples.tokens, batch.heads, batch.dim}), dk = dq, dv = dq;
+  dk.t.data = dk.bytes.data(), dv.t.data = dv.bytes.data();
+  using D = pnb_attention_backward_params;
+  auto d = params<D>();
+  d.scale = 0.5f, d.q = a.q, d.k = a.k, d.v = a.v, d.o = a.o, d.lse = a.lse, d.d_o = a.o, d.dq = dq.t, d.dk = dk.t, d.dv = dv.t;
+  d.cu_seqlens = batch.borders.t, d.max_seqlen = 150, d.blocks = batch.lists.blocks, d.workspace = workspace;
+  ok(pnb_attention_backward(context, &d), "attention_backward with lists that work");
+  refuses_lists<D>(context, "attention_backward", pnb_attention_backward, d, true);
+  // What a workspace query describes is looked at too.
+  D asked = d;
+  asked.blocks.order.shape[1] = 5;
+  uint64_t bytes = 0;
+  refused(pnb_attention_backward_workspace(context, &asked, &bytes), "attention_backward", "query with a short order");
+
+  // Lists are data: the CPU looks at them. Slot 2 is the last block of the first sample; it lists blocks 0 and 2.
+  auto wrong = [&](Tensor& t, int64_t at, int32_t value, bool forward, const std::string& what) {
+    int32_t before = std::exchange(AttentionLists::at(t)[at], value);
+    if (forward) refused(pnb_attention_forward(context, &a), "attention_forward", what);
+    else refused(pnb_attention_backward(context, &d), "attention_backward", what);
+    AttentionLists::at(t)[at] = before;
+  };
+  int64_t width = batch.lists.width;
+  wrong(batch.lists.counts, 2, -1, true, "a negative count");
+  wrong(batch.lists.counts, 2, static_cast<int32_t>(width) + 1, true, "a count of more than there is room for");
+  wrong(batch.lists.indices, 2 * width, -1, true, "a negative block");
+  wrong(batch.lists.indices, 2 * width, 2, true, "a block twice");
+  wrong(batch.lists.indices, 2 * width + 1, 3, true, "a block after the query block");
+  wrong(batch.lists.t_counts, 0, static_cast<int32_t>(width) + 1, false, "a count of more than there is room for");
+  wrong(batch.lists.t_indices, 2 * width, 1, false, "a query block before the key block");
+  wrong(batch.lists.t_indices, 2 * width, 3, false, "a query block of no sample");
+  wrong(batch.lists.t_indices, 1, 0, false, "query blocks out of order");
+}
+
+void attention_choices(pnb_context* context, const pnb_workspace& workspace) {
+  ListedBatch batch;
+  using M = pnb_attention_mass_params;
+  auto m = params<M>();
+  m.scale = 0.5f, m.q = batch.q.t, m.k = batch.k.t, m.lse = batch.lse.t, m.cu_seqlens = batch.borders.t, m.max_seqlen = 150;
+  m.size = 64, m.query_stride = 3, m.mass = batch.mass.t;
+  // More borders than samples, and a wider matrix, are a different batch's: other slots, other strides.
+  refuses<M>(context, "attention_mass", pnb_attention_mass, m,
+             {{"q", &M::q}, {"k", &M::k}, {"lse", &M::lse}, {"cu_seqlens", &M::cu_seqlens}, {"mass", &M::mass}});
+  for (int32_t size : {0, 32, 96}) {
+    M p = m;
+    p.size = size;
+    refused(pnb_attention_mass(context, &p), "attention_mass", "blocks of " + std::to_string(size));
+  }
+  refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "query_stride 0", [](M& p) { p.query_stride = 0; });
+  refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a negative max_seqlen", [](M& p) { p.max_seqlen = -1; });
+  refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a matrix too narrow for max_seqlen", [](M& p) { p.max_seqlen = 257; });
+  refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a sample longer than max_seqlen", [](M& p) { p.max_seqlen = 149; });
+
+  const int64_t r = 8, hidden = 12;
+  Tensor pooled(PNB_DTYPE_F32, {6, hidden}), low(PNB_DTYPE_BF16, {2, batch.heads, r, hidden}), bias(PNB_DTYPE_F32, {2, batch.heads, r});
+  Tensor distance(PNB_DTYPE_F32, {batch.heads, batch.lists.width});
+  using P = pnb_predict_attention_params;
+  auto p = params<P>();
+  p.pool_rows = 32, p.pooled = pooled.t, p.a = low.t, p.bias = bias.t, p.distance = distance.t, p.cu_seqlens = batch.borders.t;
+  p.tokens = batch.samples.tokens, p.max_seqlen = 150, p.size = 64, p.mass = batch.mass.t, p.workspace = workspace;
+  refuses<P>(context, "predict_attention", pnb_predict_attention, p,
+             {{"pooled", &P::pooled}, {"a", &P::a}, {"bias", &P::bias}, {"distance", &P::distance}, {"cu_seqlens", &P::cu_seqlens}, {"mass", &P::mass}});
+  refuses_query(context, "predict_attention", pnb_predict_attention_workspace, p);
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "means of 0 rows", [](P& v) { v.pool_rows = 0; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "means of 48 rows", [](P& v) { v.pool_rows = 48; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "blocks of 96", [](P& v) { v.size = 96; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "negative tokens", [](P& v) { v.tokens = -1; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "other tokens", [](P& v) { v.tokens = 128; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "a negative max_seqlen", [](P& v) { v.max_seqlen = -1; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "no workspace", [](P& v) { v.workspace = {}; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "rank 4", [](P& v) { v.a.shape[2] = v.bias.shape[2] = 4; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "a in f32", [](P& v) { v.a.dtype = PNB_DTYPE_F32; });
+  Tensor deep(PNB_DTYPE_BF16, {2, batch.heads, 72, hidden}), deep_bias(PNB_DTYPE_F32, {2, batch.heads, 72});
+  P q = p;
+  q.a = deep.t, q.bias = deep_bias.t;
+  refused(pnb_predict_attention(context, &q), "predict_attention", "rank 72");
+
+  Tensor table(PNB_DTYPE_F32, {batch.heads, batch.lists.width, batch.lists.width}), budgets(PNB_DTYPE_F32, {batch.heads}), summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE});
+  budgets.set(0, 0.5), budgets.set(1, 1.0);
+  using S = pnb_select_attention_params;
+  auto s = params<S>();
+  s.coverage = 0.9f, s.mass = batch.mass.t, s.budgets = budgets.t, s.cu_seqlens = batch.borders.t, s.tokens = batch.samples.tokens;
+  s.max_seqlen = 150, s.blocks = batch.lists.blocks, s.summary = summary.t, s.workspace = workspace;
+  refuses<S>(context, "select_attention", pnb_select_attention, s,
+             {{"mass", &S::mass}, {"budgets", &S::budgets, true}, {"cu_seqlens", &S::cu_seqlens}, {"summary", &S::summary, true}});
+  S by_table = s;
+  by_table.mass = {}, by_table.table = table.t;
+  refuses<S>(context, "select_attention", pnb_select_attention, by_table, {{"table", &S::table}});
+  refuses_query(context, "select_attention", pnb_select_attention_workspace, s);
+  refuses_lists<S>(context, "select_attention", pnb_select_attention, s, true);
+  S both = s;
+  both.table = table.t;
+  refused(pnb_select_attention(context, &both), "select_attention", "mass and table");
+  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "no indices", [](S& v) { v.blocks.indices.data = nullptr; });
+  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "coverage 0", [](S& v) { v.coverage = 0.0f; });
+  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "coverage above 1", [](S& v) { v.coverage = 1.5f; });
+  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "coverage of NaN", [](S& v) { v.coverage = kNaN; });
+  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "other tokens", [](S& v) { v.tokens = 1000; });
+  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "a sample longer than max_seqlen", [](S& v) { v.max_seqlen = 149; });
+  for (float budget : {0.0f, -0.5f, 1.5f, kNaN}) {
+    budgets.set(1, budget);
+    refused(pnb_select_attention(context, &s), "select_attention", "a budget of " + std::to_string(budget));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -515,6 +685,8 @@ int main() {
   sparsity(context, workspace.w);
   choices(context, workspace.w);
   layers(context, workspace.w);
+  listed_attention(context, workspace.w);
+  attention_choices(context, workspace.w);
   pnb_context_destroy(context);
   return finish("misuse_test");
 }

@@ -20,8 +20,8 @@ import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Spec;
 
-/** Finds out what a model's MLPs use, and writes it for sparse training. */
-@Command(name = "calibrate", description = "Run the frozen model over sample text: which neurons it uses, in which order they are best kept, and a predictor of which a batch will need.", mixinStandardHelpOptions = true, showDefaultValues = true)
+/** Finds out what a model's MLPs and attention use, and writes it for sparse training. */
+@Command(name = "calibrate", description = "Run the frozen model over sample text: which neurons it uses, in which order they are best kept, which blocks its heads attend to, and predictors of what a batch will need.", mixinStandardHelpOptions = true, showDefaultValues = true)
 final class CalibrateCommand implements Callable<Integer> {
 
     @Mixin
@@ -56,6 +56,14 @@ final class CalibrateCommand implements Callable<Integer> {
     private double noise;
     @Option(names = "--drift", defaultValue = "0.1", paramLabel = "X", description = "Largest size of the random adapters that they see, as a part of the weights'.")
     private double drift;
+    @Option(names = "--attention-block", defaultValue = "128", paramLabel = "N", description = "Tokens of an attention block: 128, 64, or 0 to leave attention alone. Samples of two blocks or more are looked at.")
+    private int attentionBlock;
+    @Option(names = "--attention-budget", defaultValue = "0.3", paramLabel = "X", description = "Part of the attention blocks on and below the diagonal that layouts and predictors are compared at.")
+    private double attentionBudget;
+    @Option(names = "--attention-rank", defaultValue = "16", paramLabel = "R", description = "Rank of the attention predictors: a multiple of 8, at most 64.")
+    private int attentionRank;
+    @Option(names = "--attention-pool-rows", defaultValue = "32", paramLabel = "N", description = "Tokens over which an attention predictor's input is averaged.")
+    private int attentionPoolRows;
     @Option(names = "--seed", defaultValue = "42", paramLabel = "N", description = "Of the batches' order and all that is drawn.")
     private long seed;
 
@@ -88,7 +96,8 @@ final class CalibrateCommand implements Callable<Integer> {
         try {
             return new CalibrationConfig(batches, heldOutBatches, batchSize, data.seqLen, block, listRows, poolRows, rank,
                     coverage,
-                    budget, epochs, noise, drift, seed);
+                    budget, epochs, noise, drift, seed,
+                    new CalibrationConfig.Attention(attentionBlock, attentionPoolRows, attentionRank, attentionBudget));
         } catch (IllegalArgumentException wrong) {
             throw new ParameterException(spec.commandLine(), wrong.getMessage());
         }

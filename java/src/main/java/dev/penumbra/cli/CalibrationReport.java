@@ -58,6 +58,9 @@ final class CalibrationReport {
         coverage(text, " mean   list      ", mean(m, Layer::list));
         coverage(text, "        batch     ", mean(m, Layer::batch));
         coverage(text, "        adapters  ", mean(m, Layer::drifted));
+        if (m.attention() != null) {
+            text.append('\n').append(AttentionReport.of(m.attention()));
+        }
         return text.toString();
     }
 

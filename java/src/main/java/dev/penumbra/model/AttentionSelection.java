@@ -3,7 +3,6 @@ package dev.penumbra.model;
 import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.op.AttentionBlocks;
 import dev.penumbra.backend.op.AttentionMass;
-import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.LayerNormForward.Pooling;
 import dev.penumbra.backend.op.PredictAttention;
 import dev.penumbra.backend.op.SelectAttention;
@@ -16,6 +15,7 @@ import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
+import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 import java.util.IdentityHashMap;
 import java.util.Map;
@@ -259,15 +259,18 @@ final class AttentionSelection {
         }
     }
 
-    /** Rounded to bf16 by the backend. */
     private Tensor rounded(String name, float[] values, long... dims) {
         Tensor device = buffers.allocate(KIND, name, DType.BF16, dims);
         if (!buffers.isPlanning()) {
-            try (Arena arena = Arena.ofShared()) {
-                Tensor exact = backend.allocate(arena, DType.F32, device.shape());
-                upload(values, exact);
-                backend.run(new Convert(exact, device));
-                backend.synchronize();
+            try (Arena arena = Arena.ofConfined()) {
+                Tensor host = Tensor.allocate(arena, DType.BF16, device.shape());
+                for (int i = 0; i < values.length; i++) {
+                    // To the nearest, of two equally near the even one.
+                    int bits = Float.floatToRawIntBits(values[i]);
+                    host.segment().setAtIndex(ValueLayout.JAVA_SHORT, i,
+                            (short) (bits + 0x7FFF + (bits >>> 16 & 1) >>> 16));
+                }
+                backend.upload(host, device);
             }
         }
         return device;

@@ -237,7 +237,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
     }
 
     private boolean hasAny(int layer, List<String> kinds) {
-        return layer < config.numHiddenLayers() && adapters.has(layer, kinds);
+        return adapters.has(layer, kinds);
     }
 
     private List<Site> sitesOf(int layer) {
@@ -444,7 +444,9 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
 
     private OptMlp.@Nullable Look look(int i, Tensor mlpInput) {
         if (sensing) {
-            return selection == null || !selection.senses() ? null : (band, activation) -> selection.sense(i, band, activation, band.of(reluMasks[i]), validRows(band), m);
+            return selection == null || !selection.senses()
+                    ? null
+                    : (band, activation) -> selection.sense(i, band, activation, band.of(reluMasks[i]), validRows(band), m);
         }
         if (observer == null || buffers.isPlanning() || mode == Mode.SPARSE) {
             return null;

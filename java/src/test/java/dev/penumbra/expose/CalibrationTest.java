@@ -273,9 +273,9 @@ class CalibrationTest {
         Map<String, Damage> damages = Map.of(
                 "expected the metadata penumbra.calibration, found none",
                 (tensors, metadata, arena) -> metadata.remove("penumbra.calibration"),
-                "expected a calibration of version 1, found 99",
+                "expected a calibration of version 1 to 2, found 99",
                 (tensors, metadata, arena) -> metadata.computeIfPresent("penumbra.calibration",
-                        (key, text) -> text.replace("\"version\":1", "\"version\":99")),
+                        (key, text) -> text.replace("\"version\":2", "\"version\":99")),
                 "expected a calibration's manifest",
                 (tensors, metadata, arena) -> metadata.computeIfPresent("penumbra.calibration",
                         (key, text) -> text.replace("\"neurons\":160", "\"neurons\":\"many\"")),

@@ -68,7 +68,7 @@ final class CheckpointWriter {
             Tensor filled = filled(backend, arena, adapter, generation);
             backend.upload(filled, adapter.parameters());
             Checkpoints.save(output, adapter, "base", filled, filled,
-                    new Checkpoints.State(step(generation), 0, 0, 0, generation, 0, "settings"));
+                    new Checkpoints.State(step(generation), 0, 0, 0, generation, 0, 0, "settings"));
             PeftAdapter.write(output, adapter.config(), "base", adapter.toHost(arena));
         }
     }

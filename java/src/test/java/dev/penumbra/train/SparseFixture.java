@@ -17,6 +17,7 @@ import dev.penumbra.model.Opt;
 import dev.penumbra.model.PassOptions;
 import dev.penumbra.model.PassShape;
 import dev.penumbra.model.RandomOpt;
+import dev.penumbra.predict.AttentionSparsity;
 import dev.penumbra.predict.LowRankPredictor;
 import dev.penumbra.predict.MlpSparsity;
 import dev.penumbra.predict.SelectionPolicy;
@@ -55,6 +56,7 @@ final class SparseFixture implements AutoCloseable {
     final LoraAdapter adapter;
     final Dataset data;
 
+    private final int positions;
     private final int tokens;
 
     /** What a batch gives. */
@@ -70,9 +72,16 @@ final class SparseFixture implements AutoCloseable {
 
     SparseFixture(Path folder, Backend backend, boolean preNorm, int layers, Set<String> targets, IntPredicate dead,
             List<NeuronOrder> orders, double dropout) throws IOException {
+        this(folder, backend, sizes(preNorm, layers), targets, dead, orders, dropout, new int[0]);
+    }
+
+    /** @param lengths the samples'; none: of seven, that are drawn */
+    SparseFixture(Path folder, Backend backend, RandomOpt sizes, Set<String> targets, IntPredicate dead,
+            List<NeuronOrder> orders, double dropout, int... lengths) throws IOException {
         this.backend = backend;
+        positions = sizes.positions();
         Random random = new Random(17);
-        sizes(preNorm, layers).write(folder, random, dead);
+        sizes.write(folder, random, dead);
         files = ModelFolder.open(folder);
         Opt opt = Opt.open(backend, arena, files, DType.F32, orders);
         opt.load();
@@ -89,8 +98,8 @@ final class SparseFixture implements AutoCloseable {
             }
         }
         adapter.setParameters(parameters);
-        data = samples(random);
-        tokens = data.size() * POSITIONS;
+        data = samples(random, lengths);
+        tokens = data.size() * positions;
     }
 
     SparseFixture(Path folder, Backend backend, boolean preNorm) throws IOException {
@@ -101,12 +110,13 @@ final class SparseFixture implements AutoCloseable {
         return new RandomOpt(24, 2, BLOCK * BLOCKS, layers, 50, POSITIONS, preNorm ? 24 : 20, preNorm, false);
     }
 
-    private static Dataset samples(Random random) {
+    /** @param lengths the samples'; none: of seven, that are drawn */
+    private static Dataset samples(Random random, int... lengths) {
         List<Sample> samples = new ArrayList<>();
-        for (int s = 0; s < 7; s++) {
-            int[] ids = random.ints(random.nextInt(20, POSITIONS + 1), 0, 50).toArray();
+        for (int s = 0; s < (lengths.length == 0 ? 7 : lengths.length); s++) {
+            int[] ids = random.ints(lengths.length == 0 ? random.nextInt(20, POSITIONS + 1) : lengths[s], 0, 50).toArray();
             boolean[] supervised = new boolean[ids.length];
-            Arrays.fill(supervised, random.nextInt(1, 10), ids.length, true);
+            Arrays.fill(supervised, random.nextInt(1, Math.min(10, ids.length)), ids.length, true);
             samples.add(new Sample(ids, supervised));
         }
         return Dataset.of(samples);
@@ -156,15 +166,19 @@ final class SparseFixture implements AutoCloseable {
     }
 
     ModelPass open(@Nullable MlpSparsity sparsity) {
-        return model.openPass(arena, adapter, new PassShape(tokens, POSITIONS, true), PassOptions.sparse(sparsity));
+        return open(sparsity, null);
+    }
+
+    ModelPass open(@Nullable MlpSparsity sparsity, @Nullable AttentionSparsity attention) {
+        return model.openPass(arena, adapter, shape(), PassOptions.sparse(sparsity, attention));
     }
 
     PassShape shape() {
-        return new PassShape(tokens, POSITIONS, true);
+        return new PassShape(tokens, positions, true);
     }
 
     Batch batch() {
-        return new Batches(data, data.size(), POSITIONS, true, false, 0).next();
+        return new Batches(data, data.size(), positions, true, false, 0).next();
     }
 
     Result dense() {

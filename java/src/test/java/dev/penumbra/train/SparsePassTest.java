@@ -349,7 +349,9 @@ class SparsePassTest {
             SparsityConfig config = new SparsityConfig(SelectionPolicy.ORACLE, Pass.BOTH, 0.5, 1, 32, 0, 0, 0, false);
             ModelPass pass = f.open(f.sparsity(config));
             pass.load(f.batch(), null, Mode.SPARSE);
-            assertThatThrownBy(() -> pass.sense()).isInstanceOf(IllegalStateException.class)
+            assertThatThrownBy(pass::sense).isInstanceOf(IllegalStateException.class)
+                    .hasMessageContaining("expected a pass opened to sense its coverage");
+            assertThatThrownBy(() -> pass.blockChoice().coverage()).isInstanceOf(IllegalStateException.class)
                     .hasMessageContaining("senseEvery=0");
             assertThatThrownBy(() -> SparsityPlanner.plan(f.model,
                     SparseFixture.config(SelectionPolicy.PREDICTED, Pass.BOTH, 0.9, 1, 0), null))
