@@ -357,6 +357,11 @@ PNB_AVX512_BF16 float dot(const Pair* a, const Pair* b, int64_t width) {
   return _mm512_reduce_add_ps(sum);
 }
 
+PNB_AVX512_BF16 inline __m512 probabilities(const float* scores, float scale, float lse) {
+  __m512 score = _mm512_fmsub_ps(_mm512_loadu_ps(scores), _mm512_set1_ps(scale), _mm512_set1_ps(lse));
+  return exp_lanes(_mm512_min_ps(_mm512_setzero_ps(), score));  // in this order NaN stays
+}
+
 // Four queries' scores and d_o . v become probabilities and score gradients; seen[r] keys count for query r.
 PNB_AVX512_BF16 inline void gradient_rows(const BackwardBuffers& b, const int64_t* seen, const float* lse, const float* delta,
                                           float scale, int64_t columns, Pair* p_pairs, Pair* ds_pairs) {
@@ -366,10 +371,8 @@ PNB_AVX512_BF16 inline void gradient_rows(const BackwardBuffers& b, const int64_
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         int i = r + half;
-        __m512 score = _mm512_fmsub_ps(_mm512_loadu_ps(b.scores + i * kTile + j), _mm512_set1_ps(scale), _mm512_set1_ps(lse[i]));
-        score = _mm512_min_ps(_mm512_setzero_ps(), score);  // in this order NaN stays
         __mmask16 lanes = static_cast<__mmask16>(below(seen[i] - j));
-        p[half] = _mm512_maskz_mov_ps(lanes, exp_lanes(score));
+        p[half] = _mm512_maskz_mov_ps(lanes, probabilities(b.scores + i * kTile + j, scale, lse[i]));
         __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(b.d_scores + i * kTile + j), _mm512_set1_ps(delta[i]));
         ds[half] = _mm512_maskz_mul_ps(lanes, _mm512_mul_ps(p[half], _mm512_set1_ps(scale)), difference);
         store_bf16(b.ds + i * kTile / 2 + j / 2, ds[half]);
@@ -380,13 +383,46 @@ PNB_AVX512_BF16 inline void gradient_rows(const BackwardBuffers& b, const int64_
   }
 }
 
+// delta = the sum of p * (d_o . v) over all keys that a query sees, from the unrounded probabilities: then a query's score
+// gradients add up to 0. They do not with d_o . o, whose o is rounded to bf16, and a gradient of keys that adds them up over
+// queries of one direction, as post-norm models have, is off by twice what rounding the rest makes of it. Two products of the
+// backward pass's five are made twice for it. d_o and the queries are loaded.
+PNB_AVX512_BF16 void exact_deltas(const BackwardHead& h, const HeadSizes& s, float scale, const BackwardBuffers& b) {
+  int64_t width = pair_row(s.dim), pairs = (s.dim + 1) / 2, n = s.queries;
+  std::fill_n(b.delta, n, 0.0f);
+  for (int64_t key = 0; key < n; key += kTile) {
+    int64_t keys = std::min(kTile, n - key);
+    load_transposed(h.k, key, keys, s.dim, b.key_t);
+    load_transposed(h.v, key, keys, s.dim, b.value_t);
+    for (int64_t first = key; first < n; first += kRows) {
+      int64_t used = std::min(kRows, n - first);
+      int64_t columns = round_up(s.visible(first + used - 1, key), kLanes);
+      product(b.scores, kTile, b.query + first * width, width, 1, b.key_t, kTile, columns, pairs, false);
+      product(b.d_scores, kTile, b.d_out + first * width, width, 1, b.value_t, kTile, columns, pairs, false);
+      for (int64_t r = 0; r < used; ++r) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t j = 0; j < columns; j += kLanes) {
+          __m512 p = probabilities(b.scores + r * kTile + j, scale, h.lse[first + r]);
+          __mmask16 lanes = static_cast<__mmask16>(below(s.visible(first + r, key) - j));
+          sum = _mm512_mask3_fmadd_ps(p, _mm512_loadu_ps(b.d_scores + r * kTile + j), sum, lanes);
+        }
+        b.delta[first + r] += _mm512_reduce_add_ps(sum);
+      }
+    }
+  }
+}
+
 PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, const BackwardBuffers& b) {
   int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
   int64_t n = s.queries;
-  load_rows(h.o, 0, n, s.dim, b.query);  // o is needed for delta only; the queries take its place
   load_rows(h.d_o, 0, n, s.dim, b.d_out);
-  for (int64_t i = 0; i < n; ++i) b.delta[i] = dot(b.query + i * width, b.d_out + i * width, width);
+  if (lists.indices != nullptr) {
+    // Lists may be shorter than the forward pass's: o alone tells the sum over all that a query saw.
+    load_rows(h.o, 0, n, s.dim, b.query);
+    for (int64_t i = 0; i < n; ++i) b.delta[i] = dot(b.query + i * width, b.d_out + i * width, width);
+  }
   load_rows(h.q, 0, n, s.dim, b.query);
+  if (lists.indices == nullptr) exact_deltas(h, s, scale, b);
   load_row_pairs(h.q, 0, n, s.dim, padded, b.query_pairs);
   load_row_pairs(h.d_o, 0, n, s.dim, padded, b.d_out_pairs);
   std::memset(b.d_query, 0, round_up(n, kRows) * padded * sizeof(float));

@@ -191,28 +191,61 @@ struct BackwardBuffers {
   }
 };
 
+// A tile of keys, as it is and turned, and one of values, turned.
+inline __attribute__((always_inline)) void load_key_tile(const BackwardHead& h, int64_t key, int64_t keys, int64_t dim, int64_t padded,
+                                                         const BackwardBuffers& b) {
+  Head tile = h.k;
+  tile.data += key * tile.row_bytes;
+  load(tile, keys, b.key, dim, padded);
+  transpose(b.key, b.key_t, padded);
+  tile = h.v;
+  tile.data += key * tile.row_bytes;
+  load(tile, keys, b.d_value, dim, padded);
+  transpose(b.d_value, b.value_t, padded);
+}
+
+// As the bf16 kernel's: of operands in bf16 the sum of p * (d_o . v) is not d_o . o, whose o is rounded.
+PNB_MULTIVERSION void exact_deltas(const BackwardHead& h, const HeadSizes& s, float scale, int64_t padded, const BackwardBuffers& b) {
+  int64_t n = s.queries;
+  std::fill_n(b.delta, n, 0.0f);
+  for (int64_t key = 0; key < n; key += kTile) {
+    load_key_tile(h, key, std::min(kTile, n - key), s.dim, padded, b);
+    for (int64_t first = key; first < n; first += kTile) {
+      int64_t rows = std::min(kTile, n - first);
+      int64_t used = round_up(rows, 4);
+      tile_product(b.scores, kTile, b.query + first * padded, padded, 1, b.key_t, kTile, used, kTile, s.dim, false);
+      tile_product(b.d_scores, kTile, b.d_out + first * padded, padded, 1, b.value_t, kTile, used, kTile, s.dim, false);
+      for (int64_t i = 0; i < rows; ++i) {
+        float sum = 0.0f;
+        for (int64_t j = 0; j < s.visible(first + i, key); ++j) {
+          float score = b.scores[i * kTile + j] * scale - h.lse[first + i];
+          sum += exp_not_positive(score > 0.0f ? 0.0f : score) * b.d_scores[i * kTile + j];
+        }
+        b.delta[first + i] += sum;
+      }
+    }
+  }
+}
+
 PNB_MULTIVERSION void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, int64_t padded,
                                     const BackwardBuffers& b) {
   int64_t n = s.queries;
   load(h.q, n, b.query, s.dim, padded);
   load(h.d_o, n, b.d_out, s.dim, padded);
   std::memset(b.d_query, 0, round_up(n, kTile) * padded * sizeof(float));
-  for (int64_t i = 0; i < n; ++i) {
-    load_row(h.o, i, b.key, s.dim, padded);
-    float sum = 0.0f;
-    for (int64_t d = 0; d < s.dim; ++d) sum += b.key[d] * b.d_out[i * padded + d];
-    b.delta[i] = sum;
+  if (h.o.dtype == PNB_DTYPE_BF16 && lists.indices == nullptr) {
+    exact_deltas(h, s, scale, padded, b);
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      load_row(h.o, i, b.key, s.dim, padded);
+      float sum = 0.0f;
+      for (int64_t d = 0; d < s.dim; ++d) sum += b.key[d] * b.d_out[i * padded + d];
+      b.delta[i] = sum;
+    }
   }
   for (int64_t key = 0; key < n; key += kTile) {
     int64_t keys = std::min(kTile, n - key);
-    Head tile = h.k;
-    tile.data += key * tile.row_bytes;
-    load(tile, keys, b.key, s.dim, padded);
-    transpose(b.key, b.key_t, padded);
-    tile = h.v;
-    tile.data += key * tile.row_bytes;
-    load(tile, keys, b.d_value, s.dim, padded);
-    transpose(b.d_value, b.value_t, padded);
+    load_key_tile(h, key, keys, s.dim, padded, b);
     std::memset(b.d_key, 0, kTile * padded * sizeof(float));
     std::memset(b.d_value, 0, kTile * padded * sizeof(float));
 
