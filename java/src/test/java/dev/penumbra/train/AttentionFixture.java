@@ -58,8 +58,12 @@ final class AttentionFixture {
         return new AttentionConfig(policy, pass, coverage, budget, BLOCK, 0, 1, false);
     }
 
-    /** Tables and predictors of random numbers, and heads of which the second needs twice what the first does. */
-    record Found(int layers, int heads, int blockSize, int width) implements AttentionExposure {
+    /**
+     * Tables and predictors of random numbers, and heads of which the second needs twice what the first does.
+     *
+     * @param least part of the blocks that every head needs
+     */
+    record Found(int layers, int heads, int blockSize, int width, double least) implements AttentionExposure {
 
         @Override
         public float[] table(int layer) {
@@ -90,7 +94,7 @@ final class AttentionFixture {
         public double[] keptAt(int layer, double coverage) {
             double[] kept = new double[heads];
             for (int h = 0; h < heads; h++) {
-                kept[h] = coverage * (h + 1) / heads;
+                kept[h] = Math.max(least, coverage * (h + 1) / heads);
             }
             return kept;
         }
@@ -102,7 +106,7 @@ final class AttentionFixture {
     }
 
     static Found found(LanguageModel model) {
-        return new Found(model.mlpLayers(), HEADS, BLOCK, WIDTH);
+        return new Found(model.mlpLayers(), HEADS, BLOCK, WIDTH, 0);
     }
 
     static AttentionSparsity sparsity(SparseFixture f, AttentionConfig config) {
