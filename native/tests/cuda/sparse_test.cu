@@ -292,6 +292,8 @@ int main() {
   }
   mass(140000, 64, 32, 140000, PNB_DTYPE_U8, -1, true, 0, 0);  // more rows than a byte of a thread counts
   predict(256, 2048, 32, 256, 1, 256, true, true, 0);
+  predict(300, 256, 32, 1, 1, 150, true, true, 0);
+  predict(200, 256, 32, 1024, 1, 100, true, true, 0);
   predict(37, 768, 16, 96, 1, 16, true, true, 0);
   predict(100, 300, 128, 640, 64, 33, false, true, 4);
   predict(20, 101, 7, 60, 5, 8, true, false, 1);

@@ -20,7 +20,7 @@ struct TileKernels {
   sm90::TileProduct blocks[2];          // with lists of active blocks, d in bf16
   sm90::TileProduct blocks_dropout[2];  // some term has dropout
   int tile, wide_tile;       // columns of a tile; both have 128 rows
-  int wide_k;                // from this k on, the wide tile's better reuse outweighs its epilogue, which nothing hides
+  int wide_k;                // from this k on, the wide tile's better reuse outweighs its epilogue, which nothing hides: without terms
   int relay_ranks;           // from so many on, terms cost less as k steps than as multiply-adds in the epilogue
 };
 
@@ -67,7 +67,7 @@ sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& devi
   if (p.gather != Gather::kNone) return p.epilogue.dropout() ? kernels.blocks_dropout[!along_k] : kernels.blocks[!along_k];
   if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
   if (many_ranks(p.epilogue, kernels.relay_ranks) && mask_of_words(p)) return kernels.relay[!along_k];
-  bool wide = p.k >= kernels.wide_k &&
+  bool wide = p.k >= kernels.wide_k && p.epilogue.term_count == 0 &&
               filled(p, kernels.wide_tile, device.multiprocessors) >= filled(p, kernels.tile, device.multiprocessors);
   return wide ? kernels.wide_bf16[!along_k] : kernels.bf16[!along_k];
 }

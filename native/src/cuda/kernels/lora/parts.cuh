@@ -6,12 +6,21 @@
 
 namespace pnb::cuda::lora {
 
-// The transpose of an 8 x 8 matrix of bf16: lane 4 g + t holds row g, columns 2 t and 2 t + 1 of it, and gets rows 2 t and
-// 2 t + 1 of column g.
-__device__ inline uint32_t transpose(uint32_t v) {
-  uint32_t result;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(v));
-  return result;
+// Four 8 x 8 matrices of bf16 from shared memory: lane l gives the address of row l % 8 of matrix l / 8. Lane 4 g + t gets row
+// g, columns 2 t and 2 t + 1 of each; transposed, rows 2 t and 2 t + 1 of column g.
+template <bool kTransposed>
+__device__ inline void load_matrices(uint32_t address, uint32_t (&words)[4]) {
+  if constexpr (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address)
+                 : "memory");
+  }
 }
 
 __device__ inline uint32_t word(const Pack<__nv_bfloat16, kRun>& run, int i) { return reinterpret_cast<const uint32_t*>(run.v)[i]; }
@@ -26,29 +35,15 @@ struct Parts {
   // Products over tokens: the ranks' left values times columns of x.
   static constexpr int kLefts = kRanks == 4 ? 1 : kRanks == 8 ? 2 : 3;
 
-  // The factors of a lane's eight columns from `neuron` on, for both products that these make; zero outside.
-  template <typename Rank>
-  static __device__ void load_factor(const Rank* ranks, int r, int64_t neuron, bool inside, uint32_t (&factor)[2][kFactors][2]) {
+  // The factors of a lane's eight columns, for both products that these make; load(rank, values) finds a rank's.
+  template <typename Rank, typename Load>
+  static __device__ void load_factor(const Rank* ranks, int r, Load load, uint32_t (&factor)[2][kFactors][2]) {
     int group = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       int rank = kRanks == 4 ? group % 4 : 8 * tile + group;
-      float v[kRun];
-      if (inside && rank < r) {
-        const float* from = ranks[rank].factor + neuron * ranks[rank].factor_column;
-        int64_t step = ranks[rank].factor_column;
-        if (step == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-          auto pack = Pack<float, kRun>::load(from);
-#pragma unroll
-          for (int i = 0; i < kRun; ++i) v[i] = pack.v[i];
-        } else {
-#pragma unroll
-          for (int i = 0; i < kRun; ++i) v[i] = from[i * step];
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kRun; ++i) v[i] = 0.0f;
-      }
+      float v[kRun] = {};
+      if (rank < r) load(ranks[rank], v);
 #pragma unroll
       for (int product = 0; product < 2; ++product) {
 #pragma unroll
@@ -67,14 +62,10 @@ struct Parts {
     }
   }
 
-  // sums += rows g and g + 8 of x times the factors.
-  static __device__ void project(const Pack<__nv_bfloat16, kRun> (&rows)[2], const uint32_t (&factor)[2][kFactors][2], float (&sums)[kTiles][4]) {
+  // sums += sixteen rows of four columns a lane times the factors of these.
+  static __device__ void project(const uint32_t (&rows)[4], const uint32_t (&factor)[kFactors][2], float (&sums)[kTiles][4]) {
 #pragma unroll
-    for (int product = 0; product < 2; ++product) {
-      uint32_t a[4] = {word(rows[0], 2 * product), word(rows[1], 2 * product), word(rows[0], 2 * product + 1), word(rows[1], 2 * product + 1)};
-#pragma unroll
-      for (int i = 0; i < kFactors; ++i) mma(sums[kTiles == 1 ? 0 : i / kFloatParts], a, factor[product][i][0], factor[product][i][1]);
-    }
+    for (int i = 0; i < kFactors; ++i) mma(sums[kTiles == 1 ? 0 : i / kFloatParts], rows, factor[i][0], factor[i][1]);
   }
 
   // Leaves sums of sixteen rows as [16][kRanks].
@@ -120,33 +111,21 @@ struct Parts {
     }
   }
 
-  // sums[i] += left times columns 8 t + 2 i and 8 t + 2 i + 1 of sixteen tokens.
-  static __device__ void accumulate(const Pack<__nv_bfloat16, kRun> (&rows)[2], const uint4 (&left)[kLefts], float (&sums)[4][4]) {
+  // sums += left times eight columns of sixteen tokens, of which `low` and `high` have eight each.
+  static __device__ void accumulate(uint32_t low, uint32_t high, const uint4 (&left)[kLefts], float (&sums)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t b0 = transpose(word(rows[0], i)), b1 = transpose(word(rows[1], i));
-#pragma unroll
-      for (int k = 0; k < kLefts; ++k) mma(sums[i], {left[k].x, left[k].y, left[k].z, left[k].w}, b0, b1);
-    }
+    for (int k = 0; k < kLefts; ++k) mma(sums, {left[k].x, left[k].y, left[k].z, left[k].w}, low, high);
   }
 
-  // Hands eight neighbouring columns of each rank that the lane holds to store(rank, values).
+  // Hands the two neighbouring columns of each rank that the lane holds of eight to store(rank, values).
   template <typename Store>
-  static __device__ void results(float (&sums)[4][4], Store store) {
+  static __device__ void results(const float (&sums)[4], Store store) {
     int group = threadIdx.x % 32 / 4;
-    float first[kRun], second[kRun];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        float upper = sums[i][k], lower = sums[i][2 + k];
-        if constexpr (kRanks == 4) upper += __shfl_xor_sync(~0u, upper, 16);  // rows four apart
-        first[2 * i + k] = kRanks == 16 ? upper : upper + lower;
-        second[2 * i + k] = lower;
-      }
-    }
-    if (kRanks != 4 || group < 4) store(group, first);
-    if constexpr (kRanks == 16) store(group + 8, second);
+    float2 upper = make_float2(sums[0], sums[1]), lower = make_float2(sums[2], sums[3]);
+    if constexpr (kRanks == 4) upper = make_float2(upper.x + __shfl_xor_sync(~0u, upper.x, 16), upper.y + __shfl_xor_sync(~0u, upper.y, 16));  // rows four apart
+    if constexpr (kRanks == 16) store(group + 8, lower);
+    else upper = make_float2(upper.x + lower.x, upper.y + lower.y);
+    if (kRanks != 4 || group < 4) store(group, upper);
   }
 };
 

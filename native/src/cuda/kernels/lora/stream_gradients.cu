@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/kernels/bulk.cuh"
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/lora/parts.cuh"
@@ -11,8 +12,9 @@
 // of dA for all adapters. The third adds up the parts, in the order of rows and columns, and is the only one that writes
 // results: nothing depends on which block comes first.
 //
-// A warp takes 64 columns and sixteen rows a step. Lanes hold rows as memory has them, which is the left operand of a product
-// over columns; transposed in registers they are the right operand of a product over rows.
+// One warp of a block feeds a ring of shared memory with steps of sixteen rows by bulk copies. Each of the others takes 64
+// columns of a step: as they lie there they are the left operand of a product over columns, transposed on their way to the
+// registers the right operand of a product over rows.
 
 namespace pnb::cuda::lora {
 
@@ -52,57 +54,114 @@ struct Args {
 };
 static_assert(sizeof(Args) <= 4096);
 
-// Steps of loads on their way: 64 KB a multiprocessor either way.
+// Steps of a block's rows on their way, 130 KB of them. Rows start sixteen bytes further each, so that the same columns of
+// eight of them lie in different banks.
 template <int kWarps>
-constexpr int kAhead = 32 / kWarps;
+struct Ring {
+  static constexpr int kSlots = 64 / kWarps;
+  static constexpr int kColumns = kWarps * kWarpColumns;
+  static constexpr int kPitch = kColumns * static_cast<int>(sizeof(__nv_bfloat16)) + 16;
+  static constexpr int kSlotBytes = kStepRows * kPitch;
+  static constexpr int kBytes = kSlots * kSlotBytes;
+
+  char* memory;
+  uint64_t *full, *empty;  // [kSlots] each
+
+  __device__ char* row(int step, int i) const { return memory + step % kSlots * kSlotBytes + i * kPitch; }
+
+  // By one warp, before any other call; the others have to wait for it.
+  __device__ void init() const {
+    if (threadIdx.x % kWarp == 0) {
+      for (int i = 0; i < kSlots; ++i) barrier_init(full + i), barrier_init(empty + i, kWarps);
+      barrier_init_visible();
+    }
+    __syncwarp();
+  }
+
+  // By the same warp: asks for a step of `count` rows of so many bytes, and zeroes the rows that are missing.
+  __device__ void fill(int step, const __nv_bfloat16* from, int64_t stride, int count, uint32_t bytes) const {
+    int slot = step % kSlots, lane = threadIdx.x % kWarp;
+    if (step >= kSlots) barrier_wait(empty + slot, (step / kSlots - 1) % 2);
+    if (lane >= count && lane < kStepRows) {
+      for (uint32_t at = 0; at < bytes; at += 16) *reinterpret_cast<uint4*>(row(step, lane) + at) = uint4{};
+    }
+    __syncwarp();
+    if (lane == 0) barrier_expect(full + slot, count * bytes);
+    __syncwarp();
+    if (lane < count) copy_bulk(row(step, lane), from + lane * stride, bytes, full + slot);
+  }
+
+  __device__ void wait(int step) const { barrier_wait(full + step % kSlots, step / kSlots % 2); }
+  // By one thread of a warp, when all have read the step.
+  __device__ void release(int step) const { barrier_arrive(empty + step % kSlots); }
+};
 
 template <int kRanks, int kWarps, bool kLow, bool kDrops>
-__global__ void __launch_bounds__(kWarps * kWarp, 1) stream_gradients_kernel(const __grid_constant__ Args args) {
-  let_next_begin();
+__global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kernel(const __grid_constant__ Args args) {
   using Form = Parts<kRanks>;
-  constexpr int kDepth = kAhead<kWarps>;
-  extern __shared__ float low_found[];  // [kWarps][rows][kRanks]
+  using Rows = Ring<kWarps>;
+  constexpr int kThreads = (kWarps + 1) * kWarp;
+  extern __shared__ __align__(128) char memory[];
   __shared__ uint4 lefts[kMostSteps][Form::kLefts][kWarp];
+  __shared__ uint64_t barriers[2 * Rows::kSlots];
+  auto* low_found = reinterpret_cast<float*>(memory + Rows::kBytes);  // [kWarps][rows][kRanks]
+  // The pass over x reads x and its lists without waiting: they were there before the first pass, which lets this one begin only
+  // when it has waited for what came before it.
+  if constexpr (kLow) after_previous();
+  let_next_begin();
   const Pass& p = args.passes[blockIdx.z];
-  int64_t first_column = static_cast<int64_t>(blockIdx.y) * kWarps * kWarpColumns;
+  int64_t first_column = static_cast<int64_t>(blockIdx.y) * Rows::kColumns;
   if (first_column >= p.columns) return;
   int warp = threadIdx.x / kWarp;
   int lane = threadIdx.x % kWarp;
-  int group = lane / 4;
   int64_t first_row = static_cast<int64_t>(blockIdx.x) * args.rows;
   int64_t end_row = min(args.m, first_row + args.rows);
   int steps = static_cast<int>(ceil_div(end_row - first_row, kStepRows));
   int64_t list = p.blocks.list_of(first_row);
   int64_t columns = p.blocks.active(list, p.columns);
-  int64_t column = first_column + warp * kWarpColumns + lane % 4 * kRun;
-  using Run = Pack<__nv_bfloat16, kRun>;
-  Run runs[kDepth][kSets][2];
-  auto load = [&](Run (&to)[kSets][2], int step) {
-#pragma unroll
-    for (int set = 0; set < kSets; ++set) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int64_t row = first_row + step * kStepRows + 8 * half + group;
-        to[set][half] = load_run<true>(p.x + row * p.x_stride, column + set * 4 * kRun, row < end_row ? columns : 0);
-      }
-    }
+  int here = static_cast<int>(max(static_cast<int64_t>(0), min(columns - first_column, static_cast<int64_t>(Rows::kColumns))));
+  bool any = here > 0;  // a list may end before this block's columns
+  Rows rows{memory, barriers, barriers + Rows::kSlots};
+  bool feeds = warp == kWarps;
+  auto fill = [&](int step) {
+    int64_t row = first_row + step * kStepRows;
+    rows.fill(step, p.x + row * p.x_stride + first_column, p.x_stride, static_cast<int>(min(static_cast<int64_t>(kStepRows), end_row - row)),
+              static_cast<uint32_t>(here * sizeof(__nv_bfloat16)));
   };
-#pragma unroll
-  for (int i = 0; i < kDepth; ++i) load(runs[i], i);
-
-  int64_t neurons[kSets];
-#pragma unroll
-  for (int set = 0; set < kSets; ++set) {
-    int64_t at = column + set * 4 * kRun;
-    neurons[set] = at < columns ? p.blocks.neuron(list, at) : 0;
+  if (feeds && any) {
+    rows.init();
+    for (int step = 0; step < min(steps, Rows::kSlots); ++step) fill(step);
   }
+  if (!feeds) {
+    // What no copy fills may not be a number, whatever it is multiplied with.
+    int rest = (Rows::kColumns - here) / kRun;
+    for (int i = threadIdx.x; any && i < rest * kStepRows * Rows::kSlots; i += kWarps * kWarp) {
+      int line = i / rest;
+      *reinterpret_cast<uint4*>(rows.row(line / kStepRows, line % kStepRows) + (here + i % rest * kRun) * sizeof(__nv_bfloat16)) = uint4{};
+    }
+  }
+
+  // In a set of 32 columns a lane has two neighbours of each eight.
+  int set_column = warp * kWarpColumns + lane % 4 * 2;  // in the block
   uint32_t factor[kLow ? kSets : 1][2][Form::kFactors][2];
   if constexpr (kLow) {
 #pragma unroll
-    for (int set = 0; set < kSets; ++set) Form::load_factor(p.ranks, p.r, neurons[set], column + set * 4 * kRun < columns, factor[set]);
+    for (int set = 0; set < kSets; ++set) {
+      int from = warp * kWarpColumns + set * 32;
+      int64_t neuron = !feeds && from < here ? p.blocks.neuron(list, first_column + from) + lane % 4 * 2 : 0;
+      Form::load_factor(
+          p.ranks, feeds ? 0 : p.r,
+          [&](const Rank& rank, float(&v)[kRun]) {
+#pragma unroll
+            for (int i = 0; i < kRun; ++i) {
+              if (from + i / 2 * 8 < here) v[i] = rank.factor[(neuron + i / 2 * 8 + i % 2) * rank.factor_column];
+            }
+          },
+          factor[set]);
+    }
   }
-  after_previous();  // which made the left values, where this is the pass over x
-  for (int i = threadIdx.x; i < steps * kWarp; i += kWarps * kWarp) {
+  if constexpr (!kLow) after_previous();  // which made the left values
+  for (int i = threadIdx.x; i < steps * kWarp; i += kThreads) {
     int64_t from = first_row + i / kWarp * kStepRows;
     uint4 left[Form::kLefts];
     Form::make_left(
@@ -122,60 +181,83 @@ __global__ void __launch_bounds__(kWarps * kWarp, 1) stream_gradients_kernel(con
   }
   __syncthreads();
 
-  float sums[kSets][4][4] = {};
-  for (int first = 0; first < steps; first += kDepth) {
-#pragma unroll
-    for (int i = 0; i < kDepth; ++i) {
-      int step = first + i;
-      if (step >= steps) break;
-      auto& rows = runs[i];
+  if (feeds) {
+    for (int step = Rows::kSlots; any && step < steps; ++step) fill(step);
+  } else if (any) {
+    // The matrix whose row this lane gives: the lower or the upper eight rows, of the first or the second eight columns.
+    int own_row = lane / 8 % 2 * 8 + lane % 8;
+    int own_column = warp * kWarpColumns + lane / 16 * 8;
+    int64_t dropped_neuron = 0;
+    if constexpr (kDrops) {
+      int at = warp * kWarpColumns + lane % 8 * kRun;
+      dropped_neuron = at < here ? p.blocks.neuron(list, first_column + at) : 0;
+    }
+    float sums[kSets][4][4] = {};
+    for (int step = 0; step < steps; ++step) {
+      rows.wait(step);
       if constexpr (kDrops) {
         if (p.dropout.active()) {  // of the passes of one launch, some may drop and others not
           DropoutMask mask(p.dropout);
 #pragma unroll
-          for (int set = 0; set < kSets; ++set) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              int64_t row = first_row + step * kStepRows + 8 * half + group;
-              drop(rows[set][half], mask, static_cast<uint64_t>(row * p.width + neurons[set]));
-            }
+          for (int i = lane / 8; i < kStepRows; i += 4) {
+            auto* run = reinterpret_cast<Pack<__nv_bfloat16, kRun>*>(rows.row(step, i) + (warp * kWarpColumns + lane % 8 * kRun) * sizeof(__nv_bfloat16));
+            drop(*run, mask, static_cast<uint64_t>((first_row + step * kStepRows + i) * p.width + dropped_neuron));
           }
+          __syncwarp();
         }
       }
+      uint32_t address = shared_address(rows.row(step, own_row)) + own_column * sizeof(__nv_bfloat16);
       if constexpr (kLow) {
         float low[Form::kTiles][4] = {};
 #pragma unroll
-        for (int set = 0; set < kSets; ++set) Form::project(rows[set], factor[set], low);
+        for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+          for (int product = 0; product < 2; ++product) {
+            uint32_t words[4];
+            load_matrices<false>(address + (set * 32 + product * 16) * sizeof(__nv_bfloat16), words);
+            Form::project(words, factor[set][product], low);
+          }
+        }
         Form::store_low(low, low_found + (warp * args.rows + step * kStepRows) * kRanks);
       }
       uint4 left[Form::kLefts];
 #pragma unroll
       for (int k = 0; k < Form::kLefts; ++k) left[k] = lefts[step][k][lane];
 #pragma unroll
-      for (int set = 0; set < kSets; ++set) Form::accumulate(rows[set], left, sums[set]);
-      load(rows, step + kDepth);
+      for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+        for (int product = 0; product < 2; ++product) {
+          uint32_t words[4];
+          load_matrices<true>(address + (set * 32 + product * 16) * sizeof(__nv_bfloat16), words);
+          Form::accumulate(words[0], words[1], left, sums[set][2 * product]);
+          Form::accumulate(words[2], words[3], left, sums[set][2 * product + 1]);
+        }
+      }
+      if constexpr (kDrops) before_copies();
+      __syncwarp();
+      if (lane == 0) rows.release(step);
+    }
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        int at = set_column + set * 32 + i * 8;
+        Form::results(sums[set][i], [&](int rank, float2 v) {
+          if (at >= here || rank >= p.r) return;
+          *reinterpret_cast<float2*>(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + first_column + at) = v;
+        });
+      }
     }
   }
 
-#pragma unroll
-  for (int set = 0; set < kSets; ++set) {
-    int64_t at = column + set * 4 * kRun;
-    Form::results(sums[set], [&](int rank, const float(&v)[kRun]) {
-      if (at >= columns || rank >= p.r) return;
-      Pack<float, kRun> pack;
-#pragma unroll
-      for (int i = 0; i < kRun; ++i) pack.v[i] = v[i];
-      pack.store(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + at);
-    });
-  }
   if constexpr (kLow) {
     __syncthreads();
     int count = static_cast<int>(end_row - first_row) * kRanks;
     float* to = p.low + (blockIdx.y * args.m + first_row) * kRanks;
-    for (int i = threadIdx.x; i < count; i += kWarps * kWarp) {
+    for (int i = threadIdx.x; i < count; i += kThreads) {
       float sum = 0.0f;
 #pragma unroll
-      for (int k = 0; k < kWarps; ++k) sum += low_found[k * args.rows * kRanks + i];
+      for (int k = 0; k < kWarps; ++k) sum += any ? low_found[k * args.rows * kRanks + i] : 0.0f;
       to[i] = sum;
     }
   }
@@ -228,6 +310,7 @@ __device__ int place_of(const Columns& blocks, int64_t list, int block) {
 }
 
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_constant__ FinishArgs args) {
+  let_next_begin();
   after_previous();
   int64_t thread = static_cast<int64_t>(blockIdx.x) * kFinishThreads + threadIdx.x;
   int sums = 2 * args.adapters;
@@ -342,10 +425,10 @@ Plan make_plan(const Device& device, const pnb_lora_gradients_params& first) {
 template <int kRanks, int kWarps, bool kLow, bool kDrops>
 void launch_pass(const Args& args, dim3 grid, cudaStream_t stream) {
   auto kernel = stream_gradients_kernel<kRanks, kWarps, kLow, kDrops>;
-  size_t shared = kLow ? static_cast<size_t>(kWarps) * static_cast<size_t>(args.rows) * kRanks * sizeof(float) : 0;
-  if (kLow) allow_shared_memory(kernel, shared, "lora_gradients");
-  // x and its lists were there before the first pass, which is the kernel before: only what it makes is waited for.
-  launch(kernel, {grid, kWarps * kWarp, shared, stream, 1, !kLow}, kLow ? "lora: dy B and dB" : "lora: dA", args);
+  size_t low = kLow ? static_cast<size_t>(kWarps) * static_cast<size_t>(args.rows) * kRanks * sizeof(float) : 0;
+  size_t shared = Ring<kWarps>::kBytes + low;
+  allow_shared_memory(kernel, shared, "lora_gradients");
+  launch(kernel, {grid, (kWarps + 1) * kWarp, shared, stream, 1, true}, kLow ? "lora: dy B and dB" : "lora: dA", args);
 }
 
 template <bool kLow, bool kDrops>

@@ -35,10 +35,22 @@ struct Args {
   int r;
 };
 
+__device__ inline void load_neighbours(const float* from, int64_t step, float (&v)[kRun]) {
+  if (step == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    auto pack = Pack<float, kRun>::load(from);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) v[i] = pack.v[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) v[i] = from[i * step];
+  }
+}
+
 template <int kRanks, bool kDrops>
 __global__ void __launch_bounds__(kMostWarps * kWarp) stream_project_kernel(const __grid_constant__ Args p) {
   using Form = Parts<kRanks>;
   extern __shared__ float found[];  // [warps][kRows][kRanks]
+  let_next_begin();
   after_previous();
   int warps = static_cast<int>(blockDim.x) / kWarp;
   int warp = threadIdx.x / kWarp;
@@ -68,7 +80,12 @@ __global__ void __launch_bounds__(kMostWarps * kWarp) stream_project_kernel(cons
       bool inside = at < columns;
       int64_t neuron = inside ? p.blocks.neuron(list, at) : 0;
       uint32_t factor[2][Form::kFactors][2];
-      Form::load_factor(p.ranks, p.r, neuron, inside, factor);
+      Form::load_factor(
+          p.ranks, p.r,
+          [&](const Rank& rank, float(&v)[kRun]) {
+            if (inside) load_neighbours(rank.factor + neuron * rank.factor_column, rank.factor_column, v);
+          },
+          factor);
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile) {
         auto& both = runs[set][tile];
@@ -80,7 +97,11 @@ __global__ void __launch_bounds__(kMostWarps * kWarp) stream_project_kernel(cons
             drop(both[half], mask, static_cast<uint64_t>(row * p.width + neuron));
           }
         }
-        Form::project(both, factor, sums[tile]);
+#pragma unroll
+        for (int product = 0; product < 2; ++product) {
+          uint32_t rows[4] = {word(both[0], 2 * product), word(both[1], 2 * product), word(both[0], 2 * product + 1), word(both[1], 2 * product + 1)};
+          Form::project(rows, factor[product], sums[tile]);
+        }
       }
     }
   }

@@ -94,6 +94,7 @@ __global__ void __launch_bounds__(kValueThreads) mass_of_values(Mass p) {
   int64_t first = static_cast<int64_t>(blockIdx.y) * kValueColumns;
   int at = threadIdx.x % kSideBySide * kValues;
   int row_lane = threadIdx.x / kSideBySide;
+  let_next_begin();
   after_previous();
   Rows rows(p);
   const T* x = static_cast<const T*>(p.data) + first + at;
@@ -182,6 +183,7 @@ __global__ void __launch_bounds__(kBitThreads) mass_of_bits(Mass p) {
   int64_t first = static_cast<int64_t>(blockIdx.y) * kBitColumns;
   int word = threadIdx.x % kWords;
   int row_lane = threadIdx.x / kWords;
+  let_next_begin();
   after_previous();
   Rows rows(p);
   bool inside = first + 32 * word < p.n;
@@ -224,6 +226,7 @@ __global__ void __launch_bounds__(kListThreads) add_lists(Mass p, int64_t lists)
   int64_t j = static_cast<int64_t>(blockIdx.x) * kListThreads + threadIdx.x;
   const float* from = blockIdx.y == 0 ? p.list_mass : p.list_fired;
   float* to = blockIdx.y == 0 ? p.neuron_mass : p.neuron_fired;
+  let_next_begin();
   after_previous();
   if (j >= p.n || to == nullptr) return;
   float sum = 0.0f;

@@ -118,8 +118,12 @@ __global__ void __launch_bounds__(kTileThreads) low_rank_kernel(Low p) {
   cluster.sync();
   int blocks = static_cast<int>(cluster.num_blocks());
   for (int i = static_cast<int>(cluster.block_rank()) * kTileThreads + threadIdx.x; i < kTileSums; i += blocks * kTileThreads) {
+    float parts_of[kMaxCluster];
+#pragma unroll
+    for (int other = 0; other < kMaxCluster; ++other) parts_of[other] = other < blocks ? *cluster.map_shared_rank(found + i, other) : 0.0f;
     float sum = 0.0f;
-    for (int other = 0; other < blocks; ++other) sum += *cluster.map_shared_rank(found + i, other);
+#pragma unroll
+    for (float part : parts_of) sum += part;
     int64_t row = first_row + i / kTileRanks;
     int rank = first_rank + i % kTileRanks;
     if (row < p.rows && rank < p.r) p.z[row * p.r + rank] = sum;
@@ -138,15 +142,15 @@ struct Units {
   bool vectors;  // rows of z and b are whole 16-byte vectors
 };
 
-constexpr int kUnitThreads = 1024;
-constexpr int kUnitWarps = kUnitThreads / kWarp;
 constexpr int kRowStep = 2;  // pooled rows that a thread works on at a time
 
 // Lanes side by side take kLanes units, the others of a warp and all warps share out the pooled rows.
-template <int kLanes>
-__global__ void __launch_bounds__(kUnitThreads) units_kernel(Units p) {
-  constexpr int kRowLanes = kUnitThreads / kLanes;
-  __shared__ float found[kUnitWarps][kLanes];
+template <int kLanes, int kThreads>
+__global__ void __launch_bounds__(kThreads) units_kernel(Units p) {
+  constexpr int kRowLanes = kThreads / kLanes;
+  constexpr int kWarps = kThreads / kWarp;
+  static_assert(kLanes <= kWarps && kWarps <= kWarp);
+  __shared__ float found[kWarps][kLanes];
   __shared__ float units[kLanes];
   int lane = threadIdx.x % kWarp;
   int warp = threadIdx.x / kWarp;
@@ -158,11 +162,13 @@ __global__ void __launch_bounds__(kUnitThreads) units_kernel(Units p) {
   int64_t first_unit = first_score * p.units_per_score;
   int64_t end_unit = first_unit + static_cast<int64_t>(here) * p.units_per_score;
   float score = 0.0f;  // of thread i < here: score i of the block
+  let_next_begin();
   after_previous();
   for (int64_t from = first_unit; from < end_unit; from += kLanes) {
     int64_t unit = min(from + lane % kLanes, end_unit - 1);
     const float* b = p.b + unit * p.r;
     float bias = p.bias == nullptr ? 0.0f : p.bias[unit];
+    float norm = p.norms == nullptr || from + warp >= end_unit ? 1.0f : p.norms[from + warp];  // for the end, by then it has come
     float sum = 0.0f;
     for (int64_t row = first_row + row_lane; row < end_row; row += kRowStep * kRowLanes) {
       const float* z[kRowStep];
@@ -200,8 +206,8 @@ __global__ void __launch_bounds__(kUnitThreads) units_kernel(Units p) {
     if (lane < kLanes) found[warp][lane] = sum;
     __syncthreads();
     if (warp < kLanes) {
-      float total = warp_combine(found[lane][warp], [](float x, float y) { return x + y; });
-      if (lane == 0) units[warp] = from + warp < end_unit ? total * (p.norms == nullptr ? 1.0f : p.norms[from + warp]) : 0.0f;
+      float total = warp_combine(lane < kWarps ? found[lane][warp] : 0.0f, [](float x, float y) { return x + y; });
+      if (lane == 0) units[warp] = total * norm;
     }
     __syncthreads();
     if (threadIdx.x < here) {
@@ -212,7 +218,6 @@ __global__ void __launch_bounds__(kUnitThreads) units_kernel(Units p) {
   }
   if (threadIdx.x < here) p.scores[blockIdx.y * p.scores_per_list + first_score + threadIdx.x] = score;
 }
-static_assert(kUnitWarps == kWarp);
 
 }  // namespace
 
@@ -253,11 +258,20 @@ void predict_mass(const Device& device, const pnb_predict_mass_params& p) {
               low.r % 4 == 0 && aligned(p.b.data)};
   if (units.units == 0) return;
   int64_t lists = ceil_div(rows, p.pooled_per_list);
+  // Few units of many rows are a small block each, so that they spread over the device; few rows need no large ones.
+  struct Form {
+    void (*kernel)(Units);
+    int lanes, threads;
+  };
   bool few = units.units * lists <= 32 * device.multiprocessors;
-  int lanes = few ? 8 : 32;
-  units.scores_per_block = std::max(1, lanes / p.units_per_score);
+  bool single = p.units_per_score == 1 && p.pooled_per_list >= 128 && units.units * lists <= 4 * device.multiprocessors;
+  Form form = single                          ? Form{units_kernel<1, 256>, 1, 256}
+              : few && p.pooled_per_list <= 64 ? Form{units_kernel<8, 256>, 8, 256}
+              : few                            ? Form{units_kernel<8, 1024>, 8, 1024}
+                                               : Form{units_kernel<32, 1024>, 32, 1024};
+  units.scores_per_block = std::max(1, form.lanes / p.units_per_score);
   dim3 grid(static_cast<unsigned>(ceil_div(units.scores_per_list, units.scores_per_block)), static_cast<unsigned>(lists));
-  launch(few ? units_kernel<8> : units_kernel<32>, {grid, kUnitThreads, 0, stream, 1, true}, "predict_mass: units", units);
+  launch(form.kernel, {grid, form.threads, 0, stream, 1, true}, "predict_mass: units", units);
 }
 
 }  // namespace pnb::cuda

@@ -189,6 +189,7 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
   __shared__ Outcome outcome;
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) outcome = {};
+  let_next_begin();
   after_previous();
   for (int64_t list = blockIdx.x; list < p.lists; list += gridDim.x) select<kEach>(p, list, shared, outcome);
   if (p.summary == nullptr) return;
