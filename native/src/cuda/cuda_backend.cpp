@@ -47,11 +47,11 @@ void CudaBackend::predict_mass(const pnb_predict_mass_params& p) { cuda::predict
 uint64_t CudaBackend::predict_mass_workspace(const pnb_predict_mass_params& p) { return cuda::predict_mass_workspace(p); }
 void CudaBackend::relative_mass(const pnb_relative_mass_params& p) { cuda::relative_mass(p); }
 void CudaBackend::select_blocks(const pnb_select_blocks_params& p) { cuda::select_blocks(p); }
-void CudaBackend::attention_mass(const pnb_attention_mass_params&) { fail(PNB_ERROR_UNSUPPORTED, "attention_mass"); }
-void CudaBackend::predict_attention(const pnb_predict_attention_params&) { fail(PNB_ERROR_UNSUPPORTED, "predict_attention"); }
-uint64_t CudaBackend::predict_attention_workspace(const pnb_predict_attention_params&) { return 0; }
-void CudaBackend::select_attention(const pnb_select_attention_params&) { fail(PNB_ERROR_UNSUPPORTED, "select_attention"); }
-uint64_t CudaBackend::select_attention_workspace(const pnb_select_attention_params&) { return 0; }
+void CudaBackend::attention_mass(const pnb_attention_mass_params& p) { cuda::attention_mass(p); }
+void CudaBackend::predict_attention(const pnb_predict_attention_params& p) { cuda::predict_attention(device_, p); }
+uint64_t CudaBackend::predict_attention_workspace(const pnb_predict_attention_params& p) { return cuda::predict_attention_workspace(p); }
+void CudaBackend::select_attention(const pnb_select_attention_params& p) { cuda::select_attention(p); }
+uint64_t CudaBackend::select_attention_workspace(const pnb_select_attention_params& p) { return cuda::select_attention_workspace(p); }
 void CudaBackend::adamw(const pnb_adamw_params& p) { cuda::adamw(device_, p); }
 uint64_t CudaBackend::adamw_workspace(const pnb_adamw_params& p) { return cuda::adamw_workspace(device_, p); }
 

@@ -1,6 +1,10 @@
 // Times of attention: causal, bf16, q, k and v as column ranges of one buffer, samples of one length.
-// Arguments: any of "SAMPLESxHEADSxLENGTHxHEAD_DIM"; without any, the shapes that the results in jmh/ are of.
-#include "cuda/harness.cuh"
+// Arguments: any of "SAMPLESxHEADSxLENGTHxHEAD_DIM"; without any, the shapes that the results in jmh/ are of. "lists" before them
+// times lists of blocks of 128 too: parts of the causal blocks drawn at random, and what makes lists. "once KEPT" before a shape
+// runs each of its kernels once, for a profiler.
+#include "cuda/attention_lists.cuh"
+
+#include <optional>
 
 using namespace test;
 
@@ -15,48 +19,144 @@ pnb_tensor heads_of(const Tensor& buffer, int64_t column, int64_t heads, int64_t
   return view;
 }
 
-void time(int64_t samples, int64_t heads, int64_t length, int64_t dim) {
-  int64_t tokens = samples * length, width = heads * dim;
-  Tensor qkv(PNB_DTYPE_BF16, {tokens, 3 * width}), o(PNB_DTYPE_BF16, {tokens, width}, 0.0), d_o(PNB_DTYPE_BF16, {tokens, width});
-  Tensor d_qkv(PNB_DTYPE_BF16, {tokens, 3 * width}, 0.0), lse(PNB_DTYPE_F32, {heads, tokens}, 0.0);
-  Tensor borders(PNB_DTYPE_I32, {samples + 1}, 0.0);
-  std::vector<double> cu;
-  for (int64_t s = 0; s <= samples; ++s) cu.push_back(static_cast<double>(s * length));
-  borders.set(cu);
+struct Case {
+  Case(int64_t samples, int64_t heads, int64_t length, int64_t dim)
+      : samples(samples),
+        heads(heads),
+        length(length),
+        dim(dim),
+        tokens(samples * length),
+        qkv(PNB_DTYPE_BF16, {tokens, 3 * heads * dim}),
+        o(PNB_DTYPE_BF16, {tokens, heads * dim}, 0.0),
+        d_o(PNB_DTYPE_BF16, {tokens, heads * dim}),
+        d_qkv(PNB_DTYPE_BF16, {tokens, 3 * heads * dim}, 0.0),
+        lse(PNB_DTYPE_F32, {heads, tokens}, 0.0),
+        borders(PNB_DTYPE_I32, {samples + 1}, 0.0) {
+    int64_t width = heads * dim;
+    for (int64_t s = 0; s <= samples; ++s) cu.push_back(static_cast<int32_t>(s * length));
+    borders.set(ints(cu));
+    f.struct_size = sizeof f;
+    f.scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    f.q = heads_of(qkv, 0, heads, dim), f.k = heads_of(qkv, width, heads, dim), f.v = heads_of(qkv, 2 * width, heads, dim);
+    f.o = heads_of(o, 0, heads, dim);
+    f.lse = lse.t;
+    f.cu_seqlens_q = f.cu_seqlens_k = borders.t;
+    f.max_seqlen = length;
+    b.struct_size = sizeof b;
+    b.scale = f.scale;
+    b.q = f.q, b.k = f.k, b.v = f.v, b.o = f.o, b.lse = f.lse;
+    b.d_o = heads_of(d_o, 0, heads, dim);
+    b.dq = heads_of(d_qkv, 0, heads, dim), b.dk = heads_of(d_qkv, width, heads, dim), b.dv = heads_of(d_qkv, 2 * width, heads, dim);
+    b.cu_seqlens = borders.t;
+    b.max_seqlen = length;
+    workspace.emplace(backend().attention_backward_workspace(b));
+    b.workspace = workspace->w;
+  }
 
+  int64_t samples, heads, length, dim, tokens;
+  std::vector<int32_t> cu;
+  Tensor qkv, o, d_o, d_qkv, lse, borders;
+  std::optional<Workspace> workspace;
   pnb_attention_forward_params f{};
-  f.struct_size = sizeof f;
-  f.scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  f.q = heads_of(qkv, 0, heads, dim), f.k = heads_of(qkv, width, heads, dim), f.v = heads_of(qkv, 2 * width, heads, dim);
-  f.o = heads_of(o, 0, heads, dim);
-  f.lse = lse.t;
-  f.cu_seqlens_q = f.cu_seqlens_k = borders.t;
-  f.max_seqlen = length;
   pnb_attention_backward_params b{};
-  b.struct_size = sizeof b;
-  b.scale = f.scale;
-  b.q = f.q, b.k = f.k, b.v = f.v, b.o = f.o, b.lse = f.lse;
-  b.d_o = heads_of(d_o, 0, heads, dim);
-  b.dq = heads_of(d_qkv, 0, heads, dim), b.dk = heads_of(d_qkv, width, heads, dim), b.dv = heads_of(d_qkv, 2 * width, heads, dim);
-  b.cu_seqlens = borders.t;
-  b.max_seqlen = length;
-  Workspace workspace(backend().attention_backward_workspace(b));
-  b.workspace = workspace.w;
+};
 
-  double forward = milliseconds([&] { backend().attention_forward(f); }, 11, 20);
-  double backward = milliseconds([&] { backend().attention_backward(b); }, 11, 20);
+struct Times {
+  double forward, backward;
+};
+
+Times time(Case& c) {
+  return {milliseconds([&] { backend().attention_forward(c.f); }, 11, 20), milliseconds([&] { backend().attention_backward(c.b); }, 11, 20)};
+}
+
+constexpr int64_t kSize = 128;
+
+// Predictions of OPT's hidden size, coverage .9, as a step makes them.
+void time_makers(Case& c) {
+  constexpr int64_t kHidden = 2048, kRanks = 16, kPool = 32;
+  int64_t width = c.length / kSize, slots = c.tokens / kSize + c.samples;
+  BlockLists lists(c.heads, c.cu, c.tokens, kSize, width);
+  Tensor pooled(PNB_DTYPE_F32, {c.tokens / kPool, kHidden}), a(PNB_DTYPE_BF16, {2, c.heads, kRanks, kHidden}, 0.02);
+  Tensor bias(PNB_DTYPE_F32, {2, c.heads, kRanks}), distance(PNB_DTYPE_F32, {c.heads, width}), mass(PNB_DTYPE_F32, {c.heads, slots, width}, 0.0);
+  Tensor summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE}, 0.0), budgets(PNB_DTYPE_F32, {c.heads});
+  budgets.set(std::vector<double>(c.heads, 0.3));
+  for (int stride : {1, 8, 16}) {
+    pnb_attention_mass_params p{};
+    p.struct_size = sizeof p;
+    p.scale = c.f.scale;
+    p.q = c.f.q, p.k = c.f.k, p.lse = c.f.lse, p.cu_seqlens = c.borders.t, p.max_seqlen = c.length;
+    p.size = kSize;
+    p.query_stride = stride;
+    p.mass = mass.t;
+    std::printf("  mass of every query %d: %.4f ms\n", stride, milliseconds([&] { backend().attention_mass(p); }, 11, 20));
+  }
+  pnb_predict_attention_params p{};
+  p.struct_size = sizeof p;
+  p.pool_rows = kPool;
+  p.pooled = pooled.t, p.a = a.t, p.bias = bias.t, p.distance = distance.t, p.cu_seqlens = c.borders.t;
+  p.tokens = c.tokens, p.max_seqlen = c.length, p.size = kSize, p.mass = mass.t;
+  Workspace predict_space(backend().predict_attention_workspace(p));
+  p.workspace = predict_space.w;
+  pnb_select_attention_params s{};
+  s.struct_size = sizeof s;
+  s.coverage = 0.9f;
+  s.mass = mass.t, s.budgets = budgets.t, s.cu_seqlens = c.borders.t, s.tokens = c.tokens, s.max_seqlen = c.length;
+  s.blocks = lists.params();
+  s.summary = summary.t;
+  Workspace select_space(backend().select_attention_workspace(s));
+  s.workspace = select_space.w;
+  double predict = milliseconds([&] { backend().predict_attention(p); }, 11, 20);
+  double select = milliseconds([&] { backend().select_attention(s); }, 11, 20);
+  double both = milliseconds([&] { backend().predict_attention(p), backend().select_attention(s); }, 11, 20);
+  std::printf("  predict %.4f ms, select %.4f ms, one behind the other %.4f ms; kept %.3f\n", predict, select, both, summary.values()[PNB_SUMMARY_KEPT]);
+}
+
+void time(int64_t samples, int64_t heads, int64_t length, int64_t dim, bool with_lists) {
+  Case c(samples, heads, length, dim);
+  Times dense = time(c);
   double products = 2.0 * samples * heads * length * length * dim * 1e-9;  // of the forward pass: two, half of each masked
   std::printf("%dx%dx%dx%-4d forward %.4f ms, %.0f TFLOP/s; backward %.4f ms, %.0f TFLOP/s\n", static_cast<int>(samples),
-              static_cast<int>(heads), static_cast<int>(length), static_cast<int>(dim), forward, products / forward, backward,
-              2.5 * products / backward);
+              static_cast<int>(heads), static_cast<int>(length), static_cast<int>(dim), dense.forward, products / dense.forward, dense.backward,
+              2.5 * products / dense.backward);
+  if (!with_lists) return;
+  BlockLists lists(heads, c.cu, c.tokens, kSize, length / kSize);
+  for (double kept : {1.0, 0.5, 0.3, 0.25, 0.1}) {
+    lists.choose_part(kept);
+    c.f.blocks = c.b.blocks = lists.params();
+    Times t = time(c);
+    double speed = (dense.forward + dense.backward) / (t.forward + t.backward);
+    std::printf("  %.2f of the blocks: forward %.4f ms, backward %.4f ms, both %.2f times faster, %.2f of proportional\n", kept, t.forward,
+                t.backward, speed, 1.0 / (speed * kept));
+  }
+  c.f.blocks = c.b.blocks = {};
+  backend().attention_forward(c.f);
+  time_makers(c);
+}
+
+void once(int64_t samples, int64_t heads, int64_t length, int64_t dim, double kept) {
+  Case c(samples, heads, length, dim);
+  BlockLists lists(heads, c.cu, c.tokens, kSize, length / kSize);
+  lists.choose_part(kept);
+  c.f.blocks = c.b.blocks = lists.params();
+  backend().attention_forward(c.f);
+  backend().attention_backward(c.b);
+  cuda(cudaDeviceSynchronize());
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   std::vector<std::string> shapes(argv + 1, argv + argc);
+  bool with_lists = !shapes.empty() && shapes[0] == "lists";
+  double kept = 0;
+  if (with_lists) shapes.erase(shapes.begin());
+  if (shapes.size() > 1 && shapes[0] == "once") {
+    kept = std::atof(shapes[1].c_str());
+    shapes.erase(shapes.begin(), shapes.begin() + 2);
+  }
   if (shapes.empty()) {
     shapes = {"4x32x512x64", "4x32x1024x64", "4x32x2048x64", "1x32x8192x64", "4x32x1024x80", "4x32x1024x128", "4x32x2048x128"};
+    if (with_lists) shapes = {"4x32x2048x64", "1x32x8192x64", "4x32x2048x128", "1x32x8192x128", "4x32x1024x64"};
   }
   for (const std::string& shape : shapes) {
     long long samples, heads, length, dim;
@@ -64,6 +164,7 @@ int main(int argc, char** argv) {
       std::printf("expected SAMPLESxHEADSxLENGTHxHEAD_DIM, found %s\n", shape.c_str());
       return 2;
     }
-    time(samples, heads, length, dim);
+    if (kept > 0) once(samples, heads, length, dim, kept);
+    else time(samples, heads, length, dim, with_lists);
   }
 }

@@ -11,7 +11,7 @@ bool takes_fast_backward(const pnb_attention_backward_params& p) {
     if (!is_mappable(*t)) return false;
   }
   // The copy engine's coordinates have 32 bits.
-  return p.q.dtype == PNB_DTYPE_BF16 && (dim == 64 || dim == 80 || dim == 128) && p.scale > 0.0f &&
+  return p.q.dtype == PNB_DTYPE_BF16 && takes_fast_lists(p.blocks) && (dim == 64 || dim == 80 || dim == 128) && p.scale > 0.0f &&
          p.q.shape[0] * p.q.shape[1] <= INT32_MAX && unit_slots(p.q.shape[0], samples, kFewestRows) <= kMaxUnits;
 }
 

@@ -14,31 +14,40 @@ namespace pnb::cuda::attention {
 
 namespace {
 
-constexpr int kKeys = 128;      // of a tile: the widest whose scores leave room for the rest in registers
-constexpr int kQuerySlots = 2;  // the next unit's queries arrive while this one's are in use
+constexpr int kKeys = 128;  // of a tile: the widest whose scores leave room for the rest in registers
+
+// The next unit's queries arrive while this one's are in use; of units by lists, which may be a tile long, the one's after it
+// too, where they fit.
+template <int kDim, bool kListed>
+constexpr int kQuerySlots = kListed && kDim < 128 ? 3 : 2;
 
 // As many tiles of keys and of values as fit beside the rest in 227 KB.
 template <int kDim>
 constexpr int kSlots = kDim == 64 ? 4 : kDim == 80 ? 3 : 2;
 
-// Scores of the next unit are queued ahead of a unit's last product: worth its registers from head size 80 on.
-template <int kDim>
-constexpr bool kSpansUnits = kDim > 64;
+// Scores of the next unit are queued ahead of a unit's last product: worth its registers from head size 80 on, and where units
+// are short.
+template <int kDim, bool kListed>
+constexpr bool kSpansUnits = kListed || kDim > 64;
 // Outputs are scaled only where they must be: asking costs more than it saves where they are few.
 template <int kDim, int kWarpgroups>
 constexpr bool kScalesRarely = kDim > 64 || kWarpgroups > 2;
 
-template <int kDim, int kWarpgroups>
+template <int kDim, int kWarpgroups, bool kListed>
 struct Shared {
   static constexpr int kRows = 64 * kWarpgroups;  // query rows of a unit
+  static constexpr int kTiles = kSlots<kDim>;
   using Query = Tile<kRows, kDim>;
   using Key = Tile<kKeys, kDim>;
 
-  alignas(1024) char queries[kQuerySlots][Query::kBytes];
+  static constexpr int kQueries = kQuerySlots<kDim, kListed>;
+
+  alignas(1024) char queries[kQueries][Query::kBytes];
   alignas(1024) char keys[kSlots<kDim>][Key::kBytes];
   alignas(1024) char values[kSlots<kDim>][Key::kBytes];
   UnitTable units;
-  Barrier query_full[kQuerySlots], query_empty[kQuerySlots];
+  Visit visits[kListed ? kQueries : 1];
+  Barrier query_full[kQueries], query_empty[kQueries];
   Barrier key_full[kSlots<kDim>], key_empty[kSlots<kDim>];
   Barrier value_full[kSlots<kDim>], value_empty[kSlots<kDim>];
 };
@@ -49,6 +58,7 @@ struct Args {
   float* lse;  // may be null
   int64_t lse_stride;
   Borders queries, keys;
+  Lists lists;
   int64_t tokens;
   int heads, slots;
   float scale;
@@ -67,6 +77,8 @@ struct Place {
         keys(a.keys.at[unit.sample + 1] - key),
         row(unit.block * unit_rows),
         rows(unit_rows) {}
+  __device__ explicit Place(const Visit& visit)
+      : query(visit.first), queries(visit.length), key(visit.first), keys(visit.length), row(visit.row), rows(kListedRows) {}
 
   // How many keys a row sees: the sample's last query sees them all.
   __device__ int seen(int r) const { return max(0, min(r + 1 + keys - queries, keys)); }
@@ -78,13 +90,54 @@ struct Place {
     int count = key_blocks();
     return {count, first < queries ? 0 : count, count - seen(first) / kKeys};
   }
+  __device__ ListedKeyBlocks blocks(int first, const Visit& visit) const {
+    return {visit.count, first < queries ? 0 : visit.count, visit.diagonal ? 1 : 0, row / kKeys};
+  }
 };
+static_assert(kKeys == kListedRows, "a tile of keys is a block of a list");
 
-template <int kDim, int kWarpgroups>
-__device__ void produce(const Args& a, Shared<kDim, kWarpgroups>& shared, const Units& units) {
-  using S = Shared<kDim, kWarpgroups>;
-  Ring<kQuerySlots> query;
-  Ring<kSlots<kDim>> ring;
+template <typename S>
+__device__ void copy_tile(const Args& a, S& shared, Ring<S::kTiles>& ring, int head, int token) {
+  shared.key_empty[ring.slot].wait(ring.parity ^ 1);
+  shared.key_full[ring.slot].arrive_and_expect(S::Key::kBytes);
+  S::Key::copy(shared.keys[ring.slot], a.k, shared.key_full[ring.slot], head, token);
+  shared.value_empty[ring.slot].wait(ring.parity ^ 1);
+  shared.value_full[ring.slot].arrive_and_expect(S::Key::kBytes);
+  S::Key::copy(shared.values[ring.slot], a.v, shared.value_full[ring.slot], head, token);
+  ring.advance();
+}
+
+template <typename S>
+__device__ void produce_listed(const Args& a, S& shared, const ListedUnits& units) {
+  Ring<S::kQueries> query;
+  Ring<S::kTiles> ring;
+  for_each_listed(units, [&](const Visit& visit, const int32_t* list) PNB_INLINE {
+    shared.query_empty[query.slot].wait(query.parity ^ 1);
+    shared.visits[query.slot] = visit;
+    Barrier& full = shared.query_full[query.slot];
+    if (visit.count == 0) {
+      full.arrive();
+    } else {
+      full.arrive_and_expect(S::Query::kBytes);
+      S::Query::copy(shared.queries[query.slot], a.q, full, visit.head, visit.first + visit.row);
+    }
+    query.advance();
+    int block = visit.last;
+    for (int i = visit.count - 1; i >= 0; --i) {
+      int next = i > 0 ? list[i - 1] : 0;
+      copy_tile(a, shared, ring, visit.head, visit.first + block * kKeys);
+      block = next;
+    }
+  });
+  shared.query_empty[query.slot].wait(query.parity ^ 1);
+  shared.visits[query.slot].head = -1;
+  shared.query_full[query.slot].arrive();
+}
+
+template <typename S>
+__device__ void produce(const Args& a, S& shared, const Units& units) {
+  Ring<S::kQueries> query;
+  Ring<S::kTiles> ring;
   Unit unit;
   int head;
   for (int n = 0; units.turn(n, unit, head);) {
@@ -94,16 +147,7 @@ __device__ void produce(const Args& a, Shared<kDim, kWarpgroups>& shared, const 
     shared.query_full[query.slot].arrive_and_expect(S::Query::kBytes);
     S::Query::copy(shared.queries[query.slot], a.q, shared.query_full[query.slot], head, place.query + place.row);
     query.advance();
-    for (int i = 0; i < blocks.count; ++i) {
-      int token = place.key + blocks.at(i) * kKeys;
-      shared.key_empty[ring.slot].wait(ring.parity ^ 1);
-      shared.key_full[ring.slot].arrive_and_expect(S::Key::kBytes);
-      S::Key::copy(shared.keys[ring.slot], a.k, shared.key_full[ring.slot], head, token);
-      shared.value_empty[ring.slot].wait(ring.parity ^ 1);
-      shared.value_full[ring.slot].arrive_and_expect(S::Key::kBytes);
-      S::Key::copy(shared.values[ring.slot], a.v, shared.value_full[ring.slot], head, token);
-      ring.advance();
-    }
+    for (int i = 0; i < blocks.count; ++i) copy_tile(a, shared, ring, head, place.key + blocks.at(i) * kKeys);
   }
 }
 
@@ -181,14 +225,16 @@ __device__ __forceinline__ void mask(float (&s)[kKeys / 2], const int (&seen)[2]
   }
 }
 
-template <int kDim, int kWarpgroups>
-__device__ void consume(const Args& a, Shared<kDim, kWarpgroups>& shared, const Units& units) {
-  using S = Shared<kDim, kWarpgroups>;
+// `units` is for the turns of Units; of units by lists the producer tells.
+template <int kDim, int kWarpgroups, bool kListed>
+__device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& shared, const Units& units) {
+  using S = Shared<kDim, kWarpgroups, kListed>;
+  constexpr bool kSpans = kSpansUnits<kDim, kListed>;
   int thread = threadIdx.x - kWarpgroup;  // the producer's warpgroup is the first
   int warpgroup = uniform(thread / kWarpgroup);
   int lane = thread % 32;
   int own_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16 + lane / 4;  // of a unit's; and the one 8 further
-  Ring<kQuerySlots> query;
+  Ring<S::kQueries> query;
   Ring<kSlots<kDim>> key_ring, value_ring;
   Turns<kWarpgroups, 1 + kWarpgroups> turns(warpgroup);
 
@@ -278,14 +324,9 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups>& shared, const 
     pending = false;
   };
 
-  Unit unit;
-  int head;
-  for (int n = 0; units.turn(n, unit, head);) {
-    Place place(a, unit, S::kRows);
-    CausalKeyBlocks blocks = place.blocks(place.row + 64 * warpgroup);
+  auto visit = [&](int head, const Place& place, const auto& blocks) PNB_INLINE {
     const int row = place.row + own_row;
     uint32_t q = shared_address(shared.queries[query.slot]);
-    shared.query_full[query.slot].wait(query.parity);
 
     auto probabilities = [&](int i) PNB_INLINE {
       if (i < blocks.masked) {
@@ -325,7 +366,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups>& shared, const 
       clear();
       store(fresh);
     } else {
-      if (kSpansUnits<kDim> && pending) {
+      if (kSpans && pending) {
         to_left_operand(s, p);
         turns.wait();
         start_scores(q);
@@ -360,25 +401,43 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups>& shared, const 
       settle_output(blocks.count > 1);
       rescale();
       last_left = left(blocks.count - 1);
-      if (kSpansUnits<kDim>) pending = true;
+      if (kSpans) pending = true;
       else drain();
     }
     if (lane == 0) shared.query_empty[query.slot].arrive();
     query.advance();
+  };
+
+  if constexpr (kListed) {
+    for (;;) {
+      shared.query_full[query.slot].wait(query.parity);
+      Visit next = shared.visits[query.slot];
+      if (next.head < 0) break;
+      Place place(next);
+      visit(next.head, place, place.blocks(place.row + 64 * warpgroup, next));
+    }
+  } else {
+    Unit unit;
+    int head;
+    for (int n = 0; units.turn(n, unit, head);) {
+      Place place(a, unit, S::kRows);
+      shared.query_full[query.slot].wait(query.parity);
+      visit(head, place, place.blocks(place.row + 64 * warpgroup));
+    }
   }
   if (pending) drain();
   zero_rows_of_no_sample<kDim>(a.o, a.queries, a.tokens, a.heads, thread, kWarpgroups * kWarpgroup);
 }
 
-template <int kDim, int kWarpgroups>
+template <int kDim, int kWarpgroups, bool kListed>
 __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(1024) char memory[];
-  using S = Shared<kDim, kWarpgroups>;
+  using S = Shared<kDim, kWarpgroups, kListed>;
   auto& shared = *reinterpret_cast<S*>(memory);
   constexpr int kReleases = 4 * kWarpgroups;  // one a warp
   if (threadIdx.x == 0) {
     for (const HeadsMap* map : {&a.q, &a.k, &a.v}) prefetch_map(map->wide);
-    for (int i = 0; i < kQuerySlots; ++i) {
+    for (int i = 0; i < S::kQueries; ++i) {
       shared.query_full[i].init(1);
       shared.query_empty[i].init(kReleases);
     }
@@ -390,23 +449,33 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kerne
     }
     fence_barrier_init();
   }
-  static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
-  Units units = find_units<S::kRows, kDim >= kPairedQueriesFrom>(a.queries, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
-                                  [&](int sample, int block) { return 1 + Place(a, {sample, block}, S::kRows).key_blocks(); });
-  fence_async_proxy();
+  Units units{};
+  ListedUnits listed{};
+  if constexpr (kListed) {
+    listed = find_listed_units(a.queries, a.lists, a.heads, shared.units);
+  } else {
+    static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
+    units = find_units<S::kRows, kDim >= kPairedQueriesFrom>(
+        a.queries, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.keys), shared.units,
+        [&](int sample, int block) { return 1 + Place(a, {sample, block}, S::kRows).key_blocks(); });
+    fence_async_proxy();
+  }
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
-    give_registers<kWarpgroups == 2 ? 24 : 32>();
-    if (threadIdx.x == 0) produce(a, shared, units);
+    give_registers<kListed ? kListedProducerRegisters : kWarpgroups == 2 ? 24 : 32>();
+    if (threadIdx.x == 0) {
+      if constexpr (kListed) produce_listed(a, shared, listed);
+      else produce(a, shared, units);
+    }
   } else {
-    take_registers<kWarpgroups == 2 ? 240 : 160>();
-    consume(a, shared, units);
+    take_registers<kListed ? kListedConsumerRegisters : kWarpgroups == 2 ? 240 : 160>();
+    consume<kDim, kWarpgroups, kListed>(a, shared, units);
   }
 }
 
-template <int kDim, int kWarpgroups>
+template <int kDim, int kWarpgroups, bool kListed>
 void launch(const Device& device, const pnb_attention_forward_params& p) {
-  using S = Shared<kDim, kWarpgroups>;
+  using S = Shared<kDim, kWarpgroups, kListed>;
   static_assert(sizeof(S) <= 227 * 1024, "shared memory of a multiprocessor");
   static const char* op = "attention_forward";
   int slots = static_cast<int>(unit_slots(p.q.shape[0], p.cu_seqlens_q.shape[0] - 1, S::kRows));
@@ -418,13 +487,14 @@ void launch(const Device& device, const pnb_attention_forward_params& p) {
          p.lse.stride[0],
          Borders(p.cu_seqlens_q),
          Borders(p.cu_seqlens_k),
+         Lists::of_queries(p.blocks),
          p.q.shape[0],
          static_cast<int>(p.q.shape[1]),
          slots,
          p.scale};
-  allow_shared_memory(forward_kernel<kDim, kWarpgroups>, sizeof(S), op);
-  forward_kernel<kDim, kWarpgroups>
-      <<<device.multiprocessors, kWarpgroup*(kWarpgroups + 1), sizeof(S), stream_of(p.stream)>>>(a);
+  auto kernel = forward_kernel<kDim, kWarpgroups, kListed>;
+  allow_shared_memory(kernel, sizeof(S), op);
+  kernel<<<device.multiprocessors, kWarpgroup*(kWarpgroups + 1), sizeof(S), stream_of(p.stream)>>>(a);
   check_launch(op);
 }
 
@@ -436,15 +506,18 @@ constexpr int64_t kLongSample = 2048;
 bool takes_fast_forward(const pnb_attention_forward_params& p) {
   int64_t dim = p.q.shape[2], samples = p.cu_seqlens_q.shape[0] - 1;
   return p.q.dtype == PNB_DTYPE_BF16 && (dim == 64 || dim == 80 || dim == 128) && p.scale > 0.0f && p.k.shape[0] > 0 &&
-         is_mappable(p.q) && is_mappable(p.k) && is_mappable(p.v) && is_mappable(p.o) &&
+         is_mappable(p.q) && is_mappable(p.k) && is_mappable(p.v) && is_mappable(p.o) && takes_fast_lists(p.blocks) &&
          unit_slots(p.q.shape[0], samples, kFewestRows) <= kMaxUnits;
 }
 
 void fast_forward(const Device& device, const pnb_attention_forward_params& p) {
+  bool listed = present(p.blocks.indices);
   switch (p.q.shape[2]) {
-    case 64: return p.max_seqlen < kLongSample ? launch<64, 2>(device, p) : launch<64, 3>(device, p);
-    case 80: return launch<80, 2>(device, p);
-    default: return launch<128, 2>(device, p);
+    case 64:
+      if (listed) return launch<64, 2, true>(device, p);
+      return p.max_seqlen < kLongSample ? launch<64, 2, false>(device, p) : launch<64, 3, false>(device, p);
+    case 80: return listed ? launch<80, 2, true>(device, p) : launch<80, 2, false>(device, p);
+    default: return listed ? launch<128, 2, true>(device, p) : launch<128, 2, false>(device, p);
   }
 }
 

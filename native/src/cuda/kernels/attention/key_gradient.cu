@@ -5,7 +5,9 @@
 #include "cuda/kernels/attention/tile.cuh"
 
 // Each warpgroup owns 64 key rows and goes through the query rows that see them. Scores are computed transposed, so that
-// probabilities and their gradients come out of one product as the next one's left operand and never leave the registers.
+// probabilities and their gradients come out of one product as the next one's left operand and never leave the registers. Units
+// by lists are short: there the last products of a unit are put off until the next one's keys are there, whose first scores are
+// queued behind them.
 
 namespace pnb::cuda::attention {
 
@@ -13,6 +15,7 @@ namespace {
 
 constexpr int kWarpgroups = 2;
 constexpr int kRows = 64 * kWarpgroups;  // key rows of a unit
+static_assert(kRows == kListedRows, "a unit is a block of a list");
 constexpr int kThreads = kWarpgroup * (kWarpgroups + 1);
 constexpr int kConsumers = kWarpgroup * kWarpgroups;
 constexpr int kQueries = 64;  // of a tile
@@ -29,6 +32,8 @@ constexpr int kSlots = kDim == 64 ? 5 : 4;
 
 template <int kDim>
 struct Shared {
+  static constexpr int kKeys = kKeySlots<kDim>;
+  static constexpr int kTiles = kSlots<kDim>;
   using Key = Tile<kRows, kDim>;
   using Query = Tile<kQueries, kDim>;
 
@@ -38,6 +43,7 @@ struct Shared {
   alignas(1024) char d_o[kSlots<kDim>][Query::kBytes];
   alignas(128) RowStats stats[kSlots<kDim>][kQueries];
   UnitTable units;
+  Visit visits[kKeys];
   Barrier key_full[kKeySlots<kDim>], key_empty[kKeySlots<kDim>];
   Barrier full[kSlots<kDim>], empty[kSlots<kDim>];
 };
@@ -47,6 +53,7 @@ struct Args {
   CUtensorMap stats;
   Heads<__nv_bfloat16> dk, dv;
   Borders borders;
+  Lists lists;
   int64_t tokens;
   int heads, slots;
   float scale;
@@ -58,6 +65,7 @@ struct Place {
 
   __device__ Place(const Args& a, const Unit& unit)
       : first(a.borders.at[unit.sample]), length(a.borders.at[unit.sample + 1] - first), row(unit.block * kRows) {}
+  __device__ explicit Place(const Visit& visit) : first(visit.first), length(visit.length), row(visit.row) {}
 
   __device__ int query_blocks() const { return (length + kQueries - 1) / kQueries - row / kQueries; }
 
@@ -67,43 +75,85 @@ struct Place {
     int skipped = r < length ? (r - row) / kQueries : count;
     return {row / kQueries, count, skipped, skipped + 1};
   }
+
+  // A list's block is two tiles, but for the sample's last one, which may be one.
+  __device__ static int tiles(const Visit& visit) {
+    return visit.count == 0 ? 0 : 2 * visit.count - (visit.last * kRows + kQueries >= visit.length ? 1 : 0);
+  }
+  __device__ ListedQueryBlocks blocks(int r, const Visit& visit) const {
+    int count = tiles(visit), upper = (r - row) / kQueries;
+    int skipped = r >= length ? count : visit.diagonal ? upper : 0;
+    return {row / kQueries, count, skipped, visit.diagonal ? upper + 1 : 0, visit.last * 2, 2 * visit.count - 2};
+  }
 };
 
-template <int kDim>
-__device__ void produce(const Args& a, Shared<kDim>& shared, const Units& units) {
-  using S = Shared<kDim>;
-  Ring<kKeySlots<kDim>> key;
-  Ring<kSlots<kDim>> ring;
+template <typename S>
+__device__ void copy_tile(const Args& a, S& shared, Ring<S::kTiles>& ring, int head, int token) {
+  shared.empty[ring.slot].wait(ring.parity ^ 1);
+  shared.full[ring.slot].arrive_and_expect(2 * S::Query::kBytes + sizeof shared.stats[0]);
+  S::Query::copy(shared.queries[ring.slot], a.q, shared.full[ring.slot], head, token);
+  S::Query::copy(shared.d_o[ring.slot], a.d_o, shared.full[ring.slot], head, token);
+  copy_box(shared.stats[ring.slot], a.stats, shared.full[ring.slot], 0, head * static_cast<int>(a.tokens) + token);
+  ring.advance();
+}
+
+template <typename S>
+__device__ void copy_keys(const Args& a, S& shared, int slot, int head, int token) {
+  shared.key_full[slot].arrive_and_expect(2 * S::Key::kBytes);
+  S::Key::copy(shared.keys[slot], a.k, shared.key_full[slot], head, token);
+  S::Key::copy(shared.values[slot], a.v, shared.key_full[slot], head, token);
+}
+
+template <typename S>
+__device__ void produce(const Args& a, S& shared, const Units& units) {
+  Ring<S::kKeys> key;
+  Ring<S::kTiles> ring;
   Unit unit;
   int head;
   for (int n = 0; units.turn(n, unit, head);) {
     Place place(a, unit);
     CausalQueryBlocks blocks = place.blocks(place.row);
     shared.key_empty[key.slot].wait(key.parity ^ 1);
-    shared.key_full[key.slot].arrive_and_expect(2 * S::Key::kBytes);
-    S::Key::copy(shared.keys[key.slot], a.k, shared.key_full[key.slot], head, place.first + place.row);
-    S::Key::copy(shared.values[key.slot], a.v, shared.key_full[key.slot], head, place.first + place.row);
+    copy_keys(a, shared, key.slot, head, place.first + place.row);
     key.advance();
-    for (int i = 0; i < blocks.count; ++i) {
-      int token = place.first + blocks.at(i) * kQueries;
-      shared.empty[ring.slot].wait(ring.parity ^ 1);
-      shared.full[ring.slot].arrive_and_expect(2 * S::Query::kBytes + sizeof shared.stats[0]);
-      S::Query::copy(shared.queries[ring.slot], a.q, shared.full[ring.slot], head, token);
-      S::Query::copy(shared.d_o[ring.slot], a.d_o, shared.full[ring.slot], head, token);
-      copy_box(shared.stats[ring.slot], a.stats, shared.full[ring.slot], 0, head * static_cast<int>(a.tokens) + token);
-      ring.advance();
-    }
+    for (int i = 0; i < blocks.count; ++i) copy_tile(a, shared, ring, head, place.first + blocks.at(i) * kQueries);
   }
 }
 
-// Two rows of a gradient that this thread holds a part of.
+template <typename S>
+__device__ void produce_listed(const Args& a, S& shared, const ListedUnits& units) {
+  Ring<S::kKeys> key;
+  Ring<S::kTiles> ring;
+  for_each_listed(units, [&](Visit visit, const int32_t* list) PNB_INLINE {
+    int block = visit.count > 0 ? list[0] : -1;
+    visit.diagonal = block * kRows == visit.row;
+    shared.key_empty[key.slot].wait(key.parity ^ 1);
+    shared.visits[key.slot] = visit;
+    if (visit.count == 0) shared.key_full[key.slot].arrive();
+    else copy_keys(a, shared, key.slot, visit.head, visit.first + visit.row);
+    key.advance();
+    int tiles = Place::tiles(visit);
+    for (int i = 0; i < tiles; i += 2) {
+      int next = i + 2 < tiles ? list[i / 2 + 1] : 0;
+      int token = visit.first + block * kRows;
+      copy_tile(a, shared, ring, visit.head, token);
+      if (i + 1 < tiles) copy_tile(a, shared, ring, visit.head, token + kQueries);
+      block = next;
+    }
+  });
+  shared.key_empty[key.slot].wait(key.parity ^ 1);
+  shared.visits[key.slot].head = -1;
+  shared.key_full[key.slot].arrive();
+}
+
+// Two rows of a gradient that this thread holds a part of; `left` rows of the sample are there from its first on.
 template <int kDim>
-__device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const float (&d)[kDim / 2], const int (&rows)[2],
-                                           const Place& place, int head, float factor) {
+__device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const float (&d)[kDim / 2], int head, int token, int left,
+                                           float factor) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    if (rows[h] >= place.length) continue;
-    __nv_bfloat16* row = to.row(place.first + rows[h], head) + 2 * (threadIdx.x % 4);
+    if (8 * h >= left) continue;
+    __nv_bfloat16* row = to.row(token + 8 * h, head) + 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
       *reinterpret_cast<uint32_t*>(row + 8 * j) = pack_bf16(d[4 * j + 2 * h] * factor, d[4 * j + 2 * h + 1] * factor);
@@ -111,7 +161,8 @@ __device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const
   }
 }
 
-template <int kDim>
+// `units` is for the turns of Units; of units by lists the producer tells.
+template <int kDim, bool kListed>
 __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units) {
   using S = Shared<kDim>;
   int thread = threadIdx.x - kWarpgroup;
@@ -119,38 +170,64 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
   int lane = thread % 32;
   int own_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16 + lane / 4;
   float factor = a.scale * kLog2E;
-  Ring<kKeySlots<kDim>> key;
-  Ring<kSlots<kDim>> scores_ring, ring;
-  Unit unit;
-  int head;
-  for (int n = 0; units.turn(n, unit, head);) {
-    Place place(a, unit);
-    CausalQueryBlocks blocks = place.blocks(place.row + 64 * warpgroup);
+  Ring<S::kKeys> key;
+  Ring<S::kTiles> scores_ring, ring;
+  // Descriptors of k and v differ from step to step in constants only: with them in shared memory nothing is kept here.
+  uint32_t k[kKeysInRegisters<kDim> ? kDim / 4 : 1], v[kKeysInRegisters<kDim> ? kDim / 4 : 1];
+  float dk[kDim / 2], dv[kDim / 2];
+  float s[kQueries / 2], dp[kQueries / 2];
+  uint32_t p[kQueries / 4] = {}, ds[kQueries / 4] = {};
+  // By lists: whether the last unit's last products are still to be begun, and whose they are.
+  bool pending = false;
+  int last_head = 0, last_token = 0, last_left = 0;
+
+  auto wait_tile = [&]() PNB_INLINE {
+    // A tile that is not read is still waited for: its slot counts one release of each warp a turn.
+    shared.full[scores_ring.slot].wait(scores_ring.parity);
+    scores_ring.advance();
+  };
+  auto release = [&]() PNB_INLINE {
+    if (lane == 0) shared.empty[ring.slot].arrive();
+    ring.advance();
+  };
+  auto release_keys = [&]() PNB_INLINE {
+    __syncwarp();
+    if (lane == 0) shared.key_empty[key.slot].arrive();
+    key.advance();
+  };
+  auto clear = [&]() PNB_INLINE {
+#pragma unroll
+    for (int j = 0; j < kDim / 2; ++j) dk[j] = dv[j] = 0.0f;
+  };
+  auto store = [&](int head, int token, int left) PNB_INLINE {
+    store_rows<kDim>(a.dk, dk, head, token, left, a.scale);
+    store_rows<kDim>(a.dv, dv, head, token, left, 1.0f);
+  };
+  auto start_products = [&]() PNB_INLINE {
+    wgmma::fence(dv);
+    wgmma::fence(dk);
+    wgmma::begin();
+    S::Query::add_product(dv, p, shared_address(shared.d_o[ring.slot]));
+    S::Query::add_product(dk, ds, shared_address(shared.queries[ring.slot]));
+    wgmma::commit();
+  };
+  auto finish_products = [&]() PNB_INLINE {
+    wgmma::fence(dv);
+    wgmma::fence(dk);
+  };
+  auto drain = [&]() PNB_INLINE {
+    start_products();
+    wgmma::wait<0>();
+    finish_products();
+    release();
+    store(last_head, last_token, last_left);
+    pending = false;
+  };
+
+  auto visit = [&](int head, const Place& place, const auto& blocks) PNB_INLINE {
     const int rows[2] = {place.row + own_row, place.row + own_row + 8};
-
-    // Descriptors of k and v differ from step to step in constants only: with them in shared memory nothing is kept here.
-    uint32_t k[kKeysInRegisters<kDim> ? kDim / 4 : 1], v[kKeysInRegisters<kDim> ? kDim / 4 : 1];
-    shared.key_full[key.slot].wait(key.parity);
     uint32_t keys = shared_address(shared.keys[key.slot]), values = shared_address(shared.values[key.slot]);
-    auto release_keys = [&]() PNB_INLINE {
-      __syncwarp();
-      if (lane == 0) shared.key_empty[key.slot].arrive();
-      key.advance();
-    };
-    if constexpr (kKeysInRegisters<kDim>) {
-      S::Key::load_fragments(k, keys, 64 * warpgroup);
-      S::Key::load_fragments(v, values, 64 * warpgroup);
-      release_keys();
-    }
 
-    float dk[kDim / 2] = {}, dv[kDim / 2] = {};
-    float s[kQueries / 2], dp[kQueries / 2];
-    uint32_t p[kQueries / 4], ds[kQueries / 4];
-
-    auto release = [&]() PNB_INLINE {
-      if (lane == 0) shared.empty[ring.slot].arrive();
-      ring.advance();
-    };
     auto start_scores = [&](int i) PNB_INLINE {
       shared.full[scores_ring.slot].wait(scores_ring.parity);
       char* queries = shared.queries[scores_ring.slot];
@@ -196,6 +273,17 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       }
       if (!whole(i)) mask(s, blocks.at(i) * kQueries);
     };
+    auto gradients = [&](int i, int slot) PNB_INLINE {
+      const RowStats* stats = shared.stats[slot] + 2 * (lane % 4);
+#pragma unroll
+      for (int j = 0; j < kQueries / 8; ++j) {
+        const float delta[2] = {stats[8 * j].delta, stats[8 * j + 1].delta};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) dp[4 * j + e] = s[4 * j + e] * (dp[4 * j + e] - delta[e % 2]);
+      }
+      if (!whole(i)) mask(dp, blocks.at(i) * kQueries);
+      to_left_operand(dp, ds);
+    };
     // dk's product and the next scores are queued behind dv's, and the next gradients of probabilities run while the next
     // probabilities are computed. Every wait but that at the loop's beginning is for products of the same turn: the compiler
     // orders all products one by one where it cannot count those in flight.
@@ -208,30 +296,20 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       S::Query::add_product(dv, p, shared_address(shared.d_o[ring.slot]));
       wgmma::commit();
 
-      const RowStats* stats = shared.stats[ring.slot] + 2 * (lane % 4);
-#pragma unroll
-      for (int j = 0; j < kQueries / 8; ++j) {
-        const float delta[2] = {stats[8 * j].delta, stats[8 * j + 1].delta};
-#pragma unroll
-        for (int e = 0; e < 4; ++e) dp[4 * j + e] = s[4 * j + e] * (dp[4 * j + e] - delta[e % 2]);
-      }
-      if (!whole(i)) mask(dp, blocks.at(i) * kQueries);
-      to_left_operand(dp, ds);
+      gradients(i, ring.slot);
       wgmma::fence(dk);
       wgmma::begin();
       S::Query::add_product(dk, ds, shared_address(shared.queries[ring.slot]));
       wgmma::commit();
       if (last) {
         wgmma::wait<0>();
-        wgmma::fence(dv);
-        wgmma::fence(dk);
+        finish_products();
         release();
         return;
       }
       start_scores(i + 1);
       wgmma::wait<1>();
-      wgmma::fence(dv);
-      wgmma::fence(dk);
+      finish_products();
       release();
       start_gradients();
       wgmma::wait<1>();
@@ -239,33 +317,100 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
       probabilities(i + 1, ring.slot);
     };
 
-    int i = 0;
-    for (; i < blocks.skipped; ++i) {
-      // A tile that is not read is still waited for: its slot counts one release of each warp a turn.
-      shared.full[scores_ring.slot].wait(scores_ring.parity);
-      scores_ring.advance();
-      release();
-    }
-    if (i < blocks.count) {
+    int i = blocks.skipped;
+    if constexpr (kListed) {
+      if (blocks.skipped == blocks.count) {
+        if (pending) drain();
+        for (int j = 0; j < blocks.count; ++j) {
+          wait_tile();
+          release();
+        }
+        release_keys();
+        clear();
+        return store(head, place.first + rows[0], place.length - rows[0]);
+      }
+      if constexpr (kKeysInRegisters<kDim>) {
+        S::Key::load_fragments(k, keys, 64 * warpgroup);
+        S::Key::load_fragments(v, values, 64 * warpgroup);
+        release_keys();
+      }
+      for (int j = 0; j < blocks.skipped; ++j) wait_tile();
+      // Products behind a condition would make the compiler wait for each of them. Without pending ones, what comes out of
+      // whatever is there is thrown away.
+      start_products();
       start_scores(i);
+      wgmma::wait<1>();
+      finish_products();
       start_gradients();
+      if (pending) {
+        release();
+        store(last_head, last_token, last_left);
+      }
+      for (int j = 0; j < blocks.skipped; ++j) release();
+      clear();
       wgmma::wait<1>();
       wgmma::fence(s);
       probabilities(i, ring.slot);
 #pragma unroll 1
       for (; i + 1 < blocks.count; ++i) step(i, false);
-      step(i, true);
+      wgmma::wait<0>();
+      wgmma::fence(dp);
+      to_left_operand(s, p);
+      gradients(i, ring.slot);
+      if (!kKeysInRegisters<kDim>) release_keys();
+      pending = true;
+      last_head = head;
+      last_token = place.first + rows[0];
+      last_left = place.length - rows[0];
+    } else {
+      if constexpr (kKeysInRegisters<kDim>) {
+        S::Key::load_fragments(k, keys, 64 * warpgroup);
+        S::Key::load_fragments(v, values, 64 * warpgroup);
+        release_keys();
+      }
+      clear();
+      for (int j = 0; j < blocks.skipped; ++j) {
+        wait_tile();
+        release();
+      }
+      if (i < blocks.count) {
+        start_scores(i);
+        start_gradients();
+        wgmma::wait<1>();
+        wgmma::fence(s);
+        probabilities(i, ring.slot);
+#pragma unroll 1
+        for (; i + 1 < blocks.count; ++i) step(i, false);
+        step(i, true);
+      }
+      if (!kKeysInRegisters<kDim>) release_keys();
+      store(head, place.first + rows[0], place.length - rows[0]);
     }
-    if (!kKeysInRegisters<kDim>) release_keys();
+  };
 
-    store_rows<kDim>(a.dk, dk, rows, place, head, a.scale);
-    store_rows<kDim>(a.dv, dv, rows, place, head, 1.0f);
+  if constexpr (kListed) {
+    for (;;) {
+      shared.key_full[key.slot].wait(key.parity);
+      Visit next = shared.visits[key.slot];
+      if (next.head < 0) break;
+      Place place(next);
+      visit(next.head, place, place.blocks(place.row + 64 * warpgroup, next));
+    }
+    if (pending) drain();
+  } else {
+    Unit unit;
+    int head;
+    for (int n = 0; units.turn(n, unit, head);) {
+      Place place(a, unit);
+      shared.key_full[key.slot].wait(key.parity);
+      visit(head, place, place.blocks(place.row + 64 * warpgroup));
+    }
   }
   zero_rows_of_no_sample<kDim>(a.dk, a.borders, a.tokens, a.heads, thread, kConsumers);
   zero_rows_of_no_sample<kDim>(a.dv, a.borders, a.tokens, a.heads, thread, kConsumers);
 }
 
-template <int kDim>
+template <int kDim, bool kListed>
 __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<kDim>*>(memory);
@@ -281,21 +426,31 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
     }
     fence_barrier_init();
   }
-  static_assert(sizeof shared.queries >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
-  Units units = find_units<kRows, true>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.queries), shared.units,
-                                  [&](int sample, int block) { return Place(a, {sample, block}).query_blocks(); });
-  fence_async_proxy();
-  __syncthreads();
-  if (threadIdx.x < kWarpgroup) {
-    give_registers<24>();
-    if (threadIdx.x == 0) produce(a, shared, units);
+  Units units{};
+  ListedUnits listed{};
+  if constexpr (kListed) {
+    listed = find_listed_units(a.borders, a.lists, a.heads, shared.units);
   } else {
-    take_registers<240>();
-    consume(a, shared, units);
+    static_assert(sizeof shared.queries >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
+    units = find_units<kRows, true>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.queries), shared.units,
+                                    [&](int sample, int block) { return Place(a, {sample, block}).query_blocks(); });
+    fence_async_proxy();
+  }
+  __syncthreads();
+  constexpr bool kFewRegisters = kListed && kDim < 128;
+  if (threadIdx.x < kWarpgroup) {
+    give_registers<kFewRegisters ? kListedProducerRegisters : 24>();
+    if (threadIdx.x == 0) {
+      if constexpr (kListed) produce_listed(a, shared, listed);
+      else produce(a, shared, units);
+    }
+  } else {
+    take_registers<kFewRegisters ? kListedConsumerRegisters : 240>();
+    consume<kDim, kListed>(a, shared, units);
   }
 }
 
-template <int kDim>
+template <int kDim, bool kListed>
 void launch(const Device& device, const pnb_attention_backward_params& p) {
   static_assert(sizeof(Shared<kDim>) <= 227 * 1024, "shared memory of a multiprocessor");
   static const char* op = "attention_backward";
@@ -309,22 +464,25 @@ void launch(const Device& device, const pnb_attention_backward_params& p) {
          Heads<__nv_bfloat16>(p.dk),
          Heads<__nv_bfloat16>(p.dv),
          Borders(p.cu_seqlens),
+         Lists::of_keys(p.blocks),
          tokens,
          static_cast<int>(heads),
          slots,
          p.scale};
-  allow_shared_memory(key_gradient_kernel<kDim>, sizeof(Shared<kDim>), op);
-  key_gradient_kernel<kDim><<<device.multiprocessors, kThreads, sizeof(Shared<kDim>), stream_of(p.stream)>>>(a);
+  auto kernel = key_gradient_kernel<kDim, kListed>;
+  allow_shared_memory(kernel, sizeof(Shared<kDim>), op);
+  kernel<<<device.multiprocessors, kThreads, sizeof(Shared<kDim>), stream_of(p.stream)>>>(a);
   check_launch(op);
 }
 
 }  // namespace
 
 void key_gradient(const Device& device, const pnb_attention_backward_params& p) {
+  bool listed = present(p.blocks.indices);
   switch (p.q.shape[2]) {
-    case 64: return launch<64>(device, p);
-    case 80: return launch<80>(device, p);
-    default: return launch<128>(device, p);
+    case 64: return listed ? launch<64, true>(device, p) : launch<64, false>(device, p);
+    case 80: return listed ? launch<80, true>(device, p) : launch<80, false>(device, p);
+    default: return listed ? launch<128, true>(device, p) : launch<128, false>(device, p);
   }
 }
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cuda/kernels/attention/heads.cuh"
+#include "cuda/kernels/attention/lists.cuh"
 
 // A block owns one row of one head: a query row for o and dq, a key row for dk and dv. Its warps take the partner rows in
 // turn, lanes split the head's dimensions, and the warps' shares are added in a fixed order: equal inputs give equal bits.
@@ -96,6 +96,26 @@ __device__ void store_zero(T* row, int dim) {
   for (int d = threadIdx.x; d < dim; d += kThreads) store(row + d, 0.0f);
 }
 
+// The rows that a row works with: all of its sample's from the first on, or those of its list's blocks, as if they lay one after
+// another. Ones that it does not see, or that lie past the sample, are among them.
+struct Partners {
+  const int32_t* list;  // NULL: no list
+  int size, count;      // of the list's blocks; without one, rows
+
+  __device__ Partners(const Lists& lists, const Borders& rows, int sample, int head, int row, int without)
+      : list(nullptr), size(1), count(without) {
+    if (!lists.present()) return;
+    int slot = first_slot(rows, sample, lists.size) + (row - rows.at[sample]) / lists.size;
+    int64_t number = static_cast<int64_t>(head) * lists.slots + slot;
+    list = lists.indices + number * lists.width;
+    size = lists.size;
+    count = lists.counts[number] * size;
+  }
+
+  // Counted in the sample.
+  __device__ int at(int i) const { return list == nullptr ? i : list[i / size] * size + i % size; }
+};
+
 template <typename T>
 struct ForwardArgs {
   Heads<const T> q, k, v;
@@ -103,6 +123,7 @@ struct ForwardArgs {
   float* lse;  // may be null
   int64_t lse_stride;
   Borders queries, keys;
+  Lists lists;
   int dim;
   float scale;
 };
@@ -115,29 +136,33 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(ForwardArgs<T> a) {
   if (sample == a.queries.samples) return store_zero(a.o.row(row, head), a.dim);
   int first_key = a.keys.at[sample];
   int seen = row + 1 - a.queries.at[sample + 1] + a.keys.at[sample + 1] - first_key;
+  Partners partners(a.lists, a.queries, sample, head, row, seen);
 
   Row q = Row::load(a.q.row(row, head), a.dim);
   q.multiply(a.scale);
   Row o = Row::zero();
   float maximum = -INFINITY, sum = 0.0f;
-  for (int key = warp * kUnroll; key < seen; key += kWarps * kUnroll) {
+  for (int i = warp * kUnroll; i < partners.count; i += kWarps * kUnroll) {
+    int key[kUnroll];
     float score[kUnroll];
     float highest = maximum;
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      score[u] = key + u < seen ? dot(q, Row::load(a.k.row(first_key + key + u, head), a.dim)) : -INFINITY;
+      key[u] = i + u < partners.count ? partners.at(i + u) : seen;
+      score[u] = key[u] < seen ? dot(q, Row::load(a.k.row(first_key + key[u], head), a.dim)) : -INFINITY;
       highest = fmaxf(highest, score[u]);
     }
+    if (key[0] >= seen) break;  // the rest of the row's own block
     float correction = expf(maximum - highest);
     maximum = highest;
     sum *= correction;
     o.multiply(correction);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (key + u >= seen) break;
+      if (key[u] >= seen) break;
       float weight = expf(score[u] - highest);
       sum += weight;
-      o.add(weight, Row::load(a.v.row(first_key + key + u, head), a.dim));
+      o.add(weight, Row::load(a.v.row(first_key + key[u], head), a.dim));
     }
   }
 
@@ -155,7 +180,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(ForwardArgs<T> a) {
       total += weights[w] * sums[w];
     }
     for (int w = 0; w < kWarps; ++w) weights[w] = total == 0.0f ? 0.0f : weights[w] / total;
-    if (a.lse != nullptr) a.lse[head * a.lse_stride + row] = seen > 0 ? highest + logf(total) : 0.0f;
+    if (a.lse != nullptr) a.lse[head * a.lse_stride + row] = total > 0.0f ? highest + logf(total) : 0.0f;
   }
   store_sum(o, weights, a.o.row(row, head), a.dim);
 }
@@ -169,6 +194,7 @@ struct BackwardArgs {
   float* delta;  // [heads, tokens]
   int64_t tokens;
   Borders borders;
+  Lists of_queries, of_keys;
   int dim;
   float scale;
 };
@@ -187,7 +213,11 @@ __global__ void __launch_bounds__(kThreads) query_gradient_kernel(BackwardArgs<T
   if (threadIdx.x == 0) a.delta[head * a.tokens + row] = delta;
   float lse = a.lse[head * a.lse_stride + row];
   Row dq = Row::zero();
-  for (int key = a.borders.at[sample] + warp; key <= row; key += kWarps) {
+  int first = a.borders.at[sample];
+  Partners partners(a.of_queries, a.borders, sample, head, row, row + 1 - first);
+  for (int i = warp; i < partners.count; i += kWarps) {
+    int key = first + partners.at(i);
+    if (key > row) break;
     Row k = Row::load(a.k.row(key, head), a.dim);
     float probability = expf(a.scale * dot(q, k) - lse);
     float d_probability = dot(d_o, Row::load(a.v.row(key, head), a.dim));
@@ -209,8 +239,12 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(BackwardArgs<T> 
   Row k = Row::load(a.k.row(key, head), a.dim);
   Row v = Row::load(a.v.row(key, head), a.dim);
   Row dk = Row::zero(), dv = Row::zero();
-  int end = a.borders.at[sample + 1];
-  for (int row = key + warp; row < end; row += kWarps) {
+  int first = a.borders.at[sample], end = a.borders.at[sample + 1];
+  Partners partners(a.of_keys, a.borders, sample, head, key, end - first);
+  for (int i = (partners.list == nullptr ? key - first : 0) + warp; i < partners.count; i += kWarps) {
+    int row = first + partners.at(i);
+    if (row < key) continue;
+    if (row >= end) break;
     Row q = Row::load(a.q.row(row, head), a.dim);
     Row d_o = Row::load(a.d_o.row(row, head), a.dim);
     float probability = expf(a.scale * dot(q, k) - a.lse[head * a.lse_stride + row]);
@@ -224,7 +258,8 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(BackwardArgs<T> 
 template <typename T, int kPerLane>
 void launch_forward(const pnb_attention_forward_params& p) {
   ForwardArgs<T> a{Heads<const T>(p.q), Heads<const T>(p.k), Heads<const T>(p.v), Heads<T>(p.o), static_cast<float*>(p.lse.data),
-                   p.lse.stride[0], Borders(p.cu_seqlens_q), Borders(p.cu_seqlens_k), static_cast<int>(p.q.shape[2]), p.scale};
+                   p.lse.stride[0], Borders(p.cu_seqlens_q), Borders(p.cu_seqlens_k), Lists::of_queries(p.blocks),
+                   static_cast<int>(p.q.shape[2]), p.scale};
   dim3 grid(static_cast<unsigned>(p.q.shape[0]), static_cast<unsigned>(p.q.shape[1]));
   forward_kernel<T, kPerLane><<<grid, kThreads, 0, stream_of(p.stream)>>>(a);
   check_launch("attention_forward");
@@ -234,8 +269,8 @@ template <typename T, int kPerLane>
 void launch_backward(const pnb_attention_backward_params& p) {
   BackwardArgs<T> a{Heads<const T>(p.q), Heads<const T>(p.k), Heads<const T>(p.v), Heads<const T>(p.o), Heads<const T>(p.d_o),
                     Heads<T>(p.dq), Heads<T>(p.dk), Heads<T>(p.dv), static_cast<const float*>(p.lse.data), p.lse.stride[0],
-                    static_cast<float*>(p.workspace.data), p.q.shape[0], Borders(p.cu_seqlens), static_cast<int>(p.q.shape[2]),
-                    p.scale};
+                    static_cast<float*>(p.workspace.data), p.q.shape[0], Borders(p.cu_seqlens), Lists::of_queries(p.blocks),
+                    Lists::of_keys(p.blocks), static_cast<int>(p.q.shape[2]), p.scale};
   dim3 grid(static_cast<unsigned>(p.q.shape[0]), static_cast<unsigned>(p.q.shape[1]));
   query_gradient_kernel<T, kPerLane><<<grid, kThreads, 0, stream_of(p.stream)>>>(a);
   check_launch("attention_backward");

@@ -1,7 +1,7 @@
 // Which rows a block of threads works on: units are blocks of rows of one sample, found on the device, heaviest first.
 #pragma once
 
-#include "cuda/kernels/attention/heads.cuh"
+#include "cuda/kernels/attention/lists.cuh"
 
 namespace pnb::cuda::attention {
 
@@ -104,6 +104,74 @@ __device__ Units find_units(const Borders& rows, int slots, int heads, uint32_t*
   return {table.sorted, table.count, heads, kRows, rows, paired};
 }
 
+// A unit by lists, as the producer, which looks everything up ahead of time, hands it to the consumers beside its rows.
+struct Visit {
+  int head;           // -1: there are no more
+  int first, length;  // the sample's first row, and its rows
+  int row;            // the unit's first row within the sample
+  int count;          // blocks in its list
+  int last;           // the highest of them
+  bool diagonal;      // its own block is one of them: the highest of a list of keys, the lowest of a list of queries
+};
+
+// Rows of a unit by lists: one block.
+constexpr int kListedRows = 128;
+
+// Registers of a thread where two warpgroups work by lists: looking units up takes the producer more than counting them.
+constexpr int kListedProducerRegisters = 56;
+constexpr int kListedConsumerRegisters = 224;
+
+// Whether lists, if there are any, are of blocks that the fast kernels take.
+inline bool takes_fast_lists(const pnb_attention_blocks& b) { return !present(b.indices) || b.size == kListedRows; }
+
+// All listed units of this block of threads, for its producer: the next one's number and count are on their way while this
+// one's tiles are copied. Odd turns run backwards, as in Units.
+struct ListedUnits {
+  const uint32_t* blocks;  // of slots: sample and block
+  Lists lists;
+  int total;
+  Borders borders;
+
+  __device__ int number(int turn) const {
+    int item = turn * gridDim.x + (turn % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+    return item < total ? lists.order[item] : -1;
+  }
+  __device__ int count(int number) const { return number < 0 ? 0 : lists.counts[number]; }
+  __device__ const int32_t* list(int number) const { return lists.indices + static_cast<int64_t>(number) * lists.width; }
+
+  // `diagonal` is right for lists of keys, whose highest entry is the own block or none is.
+  __device__ Visit visit(int number, int count) const {
+    uint32_t code = blocks[number % lists.slots];
+    int sample = static_cast<int>(code >> 16), block = static_cast<int>(code & 0xffff);
+    int first = borders.at[sample];
+    int last = count > 0 ? list(number)[count - 1] : -1;
+    return {number / lists.slots, first, borders.at[sample + 1] - first, block * kListedRows, count, last, last == block};
+  }
+};
+
+// Calls each(visit, list) for every unit of this block of threads.
+template <typename Each>
+__device__ __forceinline__ void for_each_listed(const ListedUnits& units, Each&& each) {
+  int number = units.number(0), count = units.count(number);
+  for (int turn = 1; number >= 0; ++turn) {
+    int next = units.number(turn);
+    Visit visit = units.visit(number, count);
+    int next_count = units.count(next);
+    each(visit, units.list(number));
+    number = next;
+    count = next_count;
+  }
+}
+
+// Fills the table of slots. Called by all threads, which then have to synchronise.
+__device__ inline ListedUnits find_listed_units(const Borders& rows, const Lists& lists, int heads, UnitTable& table) {
+  for (int i = threadIdx.x; i < lists.slots && rows.samples > 0; i += blockDim.x) {
+    SlotBlock at(rows, i, kListedRows);
+    table.sorted[i] = static_cast<uint32_t>(at.sample) << 16 | static_cast<uint32_t>(at.block);
+  }
+  return {table.sorted, lists, rows.samples > 0 ? heads * lists.slots : 0, rows};
+}
+
 // The key blocks that a unit's query rows attend to, nearest first: those that these rows do not see, those that need a mask,
 // those seen whole. This is all that a kernel's loop asks of its mask.
 struct CausalKeyBlocks {
@@ -114,6 +182,14 @@ struct CausalKeyBlocks {
   __device__ int at(int i) const { return count - 1 - i; }
 };
 
+// The same of a list, from its end on. Only blocks that need a mask have a place; where the others are matters to nobody.
+struct ListedKeyBlocks {
+  int count, skipped, masked;
+  int own;  // the tile that is the first where there is a masked one
+
+  __device__ int at(int i) const { return i < masked ? own - i : 0; }
+};
+
 // The query blocks that see a unit's keys, nearest first.
 struct CausalQueryBlocks {
   int first, count;
@@ -121,6 +197,15 @@ struct CausalQueryBlocks {
   int masked;   // the first so many do not see all of them
 
   __device__ int at(int i) const { return first + i; }
+};
+
+// The same of a list. Only tiles that need a mask, for their keys or for the sample's end, have a place.
+struct ListedQueryBlocks {
+  int first, count, skipped, masked;
+  int last;       // the tile that the list's highest block begins with
+  int last_from;  // its number
+
+  __device__ int at(int i) const { return i >= last_from ? last + i - last_from : i < masked ? first + i : 0; }
 };
 
 // Rows past the last sample, written zero by all of the grid's threads; `thread` of `threads` within the block.

@@ -41,6 +41,13 @@ HeadsMap make_heads_map(const pnb_tensor& t, int rows, const char* op) {
   return map;
 }
 
+CUtensorMap make_matrix_map(const void* data, int64_t rows, int64_t columns, int box_rows, const char* op) {
+  const cuuint64_t shape[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(columns) * 2};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows)};
+  return encode(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), shape, strides, box, CU_TENSOR_MAP_SWIZZLE_128B, op);
+}
+
 CUtensorMap make_array_map(void* data, int64_t count, int box, const char* op) {
   const cuuint64_t shape[] = {4, static_cast<cuuint64_t>(count)}, strides[] = {16};
   const cuuint32_t size[] = {4, static_cast<cuuint32_t>(box)};

@@ -15,6 +15,9 @@ struct HeadsMap {
 // For tiles of so many rows. Throws when the view's address or strides are not multiples of 16 bytes.
 HeadsMap make_heads_map(const pnb_tensor& t, int rows, const char* op);
 
+// Of a contiguous bf16 matrix with a multiple of eight columns, in boxes of 64 columns: what they bring is a Tile<box_rows, 64>.
+CUtensorMap make_matrix_map(const void* data, int64_t rows, int64_t columns, int box_rows, const char* op);
+
 // Of an array of so many elements of 16 bytes, in boxes of `box`.
 CUtensorMap make_array_map(void* data, int64_t count, int box, const char* op);
 
