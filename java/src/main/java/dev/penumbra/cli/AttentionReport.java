@@ -21,8 +21,10 @@ final class AttentionReport {
 
     static String of(Attention a) {
         StringBuilder text = new StringBuilder();
-        line(text, "Attention in blocks of %d tokens: %d samples of two blocks or more, and %d held out that figures are of; the "
-                + "longest has %d blocks", a.blockSize(), a.samples(), a.heldOutSamples(), a.blocks());
+        line(text,
+                "Attention in blocks of %d tokens: %d samples of two blocks or more, and %d held out that figures are of; the "
+                        + "longest has %d blocks",
+                a.blockSize(), a.samples(), a.heldOutSamples(), a.blocks());
         text.append('\n');
         line(text, "Blocks that hold a part of a head's mass, in %% of those on and below the diagonal, head by head");
         line(text, "layer   mass           %s", numbers(a.heads()));
@@ -37,13 +39,16 @@ final class AttentionReport {
         }
         text.append('\n');
         AttentionCoverage all = mean(a, AttentionLayer::plain);
-        line(text, "Mass that a policy's choice of %s of these blocks holds (a sample's diagonal and first key block, which are "
-                + "always kept, make this %s)", percent(a.budget()).strip(), percent(all.kept()).strip());
+        line(text,
+                "Mass that a policy's choice of these blocks holds at a budget of %s (with those that are always kept, a sample's "
+                        + "diagonal and its first key block, %s)",
+                percent(a.budget()).strip(), percent(all.kept()).strip());
         if (!all.chooses()) {
             line(text, "With samples of so few blocks the budget leaves nothing to choose: all policies are the same.");
         }
-        line(text, "layer               oracle predicted   share  static patterns bigbird longformer random |  always  share of "
-                + "the choice");
+        line(text,
+                "layer               oracle predicted   share  static patterns bigbird longformer random |  always  share of "
+                        + "the choice");
         for (int i = 0; i < a.layers().size(); i++) {
             coverage(text, String.format("%5d   plain     ", i), a.layers().get(i).plain());
             coverage(text, "        adapters  ", a.layers().get(i).drifted());

@@ -22,7 +22,8 @@ import org.jspecify.annotations.Nullable;
 public final class AttentionCalibration implements AttentionExposure {
 
     /** What {@link #keptAt} is told from; in between, lines connect them, which lie above the true curve. */
-    static final double[] COVERAGES = {0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995, 0.999,
+    static final double[] COVERAGES = {0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995,
+            0.999,
             1};
     /** A kernel rounds a budget's blocks down: what is a whole number must not come out below it. */
     private static final double ROUNDING = 1e-6;

@@ -54,7 +54,8 @@ public record CalibrationConfig(
         public static final Attention NONE = new Attention(0, 32, 16, 0.3);
 
         public Attention {
-            require(blockSize == 0 || blockSize == 64 || blockSize == 128, "attention blocks of 64 or 128 tokens, or 0 for none",
+            require(blockSize == 0 || blockSize == 64 || blockSize == 128,
+                    "attention blocks of 64 or 128 tokens, or 0 for none",
                     blockSize);
             require(poolRows >= 1 && blockSize % poolRows == 0,
                     "pooled rows of attention that divide blocks of " + blockSize, poolRows);
@@ -88,7 +89,8 @@ public record CalibrationConfig(
     /** With the command line's defaults for attention. */
     public CalibrationConfig(int batches, int heldOutBatches, int batchSize, int seqLen, int blockSize, int listRows,
             int poolRows, int rank, double coverage, double budget, int epochs, double noise, double drift, long seed) {
-        this(batches, heldOutBatches, batchSize, seqLen, blockSize, listRows, poolRows, rank, coverage, budget, epochs, noise,
+        this(batches, heldOutBatches, batchSize, seqLen, blockSize, listRows, poolRows, rank, coverage, budget, epochs,
+                noise,
                 drift, seed, Attention.DEFAULT);
     }
 

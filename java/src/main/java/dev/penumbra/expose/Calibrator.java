@@ -118,7 +118,8 @@ public final class Calibrator {
                 : samples.attention().calibrator(model, folder, config).run(progress);
         List<LayerResult> results = IntStream.range(0, model.mlpLayers()).parallel()
                 .mapToObj(i -> layer(i, choices.get(i), use, samples)).toList();
-        return new Calibration(manifest(use, results, attention), results.stream().map(LayerResult::layer).toList(), attention,
+        return new Calibration(manifest(use, results, attention), results.stream().map(LayerResult::layer).toList(),
+                attention,
                 "unwritten");
     }
 

@@ -38,12 +38,14 @@ record HeadProjections(int hidden, float[] q, float[] k, float[] bq, float[] bk)
         AdaptableLayer q = named(model, layer, "q_proj");
         AdaptableLayer k = named(model, layer, "k_proj");
         return new HeadProjections(Math.toIntExact(q.in()), floats(folder, q.name() + ".weight"),
-                floats(folder, k.name() + ".weight"), floats(folder, q.name() + ".bias"), floats(folder, k.name() + ".bias"));
+                floats(folder, k.name() + ".weight"), floats(folder, q.name() + ".bias"),
+                floats(folder, k.name() + ".bias"));
     }
 
     private static AdaptableLayer named(LanguageModel model, int layer, String kind) {
         return model.adaptableLayers().stream().filter(l -> l.layer() == layer && l.kind().equals(kind)).findFirst()
-                .orElseThrow(() -> new IllegalArgumentException("expected a " + kind + " in layer " + layer + ", found none"));
+                .orElseThrow(
+                        () -> new IllegalArgumentException("expected a " + kind + " in layer " + layer + ", found none"));
     }
 
     private static float[] floats(ModelFolder folder, String name) throws IOException {

@@ -15,8 +15,9 @@ public record PooledAttention(int blocks, int[] blockOf, float[] q, float[] k, f
 
     public PooledAttention {
         if (blockOf.length == 0 || q.length != k.length || q.length % blockOf.length != 0) {
-            throw new IllegalArgumentException("expected queries and keys of 1 pooled row or more, found " + q.length + " and "
-                    + k.length + " values of " + blockOf.length + " rows");
+            throw new IllegalArgumentException(
+                    "expected queries and keys of 1 pooled row or more, found " + q.length + " and "
+                            + k.length + " values of " + blockOf.length + " rows");
         }
         if (mass.length != blocks * blocks) {
             throw new IllegalArgumentException(

@@ -115,15 +115,17 @@ public final class BlockDrawing {
                     j++;
                 }
                 if (j > from) {
-                    d.append('M').append(from).append(' ').append(i).append('h').append(j - from).append("v1h").append(from - j)
+                    d.append('M').append(from).append(' ').append(i).append('h').append(j - from).append("v1h")
+                            .append(from - j)
                             .append('z');
                 }
                 j++;
             }
         }
         if (!d.isEmpty()) {
-            svg.append(String.format(Locale.ROOT, "<path style=\"fill:var(--line,#2563eb)\" fill-opacity=\"%.3f\" d=\"%s\"/>",
-                    opacity, d));
+            svg.append(
+                    String.format(Locale.ROOT, "<path style=\"fill:var(--line,#2563eb)\" fill-opacity=\"%.3f\" d=\"%s\"/>",
+                            opacity, d));
         }
     }
 

@@ -121,7 +121,8 @@ public final class BlockPattern {
     /** The layout of a sample of so many blocks. */
     public BlockMask mask(int blocks) {
         if (blocks > width) {
-            throw new IllegalArgumentException("pattern " + name + ": expected at most " + width + " blocks, found " + blocks);
+            throw new IllegalArgumentException(
+                    "pattern " + name + ": expected at most " + width + " blocks, found " + blocks);
         }
         return BlockMask.of(1, blocks, (head, i, j) -> keeps(i, j));
     }

@@ -147,7 +147,8 @@ class AttentionCalibrationTest {
     @Test
     void massesAreThoseOfTheScoresThemselves() throws IOException {
         // One sample alone and the scores by hand, in f64, for the first layer, whose input is known from the file.
-        try (Penumbra penumbra = Penumbra.load(model, Device.CPU, 1, DType.F32); Arena arena = Arena.ofShared();
+        try (Penumbra penumbra = Penumbra.load(model, Device.CPU, 1, DType.F32);
+                Arena arena = Arena.ofShared();
                 AttentionCollector collector = new AttentionCollector(penumbra.model().backend(), 2, BLOCK, 32, POSITIONS)) {
             Sample one = text(1, 300).get(0);
             float[][] seen = new float[2][];
@@ -341,7 +342,8 @@ class AttentionCalibrationTest {
         Tensor distance = uploaded(backend, arena, Tensor.of(arena, p.distance()).reshape(HEADS, WIDTH));
         Tensor cu = uploaded(backend, arena, Tensor.of(arena, borders));
         Tensor mass = backend.allocate(arena, DType.F32, Shape.of(HEADS, slots, WIDTH));
-        PredictAttention bare = new PredictAttention(rows, p.poolRows(), a, bias, distance, cu, tokens, POSITIONS, BLOCK, mass,
+        PredictAttention bare = new PredictAttention(rows, p.poolRows(), a, bias, distance, cu, tokens, POSITIONS, BLOCK,
+                mass,
                 null);
         long bytes = backend.workspaceBytes(bare);
         Tensor workspace = bytes == 0 ? null : backend.allocate(arena, DType.U8, Shape.of(bytes));
@@ -442,7 +444,8 @@ class AttentionCalibrationTest {
                 "expected a tensor attention.layers.1.table, found none of that name",
                 (tensors, metadata, arena) -> tensors.remove("attention.layers.1.table"),
                 "expected 0 or, on and below the diagonal, 1, found 1 at [0, 1]",
-                (tensors, metadata, arena) -> tensors.get("attention.pool").segment().set(ValueLayout.JAVA_BYTE, 1, (byte) 1),
+                (tensors, metadata, arena) -> tensors.get("attention.pool").segment().set(ValueLayout.JAVA_BYTE, 1,
+                        (byte) 1),
                 "expected a pattern pool of version 1, found 7",
                 (tensors, metadata, arena) -> metadata.computeIfPresent("penumbra.calibration",
                         (key, text) -> text.replace("\"poolVersion\":1", "\"poolVersion\":7")),

@@ -48,7 +48,8 @@ class AttentionPredictorTrainerTest {
     }
 
     /** The part of what the always kept blocks leave that the best {@code share} of the others by these scores hold. */
-    private static double covered(List<PooledAttention> samples, java.util.function.Function<PooledAttention, float[]> scores) {
+    private static double covered(List<PooledAttention> samples,
+            java.util.function.Function<PooledAttention, float[]> scores) {
         double covered = 0;
         double total = 0;
         for (PooledAttention sample : samples) {
@@ -96,7 +97,8 @@ class AttentionPredictorTrainerTest {
         double predicted = covered(held, sample -> learnt.masses(sample, POOL_ROWS));
         double fixed = covered(held, sample -> table(made, sample));
         double byLot = covered(held, sample -> gaussians(random, sample.mass().length, 1));
-        String as = String.format("rank %d, head of %d, seed %d: oracle %.3f, predicted %.3f, static %.3f, random %.3f", rank,
+        String as = String.format("rank %d, head of %d, seed %d: oracle %.3f, predicted %.3f, static %.3f, random %.3f",
+                rank,
                 headDim, seed, oracle, predicted, fixed, byLot);
         assertThat(predicted / oracle).as(as).isGreaterThan(0.9);
         assertThat(predicted).as(as).isGreaterThan(1.1 * fixed).isGreaterThan(1.3 * byLot);
@@ -162,7 +164,8 @@ class AttentionPredictorTrainerTest {
     @Test
     void whatDoesNotFitIsRefused() {
         assertThatThrownBy(() -> AttentionPredictorTrainer.train(List.of(),
-                new AttentionPredictorTrainer.Settings(8, 4, 1, 0, 1), map -> 0)).isInstanceOf(IllegalArgumentException.class)
+                new AttentionPredictorTrainer.Settings(8, 4, 1, 0, 1), map -> 0))
+                .isInstanceOf(IllegalArgumentException.class)
                 .hasMessage("expected samples to train with, found none");
         assertThatThrownBy(() -> new PooledAttention(2, new int[]{0, 2}, new float[4], new float[4], new float[4]))
                 .hasMessage("expected pooled rows in blocks that ascend below 2, found 2 after 0");
