@@ -123,7 +123,8 @@ final class DemoCommand implements Callable<Integer> {
         out.println("Prompt:  " + prompt.strip());
         out.println("Before:  " + before.sample());
         out.flush();
-        TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), penumbra.newAdapter(LORA, 1), config(1), train, null);
+        TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), penumbra.newAdapter(LORA, 1), config(1), train, null,
+                null);
         int steps = stepsIn(seconds / 2.0, estimate.stepMs());
         out.println("Dense:");
         Tuned dense = train(penumbra, config(steps), train, null, heldOut, out);

@@ -45,7 +45,10 @@ final class MetricsFile implements StepListener, AutoCloseable {
         line.put("tokens_per_s", step.tokensPerSecond());
         line.put("step_ms", step.stepMs());
         if (step.sparsity() != null) {
-            put(line, step.sparsity());
+            put(line, "mlp_", step.sparsity());
+        }
+        if (step.attention() != null) {
+            put(line, "attention_", step.attention());
         }
         try {
             if (resumes) {
@@ -59,14 +62,14 @@ final class MetricsFile implements StepListener, AutoCloseable {
         }
     }
 
-    private static void put(ObjectNode line, StepSparsity sparsity) {
-        line.put("mlp_kept", sparsity.meanKept());
-        line.put("mlp_covered", sparsity.meanCovered());
-        line.put("mlp_cut", sparsity.meanCut());
-        sparsity.kept().forEach(line.putArray("mlp_kept_by_layer")::add);
+    private static void put(ObjectNode line, String of, StepSparsity sparsity) {
+        line.put(of + "kept", sparsity.meanKept());
+        line.put(of + "covered", sparsity.meanCovered());
+        line.put(of + "cut", sparsity.meanCut());
+        sparsity.kept().forEach(line.putArray(of + "kept_by_layer")::add);
         if (!sparsity.trueCoverage().isEmpty()) {
-            line.put("mlp_true_coverage", sparsity.meanTrueCoverage().orElse(1));
-            sparsity.trueCoverage().forEach(line.putArray("mlp_true_coverage_by_layer")::add);
+            line.put(of + "true_coverage", sparsity.meanTrueCoverage().orElse(1));
+            sparsity.trueCoverage().forEach(line.putArray(of + "true_coverage_by_layer")::add);
         }
     }
 

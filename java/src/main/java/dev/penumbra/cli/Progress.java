@@ -2,9 +2,11 @@ package dev.penumbra.cli;
 
 import dev.penumbra.train.StepListener;
 import dev.penumbra.train.StepMetrics;
+import dev.penumbra.train.StepSparsity;
 import java.io.PrintWriter;
 import java.nio.file.Path;
 import java.util.Locale;
+import org.jspecify.annotations.Nullable;
 
 /** A bar that is rewritten in place on a terminal, elsewhere a plain line now and then; evaluations and saves on lines of their own. */
 final class Progress implements StepListener {
@@ -56,9 +58,11 @@ final class Progress implements StepListener {
     }
 
     private static String kept(StepMetrics step) {
-        return step.sparsity() == null
-                ? ""
-                : String.format(Locale.ROOT, "MLP %.0f%%  ", 100 * step.sparsity().meanKept());
+        return kept("MLP", step.sparsity()) + kept("attention", step.attention());
+    }
+
+    private static String kept(String of, @Nullable StepSparsity sparsity) {
+        return sparsity == null ? "" : String.format(Locale.ROOT, "%s %.0f%%  ", of, 100 * sparsity.meanKept());
     }
 
     @Override

@@ -38,7 +38,8 @@ final class Report {
                 %2$s%4$s<table>
                 %3$s</table></body></html>
                 """
-                .formatted(escape(title), curve(steps), rows, KeptMap.svg(steps));
+                .formatted(escape(title), curve(steps), rows,
+                        KeptMap.svg(steps, KeptMap.Of.MLP) + KeptMap.svg(steps, KeptMap.Of.ATTENTION));
     }
 
     private static String curve(List<StepMetrics> steps) {

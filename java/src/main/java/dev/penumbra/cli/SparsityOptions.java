@@ -1,7 +1,11 @@
 package dev.penumbra.cli;
 
+import dev.penumbra.expose.AttentionCalibration;
 import dev.penumbra.expose.Calibration;
 import dev.penumbra.io.ModelFolder;
+import dev.penumbra.predict.AttentionConfig;
+import dev.penumbra.predict.AttentionExposure;
+import dev.penumbra.predict.AttentionPolicy;
 import dev.penumbra.predict.SelectionPolicy;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.predict.SparsityConfig.Pass;
@@ -12,30 +16,40 @@ import picocli.CommandLine;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 
-/** Which blocks of MLP neurons training computes. */
+/** Which blocks of MLP neurons and of attention's keys training computes. */
 final class SparsityOptions {
 
     /**
-     * Without a budget: what {@code jmh/results/quality.md} supports. A forward pass that leaves something out is a bias that an
-     * adapter learns to correct; a backward pass that does only makes the gradient noisier.
+     * Without a budget: what {@code jmh/results/quality.md} supports for MLPs, and what attention takes over from them. A
+     * forward pass that leaves something out is a bias that an adapter learns to correct; a backward pass that does only makes
+     * the gradient noisier.
      */
     private static final double DEFAULT_COVERAGE_BOTH = 0.99;
     private static final double DEFAULT_COVERAGE_BACKWARD = 0.9;
     /** Without a calibration, which has a size of its own. */
     private static final int DEFAULT_BLOCK = 128;
 
-    @Option(names = {"--mlp-sparsity",
-            "--sparsity"}, defaultValue = "off", paramLabel = "POLICY", description = "What MLP blocks are chosen by: off, all, exact, oracle, predicted, static, random, seed or low-rank. predicted and low-rank need --calibration.")
-    private SelectionPolicy policy;
+    @Option(names = "--sparsity", paramLabel = "POLICY", description = "Sets --mlp-sparsity and --attention-sparsity, where they are not given: off, all, exact, oracle, predicted, static, random, seed or low-rank. Attention takes bigbird for seed, predicted for low-rank, and stays dense where static or predicted find nothing of it in a calibration.")
+    private @Nullable SelectionPolicy policy;
+    @Option(names = "--mlp-sparsity", paramLabel = "POLICY", description = "What MLP blocks are chosen by: off, all, exact, oracle, predicted, static, random, seed or low-rank. predicted and low-rank need --calibration. Default: --sparsity's, else off.")
+    private @Nullable SelectionPolicy mlpPolicy;
+    @Option(names = "--attention-sparsity", paramLabel = "POLICY", description = "What blocks of keys heads attend to are chosen by: off, all, exact, oracle, predicted, static, random, bigbird or longformer. predicted and static need --calibration. Default: --sparsity's, else off.")
+    private @Nullable AttentionPolicy attentionPolicy;
     @Option(names = "--sparsity-pass", defaultValue = "backward", paramLabel = "PASS", description = "What is sparse: backward (the forward pass stays exact) or both.")
     private Pass pass;
-    @Option(names = "--coverage", paramLabel = "X", description = "Part of the blocks' mass to cover, up to 1. Default: 1 with --budget, else 0.9 in the backward pass and 0.99 in both.")
+    @Option(names = "--coverage", paramLabel = "X", description = "Part of the MLP blocks' mass to cover, up to 1. Default: 1 with --budget, else 0.9 in the backward pass and 0.99 in both.")
     private @Nullable Double coverage;
-    @Option(names = "--budget", defaultValue = "1", paramLabel = "X", description = "Largest part of a layer's blocks to compute, up to 1.")
+    @Option(names = "--budget", defaultValue = "1", paramLabel = "X", description = "Largest part of a layer's MLP blocks to compute, up to 1.")
     private double budget;
     @Option(names = "--mlp-block", paramLabel = "N", description = "Neurons of a block: 32, 64 or 128. Default: the calibration's, else 128.")
     private @Nullable Integer block;
-    @Option(names = "--rows-per-list", defaultValue = "0", paramLabel = "N", description = "Tokens that share a choice of blocks, a multiple of 128; 0: the whole batch.")
+    @Option(names = "--attention-coverage", paramLabel = "X", description = "Part of the attention blocks' softmax mass to cover, up to 1. Default: 1 with --attention-budget, else 0.9 in the backward pass and 0.99 in both.")
+    private @Nullable Double attentionCoverage;
+    @Option(names = "--attention-budget", defaultValue = "1", paramLabel = "X", description = "Largest part of a layer's attention blocks to compute, up to 1, counted on and below the diagonals. bigbird and longformer grow up to it; at 1 they have their papers' sizes.")
+    private double attentionBudget;
+    @Option(names = "--attention-block", paramLabel = "N", description = "Rows of an attention block: 128, or on the CPU 64. Default: the calibration's, else 128.")
+    private @Nullable Integer attentionBlock;
+    @Option(names = "--rows-per-list", defaultValue = "0", paramLabel = "N", description = "Tokens that share a choice of MLP blocks, a multiple of 128; 0: the whole batch.")
     private int rowsPerList;
     @Option(names = "--dense-warmup", defaultValue = "0", paramLabel = "X", description = "Part of the steps that come first and are dense.")
     private double denseWarmup;
@@ -43,35 +57,110 @@ final class SparsityOptions {
     private @Nullable Path calibration;
     @Option(names = "--sense-every", defaultValue = "0", paramLabel = "N", description = "Steps between measurements of the true coverage, each of which takes a dense forward pass; 0: none.")
     private int senseEvery;
-    @Option(names = "--adjust-coverage", description = "Ask for more or less than --coverage where measurements find less or more.")
+    @Option(names = "--adjust-coverage", description = "Ask for more or less than the coverage where measurements find less or more.")
     private boolean adjust;
 
-    /** Reads and checks the calibration of a model; null where none is given. */
-    @Nullable
-    Calibration calibration(CommandLine line, Path model) throws IOException {
-        if (policy.needsCalibration() && calibration == null) {
-            throw new ParameterException(line, "expected --calibration DIR with --mlp-sparsity " + policy.word()
-                    + ", found none: penumbra calibrate makes one");
+    /**
+     * What a run is asked for.
+     *
+     * @param calibration null where none is given
+     * @param note what attention does other than it was asked to; empty: nothing
+     */
+    record Asked(SparsityConfig mlp, AttentionConfig attention, @Nullable Calibration calibration, String note) {
+
+        @Nullable
+        AttentionExposure exposure() {
+            return calibration == null ? null : calibration.attention().orElse(null);
         }
-        if (calibration == null) {
-            return null;
-        }
-        if (policy == SelectionPolicy.OFF) {
-            throw new ParameterException(line, "expected --mlp-sparsity with --calibration, found off");
-        }
-        try (ModelFolder folder = ModelFolder.open(model)) {
-            return Calibration.read(calibration, folder);
+
+        boolean isOff() {
+            return mlp.isOff() && attention.isOff();
         }
     }
 
-    SparsityConfig config(CommandLine line, @Nullable Calibration found) {
-        if (policy == SelectionPolicy.OFF) {
+    /** Refuses wrong usage, as far as it can be seen without opening anything. */
+    void check(CommandLine line) {
+        if (mlp().needsCalibration() && calibration == null) {
+            throw missing(line, "--mlp-sparsity " + mlp().word());
+        }
+        if (attentionPolicy != null && attentionPolicy.needsCalibration() && calibration == null) {
+            throw missing(line, "--attention-sparsity " + attentionPolicy.word());
+        }
+        if (calibration != null && mlp() == SelectionPolicy.OFF && attention() == AttentionPolicy.OFF) {
+            throw new ParameterException(line, "expected --mlp-sparsity, --attention-sparsity or --sparsity with "
+                    + "--calibration, found off");
+        }
+        mlp(line, null);
+        attention(line, attention(), null);
+    }
+
+    private static ParameterException missing(CommandLine line, String option) {
+        return new ParameterException(line,
+                "expected --calibration DIR with " + option + ", found none: penumbra calibrate makes one");
+    }
+
+    /** Reads the calibration of a model where one is given. */
+    Asked read(CommandLine line, Path model) throws IOException {
+        Calibration found = null;
+        if (calibration != null) {
+            try (ModelFolder folder = ModelFolder.open(model)) {
+                found = Calibration.read(calibration, folder);
+            }
+        }
+        AttentionCalibration known = found == null ? null : found.attention().orElse(null);
+        AttentionPolicy wanted = attention();
+        String note = "";
+        if (wanted.needsCalibration() && known == null) {
+            if (attentionPolicy != null) {
+                throw new ParameterException(line, "expected a calibration of attention with --attention-sparsity "
+                        + wanted.word() + ", found one without in " + calibration
+                        + ": penumbra calibrate makes one on samples of two attention blocks or more");
+            }
+            note = "Attention stays dense: "
+                    + (found == null ? "no calibration is given" : calibration + " tells nothing of it");
+            wanted = AttentionPolicy.OFF;
+        }
+        return new Asked(mlp(line, found), attention(line, wanted, known), found, note);
+    }
+
+    private SelectionPolicy mlp() {
+        return mlpPolicy != null ? mlpPolicy : policy != null ? policy : SelectionPolicy.OFF;
+    }
+
+    private AttentionPolicy attention() {
+        return attentionPolicy != null
+                ? attentionPolicy
+                : policy != null ? AttentionPolicy.nearest(policy) : AttentionPolicy.OFF;
+    }
+
+    private double coverage(@Nullable Double asked, double limit) {
+        return asked != null
+                ? asked
+                : limit < 1 ? 1 : pass == Pass.BOTH ? DEFAULT_COVERAGE_BOTH : DEFAULT_COVERAGE_BACKWARD;
+    }
+
+    private SparsityConfig mlp(CommandLine line, @Nullable Calibration found) {
+        if (mlp() == SelectionPolicy.OFF) {
             return SparsityConfig.OFF;
         }
         try {
-            double unasked = pass == Pass.BOTH ? DEFAULT_COVERAGE_BOTH : DEFAULT_COVERAGE_BACKWARD;
-            return new SparsityConfig(policy, pass, coverage != null ? coverage : budget < 1 ? 1 : unasked, budget,
+            return new SparsityConfig(mlp(), pass, coverage(coverage, budget), budget,
                     block != null ? block : found != null ? found.manifest().blockSize() : DEFAULT_BLOCK, rowsPerList,
+                    denseWarmup, senseEvery, adjust);
+        } catch (IllegalArgumentException wrong) {
+            throw new ParameterException(line, wrong.getMessage());
+        }
+    }
+
+    private AttentionConfig attention(CommandLine line, AttentionPolicy wanted, @Nullable AttentionCalibration known) {
+        if (wanted == AttentionPolicy.OFF) {
+            return AttentionConfig.OFF;
+        }
+        try {
+            return new AttentionConfig(wanted, pass, coverage(attentionCoverage, attentionBudget), attentionBudget,
+                    attentionBlock != null
+                            ? attentionBlock
+                            : known != null ? known.blockSize() : AttentionConfig.DEFAULT_BLOCK,
                     denseWarmup, senseEvery, adjust);
         } catch (IllegalArgumentException wrong) {
             throw new ParameterException(line, wrong.getMessage());

@@ -3,6 +3,7 @@ package dev.penumbra.cli;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.model.LanguageModel;
+import dev.penumbra.predict.AttentionExposure;
 import dev.penumbra.predict.MlpExposure;
 import dev.penumbra.train.TrainConfig;
 import dev.penumbra.train.Trainer;
@@ -27,11 +28,12 @@ record TimeEstimate(int steps, double stepMs) {
      * @param scratch is trained, and of no use after
      * @param config without an output folder and without saving; its number of steps is not read
      * @param exposure as {@link Trainer#exposure} takes it
+     * @param attention as {@link Trainer#attentionExposure} takes it
      */
     static TimeEstimate measure(LanguageModel model, LoraAdapter scratch, TrainConfig.Builder config, Dataset data,
-            @Nullable MlpExposure exposure) {
+            @Nullable MlpExposure exposure, @Nullable AttentionExposure attention) {
         Trainer trainer = new Trainer(model, scratch, config.steps(1 + MOST_STEPS).warmupSteps(0).build(), data, null)
-                .exposure(exposure);
+                .exposure(exposure).attentionExposure(attention);
         List<Double> times = new ArrayList<>();
         trainer.listener(step -> {
             if (step.step() > 1) {

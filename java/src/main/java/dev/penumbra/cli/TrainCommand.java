@@ -9,7 +9,6 @@ import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
-import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.train.Schedule;
 import dev.penumbra.train.StepMetrics;
 import dev.penumbra.train.TrainConfig;
@@ -18,6 +17,7 @@ import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -100,9 +100,9 @@ final class TrainCommand implements Callable<Integer> {
         PrintWriter out = spec.commandLine().getOut();
         CommandLine line = spec.commandLine();
         // Before anything is opened, as far as it can be: wrong usage.
-        sparsity.config(line, null);
-        Calibration calibration = sparsity.calibration(line, model.model);
-        SparsityConfig sparse = sparsity.config(line, calibration);
+        sparsity.check(line);
+        SparsityOptions.Asked sparse = sparsity.read(line, model.model);
+        Calibration calibration = sparse.calibration();
         try (RunLock alone = dryRun ? null : RunLock.acquire(output);
                 Tokenizer tokenizer = HfTokenizer.load(model.model);
                 Penumbra penumbra = model.open(calibration == null ? List.of() : calibration.orders())) {
@@ -110,11 +110,15 @@ final class TrainCommand implements Callable<Integer> {
             Dataset samples = data.read(tokenizer, vocabSize);
             Dataset evaluation = evalData == null ? null : data.read(evalData, tokenizer, vocabSize);
             Trainer trainer = new Trainer(penumbra.model(), adapter(penumbra), config(sparse).output(output).resume(resume)
-                    .evalEvery(evalEvery).saveEvery(saveEvery).build(), samples, evaluation).exposure(calibration);
+                    .evalEvery(evalEvery).saveEvery(saveEvery).build(), samples, evaluation).exposure(calibration)
+                    .attentionExposure(sparse.exposure());
+            if (!sparse.note().isEmpty()) {
+                out.println(sparse.note());
+            }
             if (dryRun) {
-                describe(trainer, penumbra, samples, sparse, calibration, out);
+                describe(trainer, penumbra, samples, sparse, out);
             } else {
-                train(trainer, penumbra, out);
+                train(trainer, penumbra, sparse, out);
             }
         }
         return 0;
@@ -127,27 +131,29 @@ final class TrainCommand implements Callable<Integer> {
     }
 
     /** What a step computes with. */
-    private TrainConfig.Builder config(SparsityConfig sparse) {
+    private TrainConfig.Builder config(SparsityOptions.Asked sparse) {
         return TrainConfig.builder().steps(steps).epochs(epochs).batchSize(batchSize).seqLen(data.seqLen).lr(lr)
                 .schedule(schedule).warmupSteps(warmupSteps).weightDecay(weightDecay).clip(clip).gradAccum(gradAccum)
                 .seed(seed).shuffle(!noShuffle).pack(!noPack).baseModel(model.model.toString())
-                .sparsity(sparse);
+                .sparsity(sparse.mlp()).attention(sparse.attention());
     }
 
-    private void describe(Trainer trainer, Penumbra penumbra, Dataset samples, SparsityConfig sparse,
-            @Nullable Calibration calibration, PrintWriter out) throws IOException {
+    private void describe(Trainer trainer, Penumbra penumbra, Dataset samples, SparsityOptions.Asked sparse,
+            PrintWriter out) throws IOException {
         out.print(trainer.plan());
         trainer.plan().requireFits(penumbra.model().backend());
         out.flush();
         TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), adapter(penumbra),
-                config(sparse.withoutWarmup()), samples, calibration);
+                config(sparse).sparsity(sparse.mlp().withoutWarmup()).attention(sparse.attention().withoutWarmup()), samples,
+                sparse.calibration(), sparse.exposure());
         out.println(String.format(Locale.ROOT,
                 "%d steps of about %.1f ms: %s, without evaluations; measured on %d steps of this run whose result was thrown away",
                 trainer.totalSteps(), estimate.stepMs(),
                 Progress.duration(trainer.totalSteps() * estimate.stepMs() / 1000), estimate.steps()));
     }
 
-    private void train(Trainer trainer, Penumbra penumbra, PrintWriter out) throws IOException {
+    private void train(Trainer trainer, Penumbra penumbra, SparsityOptions.Asked sparse, PrintWriter out)
+            throws IOException {
         out.println("The model's own dropout is not applied; the adapter's is.");
         List<StepMetrics> steps = new ArrayList<>();
         trainer.listener(new Progress(out, trainer.totalSteps()));
@@ -162,12 +168,20 @@ final class TrainCommand implements Callable<Integer> {
             StepMetrics last = trainer.run();
             if (report != null) {
                 AtomicFiles.writeString(report, Report.html("Penumbra: " + output.getFileName(), steps,
-                        Map.of("Device", penumbra.model().backend().describe())));
+                        facts(penumbra, sparse)));
             }
             out.println(last == null || last.step() == trainer.totalSteps()
                     ? "Adapter: " + output
                     : "Stopped after step " + last.step() + " of " + trainer.totalSteps() + ": --resume goes on");
             out.flush();
         }
+    }
+
+    private static Map<String, String> facts(Penumbra penumbra, SparsityOptions.Asked sparse) {
+        Map<String, String> facts = new LinkedHashMap<>();
+        facts.put("Device", penumbra.model().backend().describe());
+        facts.put("MLP sparsity", sparse.mlp().describe());
+        facts.put("Attention sparsity", sparse.attention().describe());
+        return facts;
     }
 }

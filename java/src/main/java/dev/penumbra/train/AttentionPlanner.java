@@ -20,6 +20,8 @@ public final class AttentionPlanner {
     public static final double WORTHWHILE = 0.9;
     /** Layouts are drawn from this, so that a resumed run has the same. */
     private static final long LAYOUT_SEED = 0x9E3779B9L;
+    /** Rows of a block that a GPU's kernels take. */
+    private static final int DEVICE_BLOCK = 128;
     /** Halvings of an interval of coverages. */
     private static final int BISECTIONS = 40;
 
@@ -35,6 +37,10 @@ public final class AttentionPlanner {
     public static AttentionSparsity plan(LanguageModel model, AttentionConfig config, int seqLen,
             @Nullable AttentionExposure exposure) {
         int width = Math.ceilDiv(seqLen, config.blockSize());
+        if (config.blockSize() != DEVICE_BLOCK && !config.policy().isDense() && !model.backend().device().isHost()) {
+            throw new IllegalArgumentException("expected attention blocks of " + DEVICE_BLOCK + " rows on "
+                    + model.backend().describe() + ", found " + config.blockSize());
+        }
         if (exposure != null && (exposure.layers() != model.mlpLayers() || exposure.heads() != model.attentionHeads())) {
             throw new IllegalArgumentException("expected a calibration of " + model.mlpLayers() + " layers of "
                     + model.attentionHeads() + " heads, found " + exposure.layers() + " of " + exposure.heads());

@@ -31,7 +31,14 @@ class MainTest {
             train --model m --data d --output o --mlp-sparsity some | Invalid value for option '--mlp-sparsity': expected one of [OFF, ALL, EXACT, ORACLE, PREDICTED, STATIC, RANDOM, SEED, LOW_RANK
             train --model m --data d --output o --sparsity predicted | expected --calibration DIR with --mlp-sparsity predicted, found none
             train --model m --data d --output o --sparsity low-rank | expected --calibration DIR with --mlp-sparsity low-rank, found none
-            train --model m --data d --output o --calibration c | expected --mlp-sparsity with --calibration, found off
+            train --model m --data d --output o --calibration c | expected --mlp-sparsity, --attention-sparsity or --sparsity with --calibration, found off
+            train --model m --data d --output o --attention-sparsity predicted | expected --calibration DIR with --attention-sparsity predicted, found none
+            train --model m --data d --output o --attention-sparsity static | expected --calibration DIR with --attention-sparsity static, found none
+            train --model m --data d --output o --attention-sparsity seed | Invalid value for option '--attention-sparsity': expected one of [OFF, ALL, EXACT, ORACLE, PREDICTED, STATIC, RANDOM, BIGBIRD, LONGFORMER
+            train --model m --data d --output o --attention-sparsity oracle --attention-coverage 0 | expected a coverage above 0, at most 1, found 0.0
+            train --model m --data d --output o --attention-sparsity random --attention-coverage 1 | expected a coverage or a budget below 1 for random attention
+            train --model m --data d --output o --attention-sparsity bigbird --attention-budget 2 | expected a budget above 0, at most 1, found 2.0
+            train --model m --data d --output o --attention-sparsity oracle --attention-block 32 | expected attention blocks of 64 or 128 rows, found 32
             train --model m --data d --output o --sparsity oracle --coverage 1.5 | expected a coverage above 0, at most 1, found 1.5
             train --model m --data d --output o --sparsity oracle --coverage 1 | expected a coverage or a budget below 1 for oracle blocks
             train --model m --data d --output o --sparsity oracle --mlp-block 48 | expected blocks of 32, 64 or 128 neurons, found 48
@@ -53,7 +60,8 @@ class MainTest {
                 "--grad-accum", "--lora-r", "--lora-alpha", "--lora-dropout", "--targets", "--init-adapter", "--dtype",
                 "--device", "--seed", "--no-shuffle", "--no-pack", "--loss", "--truncate", "--eval-data", "--eval-every",
                 "--save-every", "--resume", "--metrics", "--threads", "--dry-run", "--config", "--verbose", "--mlp-sparsity",
-                "--sparsity", "--sparsity-pass", "--coverage", "--budget", "--mlp-block", "--rows-per-list",
+                "--sparsity", "--attention-sparsity", "--attention-coverage", "--attention-budget", "--attention-block",
+                "--sparsity-pass", "--coverage", "--budget", "--mlp-block", "--rows-per-list",
                 "--dense-warmup", "--calibration", "--sense-every", "--adjust-coverage", "--report");
     }
 

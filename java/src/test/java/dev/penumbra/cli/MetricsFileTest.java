@@ -48,6 +48,22 @@ class MetricsFileTest {
     }
 
     @Test
+    void attentionIsToldBesideTheMlp() throws IOException {
+        Path file = folder.resolve("metrics.jsonl");
+        StepSparsity sparsity = new StepSparsity(List.of(0.25, 0.75), List.of(1.0, 0.5), List.of(0.0, 1.0),
+                List.of(0.5, 1.0));
+        try (MetricsFile metrics = new MetricsFile(file, false)) {
+            metrics.onStep(new StepMetrics(1, 2.5, 1e-3, 0.75, 100, 200, 500, sparsity, sparsity));
+            metrics.onStep(new StepMetrics(2, 2.5, 1e-3, 0.75, 100, 200, 500, null, sparsity));
+        }
+        assertThat(Files.readAllLines(file).getFirst()).contains("\"mlp_kept\":0.5,")
+                .endsWith("\"attention_kept\":0.5,\"attention_covered\":0.75,\"attention_cut\":0.5,"
+                        + "\"attention_kept_by_layer\":[0.25,0.75],\"attention_true_coverage\":0.75,"
+                        + "\"attention_true_coverage_by_layer\":[0.5,1.0]}");
+        assertThat(Files.readAllLines(file).getLast()).contains("\"attention_kept\":0.5").doesNotContain("mlp");
+    }
+
+    @Test
     void aResumedRunReplacesTheStepsAfterItsCheckpoint() throws IOException {
         Path file = Files.writeString(folder.resolve("metrics.jsonl"),
                 "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":4,\"lo");

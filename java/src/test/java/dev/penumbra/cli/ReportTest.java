@@ -80,6 +80,21 @@ class ReportTest {
     }
 
     @Test
+    void attentionHasAMapOfItsOwnAndTheTableTellsTheSettings() throws Exception {
+        StepSparsity kept = new StepSparsity(List.of(0.5, 1.0), List.of(1.0, 1.0), List.of(0.0, 0.0), List.of());
+        List<StepMetrics> steps = List.of(step(1, 2), new StepMetrics(2, 1, 1e-3, 1, 100, 200, 500, null, kept));
+        String page = Report.html("A run", steps, Map.of("Attention sparsity", "oracle pass=both"));
+        Document svg = svg(page.replaceFirst("(?s)<svg.*?</svg>", ""));
+        assertThat(svg.getDocumentElement().getAttribute("aria-label"))
+                .isEqualTo("Kept part of the attention blocks by layer and step");
+        assertThat(page).contains("24\" width=\"327.0\" height=\"15\" fill-opacity=\"0.500\"", "oracle pass=both",
+                "more blocks of the layer's attention").doesNotContain("Kept part of the MLP");
+        StepMetrics both = new StepMetrics(2, 1, 1e-3, 1, 100, 200, 500, kept, kept);
+        assertThat(Report.html("A run", List.of(both), Map.of())).containsSubsequence("Kept part of the MLP blocks",
+                "Kept part of the attention blocks");
+    }
+
+    @Test
     void aLongRunOfManyLayersIsDrawnInFewRectangles() {
         Random random = new Random(3);
         List<StepMetrics> steps = IntStream.rangeClosed(1, 5000)

@@ -200,6 +200,61 @@ class TrainCommandTest {
         }
     }
 
+    @Test
+    void runsWithSparseAttentionTellWhatItKeptAndReachADenseRunsLossNearly() throws IOException {
+        // Lines of a few hundred tokens.
+        List<String> lines = new ArrayList<>();
+        for (int i = 0; i < 12; i++) {
+            lines.add("{\"prompt\":\"table " + i + "\\n\",\"completion\":\""
+                    + "It stands in row seven of the room. ".repeat(40)
+                    + "\"}");
+        }
+        String text = Files.write(folder.resolve("long.jsonl"), lines).toString();
+        String[] options = {"--data", text, "--seq-len", "384", "--truncate", "--steps", "6", "--lr", "2e-3",
+                "--batch-size", "1", "--threads", "2", "--no-shuffle"};
+        trainedOn("dense", with(options, "--metrics", path("dense.jsonl")));
+        double dense = losses("dense.jsonl").getLast();
+        for (String policy : List.of("all", "exact", "oracle", "random", "bigbird", "longformer")) {
+            Outcome outcome = trainedOn(policy, with(options, "--attention-sparsity", policy, "--attention-budget", "0.8",
+                    "--attention-block", "64", "--dense-warmup", "0.34", "--sense-every", "2", "--metrics",
+                    path(policy + ".jsonl"), "--report", path(policy + ".html")));
+            List<JsonNode> told = metrics(policy + ".jsonl");
+            assertThat(told).hasSize(6).allSatisfy(line -> assertThat(line.has("mlp_kept")).isFalse());
+            assertThat(told.get(1).has("attention_kept")).isFalse();
+            String page = Files.readString(folder.resolve(policy + ".html"));
+            assertThat(page).contains(policy + " pass=backward coverage=1.0 budget=0.8 block=64");
+            if (!policy.equals("exact")) {
+                assertThat(outcome.out()).contains("attention ");
+                assertThat(page).contains("Kept part of the attention blocks");
+                assertThat(told.get(2).path("attention_kept").asDouble()).isBetween(0.5, policy.equals("all") ? 1 : 0.82);
+                assertThat(told.get(2).path("attention_kept_by_layer")).hasSize(6);
+                assertThat(told.get(2).path("attention_true_coverage").asDouble()).isBetween(0.5, 1.0001);
+                assertThat(told.get(3).has("attention_true_coverage")).isFalse();
+            }
+            System.out.printf("%s: loss %.4f, dense %.4f, kept %.3f, true coverage %.3f%n", policy,
+                    losses(policy + ".jsonl").getLast(), dense, told.get(2).path("attention_kept").asDouble(),
+                    told.get(2).path("attention_true_coverage").asDouble());
+            assertThat(losses(policy + ".jsonl").getLast()).isLessThan(1.2 * dense);
+        }
+        // Both at once, by one word; without a calibration of attention, static keeps it dense and says so.
+        Outcome both = trainedOn("both",
+                with(options, "--sparsity", "oracle", "--sparsity-pass", "both", "--mlp-block", "32",
+                        "--metrics", path("both.jsonl")));
+        assertThat(both.out()).contains("MLP ", "attention ");
+        assertThat(metrics("both.jsonl").getFirst().path("attention_kept").asDouble()).isBetween(0.3, 1.0);
+        Outcome dry = trainedOn("dry", with(options, "--sparsity", "static", "--budget", "0.5", "--dry-run"));
+        assertThat(dry.out()).contains("Attention stays dense: no calibration is given");
+    }
+
+    private Outcome trainedOn(String output, String... options) {
+        List<String> all = new ArrayList<>(List.of("train", "--model", model, "--output", path(output)));
+        all.addAll(Arrays.asList(options));
+        Outcome outcome = Cli.run(all.toArray(String[]::new));
+        assertThat(outcome.err()).isEmpty();
+        assertThat(outcome.code()).isZero();
+        return outcome;
+    }
+
     private static String[] with(String[] options, String... more) {
         List<String> all = new ArrayList<>(Arrays.asList(options));
         all.addAll(Arrays.asList(more));

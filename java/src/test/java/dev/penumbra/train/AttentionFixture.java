@@ -14,7 +14,7 @@ import dev.penumbra.sparse.BlockMask;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.HashSet;
+import java.util.Collection;
 import java.util.List;
 import java.util.Optional;
 import java.util.Random;
@@ -28,7 +28,8 @@ final class AttentionFixture {
     static final int WIDTH = Math.ceilDiv(POSITIONS, BLOCK);
     static final int HEADS = 2;
     private static final int HIDDEN = 24;
-    private static final int[] LENGTHS = {330, 200, 130, 65, 3, 64, 190};
+    private static final int[] LENGTHS = {330, 130, 65, 3};
+    private static final int[] MORE_LENGTHS = {330, 310, 200, 130, 300, 330};
 
     private AttentionFixture() {
     }
@@ -37,20 +38,32 @@ final class AttentionFixture {
         return open(folder, backend, preNorm, 2, LoraConfig.OPT_TARGETS);
     }
 
-    static SparseFixture open(Path folder, Backend backend, boolean preNorm, int layers, Iterable<String> targets)
+    static SparseFixture open(Path folder, Backend backend, boolean preNorm, int layers, Collection<String> targets)
             throws IOException {
-        Set<String> adapted = new HashSet<>();
-        targets.forEach(adapted::add);
+        return open(folder, backend, preNorm, layers, targets, LENGTHS);
+    }
+
+    /** With more samples, of which nearly all fill a row. */
+    static SparseFixture openToTrain(Path folder, Backend backend) throws IOException {
+        return open(folder, backend, true, 2, LoraConfig.OPT_TARGETS, MORE_LENGTHS);
+    }
+
+    private static SparseFixture open(Path folder, Backend backend, boolean preNorm, int layers, Collection<String> targets,
+            int[] lengths) throws IOException {
         return new SparseFixture(folder, backend, new RandomOpt(HIDDEN, HEADS, SparseFixture.BLOCK * SparseFixture.BLOCKS,
-                layers, 50, POSITIONS, HIDDEN, preNorm, false), adapted, neuron -> false, List.of(), 0, LENGTHS);
+                layers, 50, POSITIONS, HIDDEN, preNorm, false), Set.copyOf(targets), neuron -> false, List.of(), 0, lengths);
     }
 
     static AttentionConfig config(AttentionPolicy policy, Pass pass, double coverage, double budget) {
         return new AttentionConfig(policy, pass, coverage, budget, BLOCK, 0, 1, false);
     }
 
-    /** Tables and predictors of random numbers, and heads of which the second needs twice what the first does. */
-    record Found(int layers, int heads, int blockSize, int width) implements AttentionExposure {
+    /**
+     * Tables and predictors of random numbers, and heads of which the second needs twice what the first does.
+     *
+     * @param least part of the blocks that every head needs
+     */
+    record Found(int layers, int heads, int blockSize, int width, double least) implements AttentionExposure {
 
         @Override
         public float[] table(int layer) {
@@ -81,7 +94,7 @@ final class AttentionFixture {
         public double[] keptAt(int layer, double coverage) {
             double[] kept = new double[heads];
             for (int h = 0; h < heads; h++) {
-                kept[h] = coverage * (h + 1) / heads;
+                kept[h] = Math.max(least, coverage * (h + 1) / heads);
             }
             return kept;
         }
@@ -93,7 +106,7 @@ final class AttentionFixture {
     }
 
     static Found found(LanguageModel model) {
-        return new Found(model.mlpLayers(), HEADS, BLOCK, WIDTH);
+        return new Found(model.mlpLayers(), HEADS, BLOCK, WIDTH, 0);
     }
 
     static AttentionSparsity sparsity(SparseFixture f, AttentionConfig config) {

@@ -78,11 +78,11 @@ class AttentionPassTest {
                 requireEqual(name + " " + pass + " pre-norm " + preNorm, f.run(all, Mode.SPARSE, null), dense, 2e-5);
                 assertThat(summaries(f, all)).containsExactly(1, 1, 0, 1, 1, 0);
                 // Every block that weighs anything, by the true masses.
-                AttentionSparsity true1 = new AttentionSparsity(
+                AttentionSparsity every = new AttentionSparsity(
                         AttentionFixture.config(AttentionPolicy.ORACLE, pass, 0.9, 1), AttentionFixture.HEADS,
                         AttentionFixture.WIDTH, List.of(new AttentionSparsity.Layer(false, 1, null, null, null),
                                 new AttentionSparsity.Layer(false, 1, null, null, null)));
-                requireEqual(name + " " + pass + " by true masses", run(f, true1), dense, 2e-5);
+                requireEqual(name + " " + pass + " by true masses", run(f, every), dense, 2e-5);
             }
         }
     }

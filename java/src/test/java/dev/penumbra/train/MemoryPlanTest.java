@@ -16,6 +16,11 @@ import dev.penumbra.model.MemoryPlan;
 import dev.penumbra.model.ModelException;
 import dev.penumbra.model.Opt;
 import dev.penumbra.model.RandomOpt;
+import dev.penumbra.predict.AttentionConfig;
+import dev.penumbra.predict.AttentionPolicy;
+import dev.penumbra.predict.SelectionPolicy;
+import dev.penumbra.predict.SparsityConfig;
+import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -29,6 +34,7 @@ import java.util.concurrent.atomic.AtomicLong;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 class MemoryPlanTest {
@@ -69,6 +75,31 @@ class MemoryPlanTest {
             MemoryPlan plan = trainer.plan();
             assertThat(backend.allocatedBytes()).as("before the run: the adapter alone")
                     .isEqualTo(plan.bytes(MemoryPlan.Kind.ADAPTER));
+            AtomicLong allocated = new AtomicLong();
+            trainer.listener(step -> allocated.set(backend.allocatedBytes())).run();
+            assertThat(plan.deviceBytes()).as(plan.details()).isEqualTo(allocated.get());
+        }
+    }
+
+    /** Neither steps whose attention has lists, nor steps that measure them, nor evaluations allocate more. */
+    @ParameterizedTest
+    @EnumSource(Pass.class)
+    void thePlanOfASparseRunIsWhatItAllocates(Pass pass) throws IOException {
+        Random random = new Random(8);
+        new RandomOpt(16, 2, 32, 2, 30, 132, 16, true, false).write(dir.resolve("model"), random);
+        try (FakeBackend backend = new FakeBackend();
+                Arena arena = Arena.ofShared();
+                ModelFolder folder = ModelFolder.open(dir.resolve("model"))) {
+            Opt model = Opt.open(backend, arena, folder, DType.F32);
+            LoraAdapter adapter = LoraAdapter.create(backend, arena, LoraConfig.ofRank(2), model.adaptableLayers(),
+                    model.peftPrefix(), 1);
+            TrainConfig sparse = config().seqLen(132)
+                    .sparsity(new SparsityConfig(SelectionPolicy.ORACLE, pass, 1, 0.5, 32, 0, 0, 2, false))
+                    .attention(new AttentionConfig(AttentionPolicy.RANDOM, pass, 1, 0.6, 64, 0, 2, false)).build();
+            Trainer trainer = new Trainer(model, adapter, sparse, data(4, 132), data(2, 132));
+            MemoryPlan plan = trainer.plan();
+            assertThat(plan.entries()).anyMatch(e -> e.name().contains("attention blocks"))
+                    .anyMatch(e -> e.name().contains("true attention mass"));
             AtomicLong allocated = new AtomicLong();
             trainer.listener(step -> allocated.set(backend.allocatedBytes())).run();
             assertThat(plan.deviceBytes()).as(plan.details()).isEqualTo(allocated.get());
