@@ -51,8 +51,9 @@ final class AttentionPage {
 
     private static String patterns(PatternPool pool) {
         List<BlockPattern> patterns = pool.patterns();
-        return BlockDrawing.svg("The pool's patterns", patterns.stream().map(BlockPattern::name).toList(), List.of(new Row("",
-                BlockMask.of(patterns.size(), pool.width(), (pattern, i, j) -> patterns.get(pattern).keeps(i, j)))));
+        return BlockDrawing.svg("The pool's patterns", patterns.stream().map(BlockPattern::name).toList(),
+                List.of(new Row("",
+                        BlockMask.of(patterns.size(), pool.width(), (pattern, i, j) -> patterns.get(pattern).keeps(i, j)))));
     }
 
     private static String escaped(String text) {

@@ -32,7 +32,8 @@ import org.jspecify.annotations.Nullable;
  * @param trueMass part of the mass that {@code truth} holds
  */
 @SuppressWarnings("ArrayRecordComponent")
-public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, BlockMask truth, BlockMask layouts, float[] mass,
+public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, BlockMask truth, BlockMask layouts,
+        float[] mass,
         double chosenMass, double trueMass) {
 
     /**
@@ -44,13 +45,15 @@ public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, Bl
      * @param budget largest part of the blocks, above 0, at most 1
      * @throws IllegalArgumentException when the sample has fewer than two blocks, or more than the calibration knows
      */
-    public static List<AttentionLook> at(LanguageModel model, @Nullable LoraAdapter adapter, AttentionCalibration calibration,
+    public static List<AttentionLook> at(LanguageModel model, @Nullable LoraAdapter adapter,
+            AttentionCalibration calibration,
             Sample sample, double coverage, double budget) {
         int size = calibration.blockSize();
         int blocks = Math.ceilDiv(sample.length(), size);
         if (sample.length() < AttentionUse.FEWEST_BLOCKS * size || blocks > calibration.width()) {
             throw new IllegalArgumentException("expected a sample of " + AttentionUse.FEWEST_BLOCKS * size + " to "
-                    + calibration.width() * size + " tokens, as the calibration knows them, found one of " + sample.length());
+                    + calibration.width() * size + " tokens, as the calibration knows them, found one of "
+                    + sample.length());
         }
         int poolRows = calibration.figures().poolRows();
         AttentionUse use = new AttentionUse(calibration.layers());
@@ -69,7 +72,8 @@ public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, Bl
         return looks;
     }
 
-    private static AttentionLook of(Backend backend, AttentionCalibration calibration, AttentionUse use, int layer, int tokens,
+    private static AttentionLook of(Backend backend, AttentionCalibration calibration, AttentionUse use, int layer,
+            int tokens,
             double coverage, double budget) {
         int heads = calibration.heads();
         int width = calibration.width();
@@ -88,7 +92,8 @@ public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, Bl
         for (int h = 0; h < heads; h++) {
             float[] mass = use.mass(layer, 0, h);
             float[] scores = expected == null
-                    ? MassTables.prefix(java.util.Arrays.copyOfRange(table, h * width * width, (h + 1) * width * width), width,
+                    ? MassTables.prefix(java.util.Arrays.copyOfRange(table, h * width * width, (h + 1) * width * width),
+                            width,
                             n)
                     : java.util.Arrays.copyOfRange(expected, h * n * n, (h + 1) * n * n);
             chosen[h] = AttentionChoice.choose(scores, n, coverage, budget);
@@ -138,8 +143,9 @@ public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, Bl
                     p.blockSize(), mass, null);
             long bytes = backend.workspaceBytes(bare);
             Tensor workspace = bytes == 0 ? null : backend.allocate(arena, DType.U8, Shape.of(bytes));
-            backend.run(new PredictAttention(rows, p.poolRows(), shaped, bias, distance, borders, tokens, tokens, p.blockSize(),
-                    mass, workspace));
+            backend.run(
+                    new PredictAttention(rows, p.poolRows(), shaped, bias, distance, borders, tokens, tokens, p.blockSize(),
+                            mass, workspace));
             Tensor host = Tensor.allocate(arena, DType.F32, mass.shape());
             backend.download(mass, host);
             float[] all = host.toFloats();

@@ -120,7 +120,8 @@ class CalibrateCommandTest {
         assertThat(outcome.code()).isZero();
         assertThat(outcome.out()).containsOnlyOnce("two attention blocks of 128: calibrating without attention")
                 .doesNotContain("Attention in blocks");
-        Outcome drawn = Cli.run("inspect", "--attention", "--model", model.toString(), "--data", data.toString(), "--threads",
+        Outcome drawn = Cli.run("inspect", "--attention", "--model", model.toString(), "--data", data.toString(),
+                "--threads",
                 "1", "--calibration", output.toString(), "--output", folder.resolve("page.html").toString());
         assertThat(drawn.code()).isEqualTo(1);
         assertThat(drawn.err()).contains("expected what is known of attention, found none").hasLineCount(1);
