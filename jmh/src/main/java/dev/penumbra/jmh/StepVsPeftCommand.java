@@ -5,8 +5,10 @@ import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
@@ -43,8 +45,8 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private List<Pass> sparsityPasses = List.of();
     @Option(names = "--budget", defaultValue = "0.25", description = "Part of the MLP's blocks; 1: dense.")
     private double budget;
-    @Option(names = "--attention-budget", defaultValue = "1", description = "Part of attention's blocks on and below the diagonals; 1: dense.")
-    private double attentionBudget;
+    @Option(names = "--attention-budget", defaultValue = "1", split = ",", description = "Part of attention's blocks on and below the diagonals, 1 for dense; of several each is timed.")
+    private List<Double> attentionBudgets;
     @Option(names = "--attention-block", defaultValue = "128", description = "Rows of an attention block.")
     private int attentionBlock;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
@@ -56,9 +58,9 @@ final class StepVsPeftCommand implements Callable<Integer> {
 
     @Override
     public Integer call() throws Exception {
-        if (!sparsityPasses.isEmpty() && budget == 1 && attentionBudget == 1) {
+        if (!sparsityPasses.isEmpty() && budget == 1 && attentionBudgets.contains(1.0)) {
             throw new ParameterException(spec.commandLine(),
-                    "expected --budget or --attention-budget below 1 with --sparsity-passes, found both 1");
+                    "expected --budget or --attention-budget below 1 with --sparsity-passes, found 1 of each");
         }
         Path model = RandomOpt.folder(shape, ModelShape.positions(seqLen));
         Path data = RandomOpt.tokens(shape, 2 * batchSize, seqLen);
@@ -69,12 +71,14 @@ final class StepVsPeftCommand implements Callable<Integer> {
         Side ours = Side.penumbra(options);
         List<String> unpadded = new ArrayList<>(options);
         unpadded.addAll(List.of("--pad", "none"));
-        List<Side> sparse = new ArrayList<>();
-        for (Pass pass : sparsityPasses) {
-            List<String> with = new ArrayList<>(options);
-            with.addAll(List.of("--sparsity-pass", pass.name(), "--budget", "" + budget, "--mlp-block", "" + block,
-                    "--attention-budget", "" + attentionBudget, "--attention-block", "" + attentionBlock));
-            sparse.add(Side.penumbra(with));
+        Map<String, Side> sparse = new LinkedHashMap<>();
+        for (double attentionBudget : attentionBudgets) {
+            for (Pass pass : sparsityPasses) {
+                List<String> with = new ArrayList<>(options);
+                with.addAll(List.of("--sparsity-pass", pass.name(), "--budget", "" + budget, "--mlp-block", "" + block,
+                        "--attention-budget", "" + attentionBudget, "--attention-block", "" + attentionBlock));
+                sparse.put(DeclaredSparsity.name(pass, budget, attentionBudget), Side.penumbra(with));
+            }
         }
         Side peer = Side.fastestPeft(unpadded, variants);
         if (Math.abs(ours.firstLoss() - peer.firstLoss()) > LOSS_TOLERANCE * peer.firstLoss()) {
@@ -88,13 +92,14 @@ final class StepVsPeftCommand implements Callable<Integer> {
         Comparison comparison = new Comparison(Results.command(spec), ours, peer)
                 .lessIsBetter(what, "ms", ours.ms(), peer.ms())
                 .lessIsBetter("peak memory of that run", "MiB", ours.peakMib(), peer.peakMib());
-        for (int i = 0; i < sparse.size(); i++) {
-            String named = what + ", " + DeclaredSparsity.name(sparsityPasses.get(i), budget, attentionBudget);
-            comparison.lessIsBetter(named, "ms", sparse.get(i).ms(), peer.ms())
-                    .lessIsBetter(named + ", beside our own dense step", "ms", sparse.get(i).ms(), ours.ms())
-                    .lessIsBetter(named + ", peak memory beside our own dense step's", "MiB", sparse.get(i).peakMib(),
+        sparse.forEach((lists, side) -> {
+            String named = what + ", " + lists;
+            comparison.lessIsBetter(named, "ms", side.ms(), peer.ms())
+                    .lessIsBetter(named + ", beside our own dense step", "ms", side.ms(), ours.ms())
+                    .lessIsBetter(named + ", peak memory", "MiB", side.peakMib(), peer.peakMib())
+                    .lessIsBetter(named + ", peak memory beside our own dense step's", "MiB", side.peakMib(),
                             ours.peakMib());
-        }
+        });
         comparison.print();
         if (record) {
             comparison.record(name);
