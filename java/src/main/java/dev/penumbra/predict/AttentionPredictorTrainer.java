@@ -97,7 +97,10 @@ public final class AttentionPredictorTrainer {
         return weights == 0 ? 0 : sum / weights;
     }
 
-    /** The sum over key blocks of query block {@code i}'s true mass times the logarithm of the expected part. */
+    /**
+     * The sum over key blocks of query block {@code i}'s true mass times the logarithm of the expected part. In a method of its
+     * own: with these loops inside those over samples and rows, the compiler of JDK 25.0.3 crashes.
+     */
     private static double likelihood(PooledAttention sample, int i, float[] expected) {
         int n = sample.blocks();
         double total = 0;
