@@ -95,7 +95,8 @@ def build(options):
         model = model.to(options.device)
     else:
         config = transformers.OPTConfig(
-            vocab_size=50272, max_position_embeddings=2048, do_layer_norm_before=True, dropout=0.0, attention_dropout=0.0,
+            vocab_size=50272, max_position_embeddings=max(2048, options.seq_len),
+            do_layer_norm_before=True, dropout=0.0, attention_dropout=0.0,
             **SHAPES[options.shape])
         config._attn_implementation = "sdpa"
         torch.set_default_dtype(dtype)

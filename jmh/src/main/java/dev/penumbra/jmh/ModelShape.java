@@ -25,6 +25,11 @@ public enum ModelShape {
         this.vocabSize = vocabSize;
     }
 
+    /** Positions of a model that takes samples of this many tokens: as a checkpoint's, or extended. */
+    static int positions(int seqLen) {
+        return Math.max(POSITIONS, seqLen);
+    }
+
     int headDim() {
         return hiddenSize / heads;
     }

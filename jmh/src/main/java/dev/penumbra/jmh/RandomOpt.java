@@ -29,34 +29,43 @@ final class RandomOpt {
     private static final String TOKENS = "tokens.jsonl";
 
     private final ModelShape shape;
+    private final int positions;
     private final Arena arena;
     private final SplittableRandom random = new SplittableRandom(42);
     private final Map<String, Tensor> tensors = new LinkedHashMap<>();
 
-    private RandomOpt(ModelShape shape, Arena arena) {
+    private RandomOpt(ModelShape shape, int positions, Arena arena) {
         this.shape = shape;
+        this.positions = positions;
         this.arena = arena;
     }
 
     /** The folder of a shape below the module's {@code target}, written on first use. */
     static Path folder(ModelShape shape) throws IOException {
-        Path folder = Results.module().resolve("target/models").resolve(shape.checkpoint);
+        return folder(shape, ModelShape.POSITIONS);
+    }
+
+    /** The same with a position table of another length, which only random weights can be given. */
+    static Path folder(ModelShape shape, int positions) throws IOException {
+        String name = shape.checkpoint + (positions == ModelShape.POSITIONS ? "" : "-" + positions + "-positions");
+        Path folder = Results.module().resolve("target/models").resolve(name);
         Path config = folder.resolve("config.json");
         // The configuration is written last: a folder that has one is whole.
         if (!Files.exists(config)) {
             Files.createDirectories(folder);
             try (Arena arena = Arena.ofConfined()) {
-                SafetensorsWriter.write(folder.resolve("model.safetensors"), new RandomOpt(shape, arena).weights(),
+                SafetensorsWriter.write(folder.resolve("model.safetensors"),
+                        new RandomOpt(shape, positions, arena).weights(),
                         Map.of("format", "pt"));
             }
-            Files.writeString(config, config(shape));
+            Files.writeString(config, config(shape, positions));
         }
         return folder;
     }
 
     /** JSON Lines of {@code samples} samples of {@code length} random tokens each, beside the model. */
     static Path tokens(ModelShape shape, int samples, int length) throws IOException {
-        Path file = folder(shape).resolve(samples + "x" + length + "-" + TOKENS);
+        Path file = folder(shape, ModelShape.positions(length)).resolve(samples + "x" + length + "-" + TOKENS);
         JsonMapper json = new JsonMapper();
         SplittableRandom random = new SplittableRandom(7);
         StringBuilder lines = new StringBuilder();
@@ -72,7 +81,7 @@ final class RandomOpt {
         return Files.writeString(file, lines);
     }
 
-    private static String config(ModelShape shape) {
+    private static String config(ModelShape shape, int positions) {
         ObjectNode config = new JsonMapper().createObjectNode();
         config.put("model_type", "opt");
         config.putArray("architectures").add("OPTForCausalLM");
@@ -83,7 +92,7 @@ final class RandomOpt {
         config.put("num_attention_heads", shape.heads);
         config.put("ffn_dim", shape.ffnDim);
         config.put("vocab_size", shape.vocabSize);
-        config.put("max_position_embeddings", ModelShape.POSITIONS);
+        config.put("max_position_embeddings", positions);
         config.put("do_layer_norm_before", true);
         config.put("tie_word_embeddings", true);
         config.put("dropout", 0.0);
@@ -99,7 +108,7 @@ final class RandomOpt {
         String decoder = "model.decoder.";
         normal(decoder + "embed_tokens.weight", shape.vocabSize, h);
         // OPT's position table begins with two rows that no position uses.
-        normal(decoder + "embed_positions.weight", ModelShape.POSITIONS + 2L, h);
+        normal(decoder + "embed_positions.weight", positions + 2L, h);
         layerNorm(decoder + "final_layer_norm");
         for (int i = 0; i < shape.layers; i++) {
             String layer = decoder + "layers." + i + ".";

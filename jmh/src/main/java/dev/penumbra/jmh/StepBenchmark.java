@@ -3,6 +3,7 @@ package dev.penumbra.jmh;
 import dev.penumbra.Penumbra;
 import dev.penumbra.backend.Device;
 import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.train.StepMetrics;
@@ -41,7 +42,8 @@ public class StepBenchmark extends BenchmarkSizes {
     @Setup
     public void open() throws IOException {
         data = RandomOpt.tokens(shape, batch, seqLen);
-        penumbra = Penumbra.load(RandomOpt.folder(shape), new Device(device, 0), threads, dtype);
+        penumbra = Penumbra.load(RandomOpt.folder(shape, ModelShape.positions(seqLen)), new Device(device, 0), threads,
+                dtype);
     }
 
     @TearDown
@@ -52,7 +54,8 @@ public class StepBenchmark extends BenchmarkSizes {
     @Benchmark
     public List<StepMetrics> steps() throws IOException {
         List<StepMetrics> steps = new ArrayList<>();
-        TrainingRun.trainer(penumbra, data, LossOn.ALL, batch, seqLen, WARMUP + METERED, false, SparsityConfig.OFF)
+        TrainingRun.trainer(penumbra, data, LossOn.ALL, batch, seqLen, WARMUP + METERED, false, SparsityConfig.OFF,
+                AttentionConfig.OFF)
                 .listener(steps::add).run();
         steps.subList(WARMUP, steps.size())
                 .forEach(step -> Meter.add(step.stepMs(), shape.stepFlops(batch, seqLen), 0));

@@ -11,6 +11,7 @@ import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
+import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Spec;
 
 /** A step, dense and sparse, beside PEFT's: the same weights, the same tokens, every token supervised. */
@@ -38,10 +39,14 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private int threads;
     @Option(names = "--steps", defaultValue = "7", description = "Steps that are measured.")
     private int steps;
-    @Option(names = "--sparsity-passes", split = ",", description = "Time steps too that compute only --budget of the MLP's blocks: ${COMPLETION-CANDIDATES}.")
+    @Option(names = "--sparsity-passes", split = ",", description = "Time steps too that compute only --budget of the MLP's blocks and --attention-budget of attention's: ${COMPLETION-CANDIDATES}.")
     private List<Pass> sparsityPasses = List.of();
-    @Option(names = "--budget", defaultValue = "0.25", description = "Part of the MLP's blocks.")
+    @Option(names = "--budget", defaultValue = "0.25", description = "Part of the MLP's blocks; 1: dense.")
     private double budget;
+    @Option(names = "--attention-budget", defaultValue = "1", description = "Part of attention's blocks on and below the diagonals; 1: dense.")
+    private double attentionBudget;
+    @Option(names = "--attention-block", defaultValue = "128", description = "Rows of an attention block.")
+    private int attentionBlock;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
     private int block;
     @Option(names = "--record", description = "Write jmh/results/<device>-step-<model>-<rows>x<tokens>.json.")
@@ -51,7 +56,11 @@ final class StepVsPeftCommand implements Callable<Integer> {
 
     @Override
     public Integer call() throws Exception {
-        Path model = RandomOpt.folder(shape);
+        if (!sparsityPasses.isEmpty() && budget == 1 && attentionBudget == 1) {
+            throw new ParameterException(spec.commandLine(),
+                    "expected --budget or --attention-budget below 1 with --sparsity-passes, found both 1");
+        }
+        Path model = RandomOpt.folder(shape, ModelShape.positions(seqLen));
         Path data = RandomOpt.tokens(shape, 2 * batchSize, seqLen);
         List<String> options = List.of(
                 "--model", model.toString(), "--data", data.toString(), "--loss", "ALL",
@@ -63,7 +72,8 @@ final class StepVsPeftCommand implements Callable<Integer> {
         List<Side> sparse = new ArrayList<>();
         for (Pass pass : sparsityPasses) {
             List<String> with = new ArrayList<>(options);
-            with.addAll(List.of("--sparsity-pass", pass.name(), "--budget", "" + budget, "--mlp-block", "" + block));
+            with.addAll(List.of("--sparsity-pass", pass.name(), "--budget", "" + budget, "--mlp-block", "" + block,
+                    "--attention-budget", "" + attentionBudget, "--attention-block", "" + attentionBlock));
             sparse.add(Side.penumbra(with));
         }
         Side peer = Side.fastestPeft(unpadded, variants);
@@ -79,7 +89,7 @@ final class StepVsPeftCommand implements Callable<Integer> {
                 .lessIsBetter(what, "ms", ours.ms(), peer.ms())
                 .lessIsBetter("peak memory of that run", "MiB", ours.peakMib(), peer.peakMib());
         for (int i = 0; i < sparse.size(); i++) {
-            String named = what + ", " + DeclaredSparsity.name(sparsityPasses.get(i), budget);
+            String named = what + ", " + DeclaredSparsity.name(sparsityPasses.get(i), budget, attentionBudget);
             comparison.lessIsBetter(named, "ms", sparse.get(i).ms(), peer.ms())
                     .lessIsBetter(named + ", beside our own dense step", "ms", sparse.get(i).ms(), ours.ms())
                     .lessIsBetter(named + ", peak memory beside our own dense step's", "MiB", sparse.get(i).peakMib(),

@@ -5,6 +5,7 @@ import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.Backends;
 import dev.penumbra.backend.Device;
 import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
@@ -46,10 +47,14 @@ final class StepsCommand implements Callable<Integer> {
     private Device.Kind device;
     @Option(names = "--threads", defaultValue = "2", description = "CPU threads.")
     private int threads;
-    @Option(names = "--sparsity-pass", description = "Compute only --budget of the MLP's blocks: ${COMPLETION-CANDIDATES}")
+    @Option(names = "--sparsity-pass", description = "Compute only --budget of the MLP's blocks and --attention-budget of attention's: ${COMPLETION-CANDIDATES}")
     private @Nullable Pass sparsityPass;
-    @Option(names = "--budget", defaultValue = "0.25", description = "Part of the MLP's blocks with --sparsity-pass.")
+    @Option(names = "--budget", defaultValue = "0.25", description = "Part of the MLP's blocks with --sparsity-pass; 1: dense.")
     private double budget;
+    @Option(names = "--attention-budget", defaultValue = "1", description = "Part of attention's blocks on and below the diagonals with --sparsity-pass; 1: dense.")
+    private double attentionBudget;
+    @Option(names = "--attention-block", defaultValue = "128", description = "Rows of an attention block.")
+    private int attentionBlock;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
     private int block;
     @Option(names = "--rows-per-list", defaultValue = "0", description = "Tokens that share a list; 0: the whole batch.")
@@ -71,7 +76,10 @@ final class StepsCommand implements Callable<Integer> {
                 TrainingRun.trainer(penumbra, data, loss, batchSize, seqLen, warmup + steps, shuffle,
                         sparsityPass == null
                                 ? SparsityConfig.OFF
-                                : DeclaredSparsity.config(sparsityPass, budget, block, rowsPerList))
+                                : DeclaredSparsity.config(sparsityPass, budget, block, rowsPerList),
+                        sparsityPass == null
+                                ? AttentionConfig.OFF
+                                : DeclaredSparsity.attention(sparsityPass, attentionBudget, attentionBlock))
                         .listener(metrics::add)
                         .listener(step -> used.add(free - backend.freeBytes().orElse(0)))
                         .run();
@@ -84,6 +92,13 @@ final class StepsCommand implements Callable<Integer> {
         line.put("real_tokens_per_s", Results.rounded(median(measured.stream().mapToDouble(StepMetrics::tokensPerSecond))));
         line.put("peak_mib", Results.rounded(peakMib));
         line.put("first_loss", metrics.getFirst().loss());
+        StepMetrics last = metrics.getLast();
+        if (last.sparsity() != null) {
+            line.put("mlp_kept", Results.rounded(last.sparsity().meanKept()));
+        }
+        if (last.attention() != null) {
+            line.put("attention_kept", Results.rounded(last.attention().meanKept()));
+        }
         line.putObject("versions").put("backend", description);
         System.out.println(line.toString());
         return 0;

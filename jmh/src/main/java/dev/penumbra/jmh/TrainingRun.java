@@ -6,6 +6,7 @@ import dev.penumbra.data.JsonlOptions;
 import dev.penumbra.data.JsonlOptions.LossOn;
 import dev.penumbra.data.JsonlReader;
 import dev.penumbra.lora.LoraConfig;
+import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.train.Schedule;
 import dev.penumbra.train.TrainConfig;
@@ -27,13 +28,16 @@ final class TrainingRun {
      * @param shuffle false: batches in the file's order
      */
     static Trainer trainer(Penumbra penumbra, Path data, LossOn loss, int batch, int seqLen, int steps, boolean shuffle,
-            SparsityConfig sparsity) throws IOException {
+            SparsityConfig sparsity, AttentionConfig attention) throws IOException {
         Dataset samples = JsonlReader.read(data, IdsOnly.INSTANCE,
                 new JsonlOptions(seqLen, false, loss, penumbra.model().vocabSize()));
         TrainConfig config = TrainConfig.builder().steps(steps).batchSize(batch).seqLen(seqLen).shuffle(shuffle).lr(1e-4)
-                .schedule(Schedule.CONSTANT).clip(0).sparsity(sparsity).build();
+                .schedule(Schedule.CONSTANT).clip(0).sparsity(sparsity).attention(attention).build();
         LoraConfig lora = new LoraConfig(BenchmarkSizes.RANK, 32, 0, Set.of("q_proj", "v_proj"), false);
         return new Trainer(penumbra.model(), penumbra.newAdapter(lora, 42), config, samples, null)
-                .exposure(sparsity.policy().needsCalibration() ? DeclaredSparsity.exposure(penumbra) : null);
+                .exposure(sparsity.policy().needsCalibration() ? DeclaredSparsity.exposure(penumbra) : null)
+                .attentionExposure(attention.policy().needsCalibration()
+                        ? DeclaredSparsity.attentionExposure(penumbra, attention, seqLen)
+                        : null);
     }
 }
