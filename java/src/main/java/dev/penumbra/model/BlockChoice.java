@@ -8,6 +8,9 @@ public interface BlockChoice {
     /** Whether a layer has blocks to choose; others are dense. */
     boolean isSparse(int layer);
 
+    /** Whether the loaded batch is computed by lists; one in which they save nothing is dense. */
+    boolean hasLists();
+
     /**
      * f32 [layers, 3] on the device, of the last sparse batch: the part of the blocks that were chosen, their part of the
      * scores' sum, and the part of the lists that wanted more than fit. Rows of dense layers mean nothing.

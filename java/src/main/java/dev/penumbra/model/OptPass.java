@@ -626,6 +626,11 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         }
 
         @Override
+        public boolean hasLists() {
+            return mode == Mode.SPARSE;
+        }
+
+        @Override
         public Tensor summaries() {
             return selection.summaries();
         }
@@ -646,6 +651,11 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         @Override
         public boolean isSparse(int layer) {
             return attentionSelection.isSparse(layer);
+        }
+
+        @Override
+        public boolean hasLists() {
+            return mode == Mode.SPARSE && attentionSelection.isActive();
         }
 
         @Override

@@ -16,7 +16,7 @@ import org.jspecify.annotations.Nullable;
 /** What each layer's attention makes of the sparsity that a run is asked for. */
 public final class AttentionPlanner {
 
-    /** Lists and masses cost about what skipping a tenth of the blocks saves. */
+    /** Lists and the masses they are made from cost something too: a layer that leaves less than this out runs dense. */
     public static final double WORTHWHILE = 0.9;
     /** Layouts are drawn from this, so that a resumed run has the same. */
     private static final long LAYOUT_SEED = 0x9E3779B9L;

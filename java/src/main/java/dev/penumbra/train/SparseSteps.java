@@ -48,7 +48,7 @@ final class SparseSteps {
 
         List<Double> measure() {
             List<Double> measured = Arrays.stream(choice.coverage()).boxed().toList();
-            if (adjust && coverage < 1) {
+            if (adjust && coverage < 1 && choice.hasLists()) {
                 double mean = meanOfSparse(measured);
                 if (mean < coverage - TOLERANCE) {
                     setTightness(Math.min(MOST_TIGHTNESS, tightness + 1));

@@ -202,14 +202,7 @@ class TrainCommandTest {
 
     @Test
     void runsWithSparseAttentionTellWhatItKeptAndReachADenseRunsLossNearly() throws IOException {
-        // Lines of a few hundred tokens.
-        List<String> lines = new ArrayList<>();
-        for (int i = 0; i < 12; i++) {
-            lines.add("{\"prompt\":\"table " + i + "\\n\",\"completion\":\""
-                    + "It stands in row seven of the room. ".repeat(40)
-                    + "\"}");
-        }
-        String text = Files.write(folder.resolve("long.jsonl"), lines).toString();
+        String text = longText(12);
         String[] options = {"--data", text, "--seq-len", "384", "--truncate", "--steps", "6", "--lr", "2e-3",
                 "--batch-size", "1", "--threads", "2", "--no-shuffle"};
         trainedOn("dense", with(options, "--metrics", path("dense.jsonl")));
@@ -244,6 +237,45 @@ class TrainCommandTest {
         assertThat(metrics("both.jsonl").getFirst().path("attention_kept").asDouble()).isBetween(0.3, 1.0);
         Outcome dry = trainedOn("dry", with(options, "--sparsity", "static", "--budget", "0.5", "--dry-run"));
         assertThat(dry.out()).contains("Attention stays dense: no calibration is given");
+    }
+
+    /** Lines of a few hundred tokens. */
+    private String longText(int samples) throws IOException {
+        List<String> lines = new ArrayList<>();
+        for (int i = 0; i < samples; i++) {
+            lines.add("{\"prompt\":\"table " + i + "\\n\",\"completion\":\""
+                    + ("It stands in row " + i % 7 + " of the room. ").repeat(40) + "\"}");
+        }
+        return Files.write(folder.resolve("long.jsonl"), lines).toString();
+    }
+
+    @Test
+    void aCalibratedRunPredictsItsAttention() throws IOException {
+        String text = longText(24);
+        Outcome calibrated = Cli.run("calibrate", "--model", model, "--data", text, "--output", path("calibration"),
+                "--seq-len", "384", "--truncate", "--batches", "6", "--held-out-batches", "2", "--batch-size", "2", "--epochs",
+                "1", "--rank", "8", "--attention-block", "64", "--attention-rank", "8", "--threads", "2");
+        assertThat(calibrated.err()).isEmpty();
+        assertThat(calibrated.code()).isZero();
+        String[] options = {"--data", text, "--seq-len", "384", "--truncate", "--steps", "2", "--batch-size", "1", "--threads",
+                "2", "--calibration", path("calibration"), "--sparsity-pass", "both", "--sense-every", "1"};
+        for (String policy : List.of("predicted", "static", "oracle")) {
+            trainedOn(policy, with(options, "--attention-sparsity", policy, "--attention-budget", "0.6", "--metrics",
+                    path(policy + ".jsonl")));
+            JsonNode first = metrics(policy + ".jsonl").getFirst();
+            System.out.printf("%s: kept %.3f, true coverage %.3f%n", policy, first.path("attention_kept").asDouble(),
+                    first.path("attention_true_coverage").asDouble());
+            // The calibration's blocks of 64: six of a sample, of whose 21 pairs eleven are always kept.
+            assertThat(first.path("attention_kept").asDouble()).isBetween(0.5, 0.65);
+            assertThat(first.path("attention_true_coverage").asDouble()).isBetween(0.6, 1.0001);
+        }
+        Outcome both = trainedOn("both", with(options, "--sparsity", "predicted", "--metrics", path("both.jsonl")));
+        assertThat(both.out()).doesNotContain("Attention stays dense");
+        assertThat(metrics("both.jsonl").getFirst().path("mlp_kept").asDouble()).isBetween(0.01, 1.0);
+        Outcome other = Cli.run(with(new String[]{"train", "--model", model, "--output", path("other")}, with(options,
+                "--attention-sparsity", "static", "--attention-block", "128")));
+        assertThat(other.code()).isNotZero();
+        assertThat(other.err()).contains("in blocks of 128 rows, found one for blocks of 64").hasLineCount(1);
     }
 
     private Outcome trainedOn(String output, String... options) {

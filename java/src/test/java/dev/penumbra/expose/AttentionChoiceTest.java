@@ -58,7 +58,8 @@ class AttentionChoiceTest {
                     null);
             long bytes = backend.workspaceBytes(bare);
             Tensor workspace = bytes == 0 ? null : backend.allocate(arena, DType.U8, Shape.of(bytes));
-            backend.run(new SelectAttention(masses, null, budgets, coverage, borders, tokens, tokens, lists, null, workspace));
+            backend.run(
+                    new SelectAttention(masses, null, budgets, coverage, borders, tokens, tokens, lists, null, workspace));
             backend.synchronize();
             BlockMask chosen = BlockMask.ofLists(1, blocks, lists.indices().toInts(), lists.counts().toInts(),
                     Math.toIntExact(slots), 0);

@@ -274,7 +274,9 @@ class AttentionPassTest {
             int[] ids = Arrays.copyOf(f.batch().ids(), 128);
             Batch two = new Batch(ids, Arrays.copyOf(f.batch().positions(), 128), new int[]{0, 64, 128}, new int[]{3},
                     new int[]{5}, 64, 128);
+            assertThat(pass.attentionChoice().hasLists()).isTrue();
             pass.load(two, null, Mode.SPARSE);
+            assertThat(pass.attentionChoice().hasLists()).isFalse();
             assertThat(pass.signature()).isNotEqualTo(lists);
             FakeBackend fake = (FakeBackend) f.backend;
             fake.forgetOperations();
