@@ -70,7 +70,7 @@ struct Batch {
         if (expected.back() == 0) expect(found.back() == 0, what + " lse of query " + std::to_string(t) + " that sees nothing");
       }
     }
-    close(found, expected, PNB_DTYPE_F32, what + " lse");
+    close(found, expected, PNB_DTYPE_F32, what + " lse", 1e-5);
   }
 
   void expect_backward(const Gradients& g, const std::string& what) const {
@@ -218,19 +218,19 @@ int main() {
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
     int variant = 0;
     for (int32_t size : {64, 128}) {
+      const int64_t dims[] = {64, 80, 128, 27};
       for (const auto& [cu, tokens] : batches) {
         Samples samples{cu, tokens, size};
         for (int kind = 0; kind < kKinds; ++kind) {
-          // Every head size meets every kind and every batch.
-          const int64_t dims[] = {64, 80, 128, 27};
-          against_reference(context, dtype, kind, samples, 1 + variant % 3, dims[variant % 4]);
+          against_reference(context, dtype, kind, samples, 1 + variant % 2, dims[variant % 4]);
           ++variant;
         }
-        for (int64_t dim : {64, 80, 128, 27}) full_lists_are_dense(context, dtype, samples, dim);
+        full_lists_are_dense(context, dtype, samples, dims[variant % 4]);
       }
-      for (int64_t dim : {64, 80, 128, 27}) {
-        against_reference(context, dtype, kRandom, {{0, 65, 65, 70, 420}, 431, size}, 2, dim);
-        after_an_exact_forward(context, dtype, {{0, 65, 65, 70, 420}, 431, size}, 2, dim);
+      for (int64_t dim : dims) {
+        full_lists_are_dense(context, dtype, {{0, 65, 65, 70, 320}, 331, size}, dim);
+        against_reference(context, dtype, kRandom, {{0, 65, 65, 70, 320}, 331, size}, 2, dim);
+        after_an_exact_forward(context, dtype, {{0, 65, 65, 70, 320}, 331, size}, 2, dim);
       }
       unlisted_blocks_stay_unseen(context, dtype, size);
     }

@@ -380,6 +380,13 @@ PNB_AVX512_BF16 inline void gradient_rows(const BackwardBuffers& b, const int64_
   }
 }
 
+// The same rows where load_rows has put them: a head's own lie far apart, and each is a miss of the cache.
+Head packed_rows(Head s, Pair* rows, int64_t width) {
+  s.data = reinterpret_cast<char*>(rows);
+  s.row_bytes = width * sizeof(Pair);
+  return s;
+}
+
 PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, const BackwardBuffers& b) {
   int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
   int64_t n = s.queries;
@@ -387,8 +394,8 @@ PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, co
   load_rows(h.d_o, 0, n, s.dim, b.d_out);
   for (int64_t i = 0; i < n; ++i) b.delta[i] = dot(b.query + i * width, b.d_out + i * width, width);
   load_rows(h.q, 0, n, s.dim, b.query);
-  load_row_pairs(h.q, 0, n, s.dim, padded, b.query_pairs);
-  load_row_pairs(h.d_o, 0, n, s.dim, padded, b.d_out_pairs);
+  load_row_pairs(packed_rows(h.q, b.query, width), 0, n, s.dim, padded, b.query_pairs);
+  load_row_pairs(packed_rows(h.d_o, b.d_out, width), 0, n, s.dim, padded, b.d_out_pairs);
   std::memset(b.d_query, 0, round_up(n, kRows) * padded * sizeof(float));
 
   for (int64_t key = 0; key < n; key += kTile) {

@@ -5,7 +5,9 @@ import static org.assertj.core.api.Assertions.assertThat;
 import dev.penumbra.backend.op.ActivationMass;
 import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.backend.op.AttentionBackward;
+import dev.penumbra.backend.op.AttentionBlocks;
 import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.AttentionMass;
 import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Dropout;
@@ -19,8 +21,10 @@ import dev.penumbra.backend.op.LoraGradients;
 import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.backend.op.Operation;
+import dev.penumbra.backend.op.PredictAttention;
 import dev.penumbra.backend.op.PredictMass;
 import dev.penumbra.backend.op.RelativeMass;
+import dev.penumbra.backend.op.SelectAttention;
 import dev.penumbra.backend.op.SelectBlocks;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
@@ -32,6 +36,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import java.util.function.Function;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
@@ -74,6 +79,12 @@ abstract class BackendParity {
 
         Tensor normal(DType dtype, long... dims) {
             return onDevice(onHost(dtype, dims));
+        }
+
+        Tensor normal(double deviation, DType dtype, long... dims) {
+            Tensor tensor = Tensor.allocate(arena, dtype, Shape.of(dims));
+            Elements.forEach(tensor.shape(), index -> Elements.set(tensor, deviation * random.nextGaussian(), index));
+            return onDevice(tensor);
         }
 
         private Tensor onHost(DType dtype, long... dims) {
@@ -125,6 +136,40 @@ abstract class BackendParity {
             indices[capacity] = NEURONS / size - 1;
             Tensor flat = ints(indices);
             return new BlockList(flat.reshape(2, capacity), ints(chosen.length, 1), size, 128);
+        }
+
+        /** Lists of attention's blocks for a batch; what follows a count is not a block's number. */
+        AttentionBlocks attentionBlocks(int heads, int tokens, int[] borders, int size, ReferenceAttention.Choice choice) {
+            AttentionBlocks host = roomForBlocks(heads, tokens, borders, size,
+                    dims -> Tensor.allocate(arena, DType.I32, Shape.of(dims)));
+            Stream.of(host.indices(), host.transposedIndices()).forEach(t -> Elements.forEach(t.shape(),
+                    index -> Elements.set(t, Integer.MAX_VALUE, index)));
+            ReferenceAttention.write(host, Tensor.of(arena, borders), choice);
+            return new AttentionBlocks(onDevice(host.indices()), onDevice(host.counts()),
+                    onDevice(host.transposedIndices()), onDevice(host.transposedCounts()), onDevice(host.order()), size);
+        }
+
+        static AttentionBlocks roomForBlocks(int heads, int tokens, int[] borders, int size,
+                Function<long[], Tensor> allocate) {
+            int longest = IntStream.range(1, borders.length).map(s -> borders[s] - borders[s - 1]).max().orElseThrow();
+            long slots = AttentionBlocks.slots(tokens, borders.length - 1, size);
+            long[] lists = {heads, slots, Math.ceilDiv(longest, size)};
+            long[] counts = {heads, slots};
+            return new AttentionBlocks(allocate.apply(lists), allocate.apply(counts), allocate.apply(lists),
+                    allocate.apply(counts), allocate.apply(new long[]{2, heads * slots}), size);
+        }
+
+        /** What the order says whatever it is among equal counts: which places it holds, and the counts along it. */
+        List<Tensor> places(AttentionBlocks lists) {
+            double[] order = read(lists.order());
+            List<Tensor> results = new ArrayList<>();
+            for (int side = 0; side < 2; side++) {
+                double[] counts = read(side == 0 ? lists.counts() : lists.transposedCounts());
+                double[] own = Arrays.copyOfRange(order, side * order.length / 2, (side + 1) * order.length / 2);
+                results.add(ints(Arrays.stream(own).mapToInt(at -> at < 0 ? -1 : (int) counts[(int) at]).toArray()));
+                results.add(ints(Arrays.stream(own).mapToInt(at -> (int) at).sorted().toArray()));
+            }
+            return results;
         }
 
         Dropout dropout(float p, int stream) {
@@ -473,6 +518,117 @@ abstract class BackendParity {
             Tensor dv = b.normal(dtype, 13, 3, 8);
             b.run(space -> new AttentionBackward(0.35f, q, k, v, o, lse, dO, dq, dk, dv, borders, 5, null, space));
             return List.of(o, lse.slice(1, 0, 11), dq, dk, dv);
+        });
+    }
+
+    /** Three blocks, none, one, and two of 128 rows, then rows of no sample. */
+    private static final int[] LISTED_BORDERS = {0, 300, 300, 310, 440};
+    private static final int LISTED_TOKENS = 450;
+    private static final int LONGEST = 300;
+    private static final int HEADS = 2;
+
+    /** Head 0 keeps some blocks; head 1 has a list without its diagonal, and one of nothing. */
+    private static boolean keeps(int head, int sample, int queryBlock, int keyBlock) {
+        return head == 0
+                ? queryBlock == keyBlock || (queryBlock + keyBlock + sample) % 2 == 0
+                : queryBlock != 1 && (keyBlock == 0 || queryBlock != 2);
+    }
+
+    @ParameterizedTest
+    @CsvSource({"F32,64", "BF16,64", "BF16,80", "BF16,128"})
+    void attendsToListedBlocks(DType dtype, int headDim) {
+        same("attention by lists", 2 * tolerance(dtype), b -> {
+            Tensor q = b.normal(dtype, LISTED_TOKENS, HEADS, headDim);
+            Tensor k = b.normal(dtype, LISTED_TOKENS, HEADS, headDim);
+            Tensor v = b.normal(dtype, LISTED_TOKENS, HEADS, headDim);
+            Tensor o = b.normal(dtype, LISTED_TOKENS, HEADS, headDim);
+            Tensor lse = b.zeros(DType.F32, HEADS, LISTED_TOKENS);
+            Tensor borders = b.ints(LISTED_BORDERS);
+            AttentionBlocks lists = b.attentionBlocks(HEADS, LISTED_TOKENS, LISTED_BORDERS, 128, BackendParity::keeps);
+            b.backend.run(new AttentionForward(0.125f, q, k, v, o, lse, borders, borders, LONGEST, lists));
+            Tensor dO = b.normal(dtype, LISTED_TOKENS, HEADS, headDim);
+            Tensor dq = b.normal(dtype, LISTED_TOKENS, HEADS, headDim);
+            Tensor dk = b.normal(dtype, LISTED_TOKENS, HEADS, headDim);
+            Tensor dv = b.normal(dtype, LISTED_TOKENS, HEADS, headDim);
+            b.run(space -> new AttentionBackward(0.125f, q, k, v, o, lse, dO, dq, dk, dv, borders, LONGEST, lists, space));
+            return List.of(o, lse.slice(1, 0, 440), dq, dk, dv);
+        });
+    }
+
+    @ParameterizedTest
+    @MethodSource("computed")
+    void differentiatesListedBlocksOfAnExactForwardPass(DType dtype) {
+        same("listed gradients", 2 * tolerance(dtype), b -> {
+            Tensor q = b.normal(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor k = b.normal(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor v = b.normal(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor o = b.zeros(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor lse = b.zeros(DType.F32, HEADS, LISTED_TOKENS);
+            Tensor borders = b.ints(LISTED_BORDERS);
+            AttentionBlocks lists = b.attentionBlocks(HEADS, LISTED_TOKENS, LISTED_BORDERS, 128, BackendParity::keeps);
+            b.backend.run(new AttentionForward(0.125f, q, k, v, o, lse, borders, borders, LONGEST, null));
+            Tensor dO = b.normal(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor dq = b.normal(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor dk = b.normal(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor dv = b.normal(dtype, LISTED_TOKENS, HEADS, 64);
+            b.run(space -> new AttentionBackward(0.125f, q, k, v, o, lse, dO, dq, dk, dv, borders, LONGEST, lists, space));
+            return List.of(dq, dk, dv);
+        });
+    }
+
+    @ParameterizedTest
+    @CsvSource({"F32,1", "BF16,1", "F32,8", "BF16,8"})
+    void measuresAttentionMass(DType dtype, int queryStride) {
+        same("attention mass", 1e-5, b -> {
+            Tensor q = b.normal(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor k = b.normal(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor o = b.zeros(dtype, LISTED_TOKENS, HEADS, 64);
+            Tensor lse = b.zeros(DType.F32, HEADS, LISTED_TOKENS);
+            Tensor borders = b.ints(LISTED_BORDERS);
+            Tensor mass = b.normal(DType.F32, HEADS, AttentionBlocks.slots(LISTED_TOKENS, 4, 128), 4);
+            b.backend.run(new AttentionForward(0.125f, q, k, k, o, lse, borders, borders, LONGEST, null));
+            b.backend.run(new AttentionMass(0.125f, q, k, lse, borders, LONGEST, 128, queryStride, mass));
+            return List.of(mass);
+        });
+    }
+
+    @ParameterizedTest
+    @CsvSource({"32,8,40", "32,16,300", "64,64,40"})
+    void predictsAttention(int poolRows, int rank, int hidden) {
+        same("predicted attention", 1e-5, b -> {
+            Tensor pooled = b.normal(DType.F32, Math.ceilDiv(LISTED_TOKENS, poolRows), hidden);
+            // Scores of about 1: a softmax that one key has to itself would say nothing of the others.
+            Tensor a = b.normal(Math.pow(rank, -0.25) / Math.sqrt(hidden), DType.BF16, 2, HEADS, rank, hidden);
+            Tensor bias = b.normal(DType.F32, 2, HEADS, rank);
+            Tensor distance = b.normal(DType.F32, HEADS, 4);
+            Tensor mass = b.normal(DType.F32, HEADS, AttentionBlocks.slots(LISTED_TOKENS, 4, 128), 4);
+            b.run(space -> new PredictAttention(pooled, poolRows, a, bias, distance, b.ints(LISTED_BORDERS),
+                    LISTED_TOKENS, LONGEST, 128, mass, space));
+            return List.of(mass);
+        });
+    }
+
+    @ParameterizedTest
+    @CsvSource({"0.5,1", "0.9,1", "1,1", "1,0.6", "0.95,0.7"})
+    void selectsAttention(float coverage, float budget) {
+        int[] borders = {0, 1500, 1500, 1510, 1640};
+        int tokens = 1650;
+        same("selection of attention", 1e-6, b -> {
+            List<Tensor> results = new ArrayList<>();
+            for (boolean byTable : new boolean[]{false, true}) {
+                AttentionBlocks lists = Bench.roomForBlocks(3, tokens, borders, 128, dims -> b.zeros(DType.I32, dims));
+                b.backend.run(new Fill(-7, lists.indices())); // what follows a count is not written
+                b.backend.run(new Fill(-7, lists.transposedIndices()));
+                Tensor mass = b.normal(DType.F32, 3, byTable ? lists.width() : lists.slots(), lists.width());
+                Tensor budgets = budget == 1 ? null : b.floats(budget, 0.9f * budget, 0.8f * budget);
+                Tensor summary = b.zeros(DType.F32, SelectBlocks.SUMMARY_SIZE);
+                b.run(space -> new SelectAttention(byTable ? null : mass, byTable ? mass : null, budgets, coverage,
+                        b.ints(borders), tokens, 1500, lists, summary, space));
+                results.addAll(List.of(lists.indices(), lists.counts(), lists.transposedIndices(),
+                        lists.transposedCounts(), summary));
+                results.addAll(b.places(lists));
+            }
+            return results;
         });
     }
 

@@ -15,7 +15,9 @@ import dev.penumbra.backend.op.SelectAttention;
 import dev.penumbra.tensor.Tensor;
 import java.util.Arrays;
 import java.util.Comparator;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
@@ -230,16 +232,17 @@ final class ReferenceAttention {
 
     static void select(SelectAttention op) {
         AttentionBlocks lists = op.blocks();
-        ReferenceOps.fill(new Fill(0, lists.counts()));
-        ReferenceOps.fill(new Fill(0, lists.transposedCounts()));
+        int heads = Math.toIntExact(lists.heads());
+        Map<Sample, boolean[][][]> choices = new HashMap<>();
         double[] kept = new double[2];
         double[] covered = new double[2];
         double[] cut = new double[2];
         for (Sample sample : Sample.of(op.cuSeqlens())) {
             int n = sample.blocks(lists.size());
-            for (int head = 0; head < lists.heads() && n > 0; head++) {
+            boolean[][][] ofHeads = choices.computeIfAbsent(sample, s -> new boolean[heads][n][n]);
+            for (int head = 0; head < heads && n > 0; head++) {
                 double[][] mass = masses(op, sample, head, n);
-                boolean[][] chosen = new boolean[n][n];
+                boolean[][] chosen = ofHeads[head];
                 double sum = 0;
                 double all = 0;
                 int count = 0;
@@ -265,10 +268,10 @@ final class ReferenceAttention {
                 tell(kept, count, possible);
                 tell(covered, sum, all);
                 tell(cut, next < rest.length && (op.coverage() == 1 || sum < op.coverage() * all) ? 1 : 0, 1);
-                write(lists, sample, head, chosen);
             }
         }
-        order(op);
+        List<Sample> samples = Sample.of(op.cuSeqlens());
+        write(lists, op.cuSeqlens(), (head, sample, i, j) -> choices.get(samples.get(sample))[head][i][j]);
         if (op.summary() != null) {
             set(op.summary(), kept[1] == 0 ? 0 : kept[0] / kept[1], 0);
             set(op.summary(), covered[1] == 0 ? 1 : covered[0] / covered[1], 1);
@@ -294,10 +297,27 @@ final class ReferenceAttention {
         return mass;
     }
 
-    private static void write(AttentionBlocks lists, Sample sample, int head, boolean[][] chosen) {
-        for (int i = 0; i < chosen.length; i++) {
+    /** Which key blocks each head's query blocks attend to. */
+    interface Choice {
+        boolean keeps(int head, int sample, int queryBlock, int keyBlock);
+    }
+
+    /** Writes lists on the host, with their transposes and order. */
+    static void write(AttentionBlocks lists, Tensor cuSeqlens, Choice choice) {
+        ReferenceOps.fill(new Fill(0, lists.counts()));
+        ReferenceOps.fill(new Fill(0, lists.transposedCounts()));
+        for (Sample sample : Sample.of(cuSeqlens)) {
+            for (int head = 0; head < lists.heads(); head++) {
+                write(lists, sample, head, choice);
+            }
+        }
+        order(lists, cuSeqlens);
+    }
+
+    private static void write(AttentionBlocks lists, Sample sample, int head, Choice choice) {
+        for (int i = 0; i < sample.blocks(lists.size()); i++) {
             for (int j = 0; j <= i; j++) {
-                if (chosen[i][j]) {
+                if (choice.keeps(head, sample.number, i, j)) {
                     append(lists.indices(), lists.counts(), head, sample.slot(i, lists.size()), j);
                     append(lists.transposedIndices(), lists.transposedCounts(), head, sample.slot(j, lists.size()), i);
                 }
@@ -310,10 +330,9 @@ final class ReferenceAttention {
         add(counts, 1, head, slot);
     }
 
-    private static void order(SelectAttention op) {
-        AttentionBlocks lists = op.blocks();
+    private static void order(AttentionBlocks lists, Tensor cuSeqlens) {
         int slots = Math.toIntExact(lists.slots());
-        int[] held = Sample.of(op.cuSeqlens()).stream()
+        int[] held = Sample.of(cuSeqlens).stream()
                 .flatMapToInt(s -> IntStream.range(0, s.blocks(lists.size())).map(i -> s.slot(i, lists.size()))).toArray();
         ReferenceOps.fill(new Fill(-1, lists.order()));
         for (int side = 0; side < 2; side++) {

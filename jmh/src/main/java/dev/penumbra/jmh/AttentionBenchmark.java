@@ -1,24 +1,40 @@
 package dev.penumbra.jmh;
 
 import dev.penumbra.backend.op.AttentionBackward;
+import dev.penumbra.backend.op.AttentionBlocks;
 import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.SelectAttention;
+import dev.penumbra.backend.op.SelectBlocks;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
+import java.util.Arrays;
+import java.util.Random;
 import java.util.stream.IntStream;
+import org.jspecify.annotations.Nullable;
 import org.openjdk.jmh.annotations.Benchmark;
 import org.openjdk.jmh.annotations.Param;
 
 /**
  * Causal attention over a packed row of {@code batch * seqLen} tokens. The row's length stays the same while its samples
- * shrink: the time follows the sum of their squared lengths, {@code tokens * sampleLength}, not the row's square.
+ * shrink: the time follows the sum of their squared lengths, {@code tokens * sampleLength}, not the row's square. By lists of
+ * blocks it follows the blocks that are kept, and GFLOP/s count the pairs of a query and a key in those alone.
  */
 public class AttentionBenchmark extends DeviceState {
+
+    static final String DENSE = "dense";
 
     @Param({"512", "256", "128", "64"})
     public int sampleLength;
     @Param({"BF16", "F32"})
     public DType dtype;
+    /** Part of the blocks on and below the diagonal that every head keeps, or "dense": no lists. */
+    @Param(DENSE)
+    public String kept;
+    @Param("128")
+    public int blockSize;
 
+    private @Nullable AttentionBlocks blocks;
+    private double keptPairs = 1;
     private AttentionForward forward;
     private AttentionBackward backward;
     private int samples;
@@ -31,6 +47,9 @@ public class AttentionBenchmark extends DeviceState {
         }
         samples = tokens() / sampleLength;
         Tensor borders = of(IntStream.rangeClosed(0, samples).map(i -> i * sampleLength).toArray());
+        if (!kept.equals(DENSE)) {
+            blocks = blocks(Float.parseFloat(kept), borders);
+        }
         Tensor qkv = uniform(1, dtype, tokens(), 3L * shape.hiddenSize);
         Tensor dQkv = zeros(dtype, tokens(), 3L * shape.hiddenSize);
         Tensor o = zeros(dtype, tokens(), shape.heads, shape.headDim());
@@ -38,16 +57,45 @@ public class AttentionBenchmark extends DeviceState {
         Tensor lse = zeros(DType.F32, shape.heads, tokens());
         float scale = (float) (1 / Math.sqrt(shape.headDim()));
         forward = new AttentionForward(scale, part(qkv, 0), part(qkv, 1), part(qkv, 2), o, lse, borders, borders,
-                sampleLength, null);
+                sampleLength, blocks);
         AttentionBackward planned = backward(scale, qkv, o, lse, dO, dQkv, borders, null);
         backward = backward(scale, qkv, o, lse, dO, dQkv, borders, workspace(planned));
         runOnce(forward);
     }
 
+    /** Lists by masses that differ from head to head and are the same for every sample. */
+    private AttentionBlocks blocks(float budget, Tensor borders) {
+        if (sampleLength % blockSize != 0) {
+            throw new IllegalArgumentException(
+                    "expected a sampleLength of whole blocks of " + blockSize + ", found " + sampleLength);
+        }
+        int width = sampleLength / blockSize;
+        long slots = AttentionBlocks.slots(tokens(), samples, blockSize);
+        AttentionBlocks lists = new AttentionBlocks(zeros(DType.I32, shape.heads, slots, width),
+                zeros(DType.I32, shape.heads, slots), zeros(DType.I32, shape.heads, slots, width),
+                zeros(DType.I32, shape.heads, slots), zeros(DType.I32, 2, shape.heads * slots), blockSize);
+        float[] masses = new float[shape.heads * width * width];
+        Random random = new Random(42);
+        IntStream.range(0, masses.length).forEach(i -> masses[i] = 1 - random.nextFloat()); // above 0
+        float[] budgets = new float[shape.heads];
+        Arrays.fill(budgets, budget);
+        Tensor table = of(masses).reshape(shape.heads, width, width);
+        Tensor parts = of(budgets);
+        Tensor summary = zeros(DType.F32, SelectBlocks.SUMMARY_SIZE);
+        SelectAttention planned = new SelectAttention(null, table, parts, 1, borders, tokens(), sampleLength, lists, summary,
+                null);
+        runOnce(new SelectAttention(null, table, parts, 1, borders, tokens(), sampleLength, lists, summary,
+                workspace(planned)));
+        double below = read(summary)[0] * width * (width + 1) / 2.0 - width; // blocks of a list that are seen whole
+        keptPairs = (below * blockSize * blockSize + width * (blockSize * (blockSize + 1) / 2.0))
+                / (sampleLength * (sampleLength + 1) / 2.0);
+        return lists;
+    }
+
     private AttentionBackward backward(float scale, Tensor qkv, Tensor o, Tensor lse, Tensor dO, Tensor dQkv, Tensor borders,
             Tensor workspace) {
         return new AttentionBackward(scale, part(qkv, 0), part(qkv, 1), part(qkv, 2), o, lse, dO, part(dQkv, 0),
-                part(dQkv, 1), part(dQkv, 2), borders, sampleLength, null, workspace);
+                part(dQkv, 1), part(dQkv, 2), borders, sampleLength, blocks, workspace);
     }
 
     /** q, k or v as [tokens, heads, headDim], out of one product's [tokens, 3 h]. */
@@ -58,11 +106,11 @@ public class AttentionBenchmark extends DeviceState {
 
     @Benchmark
     public void forward() {
-        measure(forward, shape.attentionForwardFlops(samples, sampleLength), 0);
+        measure(forward, Math.round(keptPairs * shape.attentionForwardFlops(samples, sampleLength)), 0);
     }
 
     @Benchmark
     public void backward() {
-        measure(backward, shape.attentionBackwardFlops(samples, sampleLength), 0);
+        measure(backward, Math.round(keptPairs * shape.attentionBackwardFlops(samples, sampleLength)), 0);
     }
 }

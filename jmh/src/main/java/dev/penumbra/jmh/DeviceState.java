@@ -118,6 +118,11 @@ public abstract class DeviceState extends BenchmarkSizes {
         return bytes == 0 ? null : zeros(DType.U8, bytes);
     }
 
+    /** The elements of a contiguous f32 tensor. */
+    final float[] read(Tensor source) {
+        return backend.read(source).floats();
+    }
+
     /** Runs an operation to its end, outside the measurement. */
     final void runOnce(Operation operation) {
         backend.run(operation);

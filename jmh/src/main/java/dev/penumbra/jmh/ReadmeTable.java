@@ -96,7 +96,7 @@ final class ReadmeTable {
         Map<String, List<double[]>> pointsOf = new TreeMap<>();
         for (JsonNode result : report.required("benchmarks")) {
             JsonNode params = result.required("params");
-            if (params.has("sampleLength") && isShown(params)) {
+            if (params.has("sampleLength") && isShown(params) && !byLists(params)) {
                 double tokens = number(params, "batch") * number(params, "seqLen");
                 pointsOf.computeIfAbsent(result.required("benchmark").stringValue(), name -> new ArrayList<>())
                         .add(new double[]{tokens * number(params, "sampleLength"), result.required("ms").doubleValue()});
@@ -116,6 +116,11 @@ final class ReadmeTable {
         return !params.path("dtype").asString("BF16").equals("F32");
     }
 
+    /** Whether an attention computes listed blocks alone. */
+    private static boolean byLists(JsonNode params) {
+        return !params.path("kept").asString(AttentionBenchmark.DENSE).equals(AttentionBenchmark.DENSE);
+    }
+
     private static double number(JsonNode params, String name) {
         return Double.parseDouble(params.required(name).stringValue());
     }
@@ -131,6 +136,9 @@ final class ReadmeTable {
                         ? params.get(own).stringValue().toLowerCase(Locale.ROOT)
                         : "samples of " + params.get(own).stringValue());
             }
+        }
+        if (params.has("sampleLength") && byLists(params)) {
+            text.add(params.get("kept").stringValue() + " of its blocks of " + params.required("blockSize").stringValue());
         }
         return text.toString();
     }
