@@ -40,8 +40,8 @@ final class AttentionReport {
         text.append('\n');
         AttentionCoverage all = mean(a, AttentionLayer::plain);
         line(text,
-                "Mass that a policy's choice of %s of these blocks holds (a sample's diagonal and first key block, which are "
-                        + "always kept, make this %s)",
+                "Mass that a policy's choice of these blocks holds at a budget of %s (with those that are always kept, a sample's "
+                        + "diagonal and its first key block, %s)",
                 percent(a.budget()).strip(), percent(all.kept()).strip());
         if (!all.chooses()) {
             line(text, "With samples of so few blocks the budget leaves nothing to choose: all policies are the same.");

@@ -240,7 +240,8 @@ final class AttentionCalibrator {
             blocks += AttentionChoice.causal(n);
             for (int c = 0; c < REPORTED.length; c++) {
                 sums[c] += needed[c];
-                highest[c] = Math.max(highest[c], part(needed[c], s));
+                // Of a short sample nearly all blocks are kept always, which says nothing of its head.
+                highest[c] = 2 * n < longest(held) ? highest[c] : Math.max(highest[c], part(needed[c], s));
             }
         }
         for (int c = 0; c < REPORTED.length; c++) {

@@ -131,7 +131,7 @@ public record Manifest(
      * One head.
      *
      * @param blocksFor part of the blocks that hold so much of the mass ("0.99"), on the average
-     * @param worst the same in the sample that needs most
+     * @param worst the same in the sample that needs most, of those at least half as long as the longest
      * @param layout names of the patterns that its layout is the union of
      */
     public record AttentionHead(Map<String, Double> blocksFor, Map<String, Double> worst, List<String> layout,

@@ -88,20 +88,30 @@ public final class AttentionPredictorTrainer {
         double sum = 0;
         double weights = 0;
         for (PooledAttention sample : samples) {
-            float[] masses = map.masses(sample, 1);
-            int n = sample.blocks();
-            for (int i = 0; i < n; i++) {
-                double total = 0;
-                for (int j = 0; j <= i; j++) {
-                    total += masses[i * n + j];
-                }
-                for (int j = 0; j <= i; j++) {
-                    sum += sample.mass()[i * n + j] * Math.log(Math.max(masses[i * n + j] / total, LEAST));
-                }
+            float[] expected = map.masses(sample, 1);
+            for (int i = 0; i < sample.blocks(); i++) {
+                sum += likelihood(sample, i, expected);
                 weights += sample.weight(i);
             }
         }
         return weights == 0 ? 0 : sum / weights;
+    }
+
+    /**
+     * The sum over key blocks of query block {@code i}'s true mass times the logarithm of the expected part. In a method of its
+     * own: with these loops inside those over samples and rows, the compiler of JDK 25.0.3 crashes.
+     */
+    private static double likelihood(PooledAttention sample, int i, float[] expected) {
+        int n = sample.blocks();
+        double total = 0;
+        for (int at = i * n; at < (i + 1) * n; at++) {
+            total += expected[at];
+        }
+        double sum = 0;
+        for (int at = i * n; at < (i + 1) * n; at++) {
+            sum += sample.mass()[at] == 0 ? 0 : sample.mass()[at] * Math.log(Math.max(expected[at] / total, LEAST));
+        }
+        return sum;
     }
 
     /**

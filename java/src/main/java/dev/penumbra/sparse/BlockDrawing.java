@@ -16,6 +16,9 @@ public final class BlockDrawing {
     private static final int GAP = 6;
     private static final int MOST_COLUMNS = 8;
     private static final int LINE = 16;
+    private static final double FONT = 11;
+    /** Letters times font size that fit over a head. */
+    private static final double LONGEST = 140;
     /** Of what a head could attend to, where nothing is kept. */
     private static final double FAINT = 0.12;
     /** Shades that eyes tell apart. */
@@ -130,9 +133,11 @@ public final class BlockDrawing {
     }
 
     private static void text(StringBuilder svg, double x, double y, String anchor, String text) {
+        // Long names are set smaller, so that neighbours do not meet.
+        double size = Math.min(FONT, LONGEST / Math.max(1, text.length()));
         svg.append(String.format(Locale.ROOT,
-                "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" style=\"fill:var(--text,currentColor);font:11px sans-serif\">%s</text>%n",
-                x, y, anchor, escaped(text)));
+                "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" style=\"fill:var(--text,currentColor);font:%.1fpx sans-serif\">%s</text>%n",
+                x, y, anchor, size, escaped(text)));
     }
 
     private static String escaped(String text) {

@@ -36,7 +36,10 @@ class CalibrateCommandTest {
     private Outcome calibrate(String... more) {
         List<String> all = new ArrayList<>(List.of("calibrate", "--model", model.toString(), "--data", data.toString(),
                 "--output",
-                output.toString(), "--threads", "1", "--seq-len", "128", "--held-out-batches", "2", "--epochs", "1"));
+                output.toString(), "--threads", "1", "--held-out-batches", "2", "--epochs", "1"));
+        if (!Arrays.asList(more).contains("--seq-len")) {
+            all.addAll(List.of("--seq-len", "128"));
+        }
         all.addAll(Arrays.asList(more));
         return Cli.run(all.toArray(String[]::new));
     }
@@ -64,8 +67,81 @@ class CalibrateCommandTest {
         }
     }
 
+    /** Lines of 430 tokens or more, beside short ones. */
+    private void lengthyText(int samples) throws IOException {
+        List<String> lines = new ArrayList<>();
+        for (int i = 0; i < samples; i++) {
+            StringBuilder text = new StringBuilder("Report " + i + ".");
+            for (int sentence = 0; sentence < (i % 4 == 3 ? 2 : 200); sentence++) {
+                text.append(" Table ").append((i * 7 + sentence * 3) % 40).append(" stands in row ").append(sentence % 9)
+                        .append(i % 2 == 0 ? " of the room." : " near the door.");
+            }
+            lines.add("{\"text\":\"" + text + "\"}");
+        }
+        Files.write(data, lines);
+    }
+
+    @ParameterizedTest
+    @CsvSource({"64, 0.45", "128, 0.9"})
+    void attentionIsLookedAtWhereSamplesAreLongEnoughAndDrawn(int block, String budget) throws Exception {
+        lengthyText(48);
+        Outcome outcome = calibrate("--batches", "4", "--rank", "8", "--seq-len", "512", "--truncate", "--loss", "all",
+                "--attention-block", Integer.toString(block), "--attention-budget", budget);
+        assertThat(outcome.err()).isEmpty();
+        assertThat(outcome.code()).isZero();
+        assertThat(outcome.out()).containsSubsequence("training attention predictors of rank 16 for 24 heads",
+                "Attention in blocks of " + block + " tokens", "the longest has " + 512 / block + " blocks",
+                "Blocks that hold a part of a head's mass", "worst", "oracle predicted", " mean   plain", "adapters",
+                "Patterns of the pool (version 1): sink-1", "Layouts of heads");
+        assertThat(output.resolve("calibration.txt")).content().contains("Attention in blocks of " + block);
+        Path page = folder.resolve("page.html");
+        Outcome drawn = Cli.run("inspect", "--attention", "--model", model.toString(), "--data", data.toString(),
+                "--seq-len", "512", "--truncate", "--loss", "all", "--threads", "1", "--calibration", output.toString(),
+                "--output", page.toString());
+        assertThat(drawn.err()).isEmpty();
+        assertThat(drawn.code()).isZero();
+        assertThat(drawn.out()).contains("layer  5: predictor keeps").contains("saved " + page);
+        String html = Files.readString(page);
+        assertThat(html).contains("Pattern pool, version 1", "sink-1", "Layer 5", "predicted", "true");
+        java.util.regex.Matcher svgs = java.util.regex.Pattern.compile("<svg.*?</svg>", java.util.regex.Pattern.DOTALL)
+                .matcher(html);
+        int count = 0;
+        while (svgs.find()) {
+            javax.xml.parsers.DocumentBuilderFactory.newInstance().newDocumentBuilder()
+                    .parse(new org.xml.sax.InputSource(new java.io.StringReader(svgs.group())));
+            count++;
+        }
+        assertThat(count).as("one picture a layer, and the pool").isEqualTo(7);
+    }
+
+    @Test
+    void shortTextIsCalibratedWithoutAttention() {
+        Outcome outcome = calibrate("--batches", "2", "--rank", "8");
+        assertThat(outcome.code()).isZero();
+        assertThat(outcome.out()).containsOnlyOnce("two attention blocks of 128: calibrating without attention")
+                .doesNotContain("Attention in blocks");
+        Outcome drawn = Cli.run("inspect", "--attention", "--model", model.toString(), "--data", data.toString(),
+                "--threads",
+                "1", "--calibration", output.toString(), "--output", folder.resolve("page.html").toString());
+        assertThat(drawn.code()).isEqualTo(1);
+        assertThat(drawn.err()).contains("expected what is known of attention, found none").hasLineCount(1);
+    }
+
     @ParameterizedTest
     @CsvSource(delimiter = '|', value = {
+            "--coverage=0.5 | expected --calibration DIR and --output FILE with --attention, found no --calibration",
+            "--calibration=out | expected --calibration DIR and --output FILE with --attention, found no --output"})
+    void drawingAttentionNeedsWhatItDrawsFrom(String option, String message) {
+        Outcome outcome = Cli.run("inspect", "--attention", "--model", model.toString(), "--data", data.toString(), option);
+        assertThat(outcome.code()).isEqualTo(2);
+        assertThat(outcome.err()).contains(message);
+    }
+
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', value = {
+            "--attention-block=48 | expected attention blocks of 64 or 128 tokens, or 0 for none, found 48",
+            "--attention-rank=12 | expected a rank for attention of 8 to 64 that is a multiple of 8, found 12",
+            "--attention-budget=0 | expected a budget for attention above 0, at most 1, found 0.0",
             "--mlp-block=48 | expected blocks of 32, 64 or 128 neurons, found 48",
             "--rank=0 | expected a rank of 1 to 128, found 0",
             "--list-rows=100 | expected rows of a list that are a multiple of 128 and of the 16 that are pooled, found 100",
