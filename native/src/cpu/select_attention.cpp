@@ -21,7 +21,7 @@ namespace {
 int32_t* ints(const pnb_tensor& t) { return static_cast<int32_t*>(t.data); }
 const float* floats(const pnb_tensor& t) { return static_cast<const float*>(t.data); }
 
-// What a task finds, for the summary, and what a thread works with.
+// What a task finds, for the summary.
 struct Found {
   double covered, all;
   int64_t kept, possible;
@@ -131,7 +131,8 @@ void select_attention(const pnb_select_attention_params& p, int threads, Scratch
   int64_t most = (p.max_seqlen + blocks.size - 1) / blocks.size;  // blocks of a sample
   uint64_t sort_bytes = most * (most + 1) / 2 * sizeof(uint64_t);
   uint64_t thread_bytes = (sort_bytes + most * most + 63) / 64 * 64;
-  char* threads_own = static_cast<char*>(scratch.bytes(thread_bytes * threads + heads * samples * sizeof(Found) + (width + 1) * sizeof(int64_t)));
+  uint64_t shared_bytes = heads * samples * sizeof(Found) + (width + 1) * sizeof(int64_t);
+  char* threads_own = static_cast<char*>(scratch.bytes(thread_bytes * threads + shared_bytes));
   Found* found = reinterpret_cast<Found*>(threads_own + thread_bytes * threads);
   int64_t* next = reinterpret_cast<int64_t*>(found + heads * samples);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
