@@ -5,12 +5,12 @@
 #include <cute/tensor.hpp>
 
 #include <cutlass/bfloat16.h>
+#include <cutlass/device_kernel.h>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 
 #include "cuda/kernels/gemm/sm90_epilogue.cuh"
 #include "cuda/kernels/gemm/sm90_tile.h"
-#include "cuda/kernels/launch.cuh"
 #include "cuda/runtime/device.h"
 
 namespace pnb::cuda::sm90 {
@@ -38,16 +38,6 @@ struct Cooperative {
   static constexpr int kRanks = 5;  // four stages leave 11 KB
   using MainloopSchedule = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
 };
-
-// CUTLASS's kernel, launched early: it takes its multiprocessors as the kernel before leaves them, and so does the next its own.
-template <class Kernel>
-__global__ void __launch_bounds__(Kernel::MaxThreadsPerBlock, Kernel::MinBlocksPerMultiprocessor)
-    tile_kernel(const __grid_constant__ typename Kernel::Params params) {
-  extern __shared__ __align__(1024) char memory[];
-  let_next_begin();
-  after_previous();
-  Kernel{}(params, memory);
-}
 
 template <Contiguous kB, class ElementD, class Config>
 struct TileGemm {
@@ -112,11 +102,19 @@ struct TileGemm {
     arguments.scheduler.max_swizzle_size = group((p.m + kTileM - 1) / kTileM, (p.n + kTileN - 1) / kTileN);
 
     typename Kernel::Params params = Kernel::to_underlying_arguments(arguments, nullptr);
-    auto kernel = tile_kernel<Kernel>;
+    auto kernel = cutlass::device_kernel<Kernel>;
     allow_shared_memory(kernel, Kernel::SharedStorageSize, "gemm");
-    constexpr int kCluster = static_cast<int>(cute::size(ClusterShape{}));
-    launch(kernel, {Kernel::get_grid_shape(params), static_cast<int>(Kernel::MaxThreadsPerBlock), Kernel::SharedStorageSize, stream, kCluster, true},
-           "gemm", params);
+    cudaLaunchConfig_t launch{};
+    launch.gridDim = Kernel::get_grid_shape(params);
+    launch.blockDim = Kernel::get_block_shape();
+    launch.dynamicSmemBytes = Kernel::SharedStorageSize;
+    launch.stream = stream;
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {2, 1, 1};
+    launch.attrs = &cluster;
+    launch.numAttrs = 1;
+    check(cudaLaunchKernelEx(&launch, kernel, params), "gemm");
   }
 };
 

@@ -12,6 +12,9 @@
 // of dA for all adapters. The third adds up the parts, in the order of rows and columns, and is the only one that writes
 // results: nothing depends on which block comes first.
 //
+// Code that runs once costs as much as the bytes: its instructions have left their cache since the last launch. Loops that are
+// not the main one stay loops.
+//
 // One warp of a block feeds a ring of shared memory with steps of sixteen rows by bulk copies. Each of the others takes 64
 // columns of a step: as they lie there they are the left operand of a product over columns, transposed on their way to the
 // registers the right operand of a product over rows.
@@ -78,17 +81,14 @@ struct Ring {
     __syncwarp();
   }
 
-  // By the same warp: asks for a step of `count` rows of so many bytes, and zeroes the rows that are missing.
+  // By the same warp: asks for a step of `count` rows of so many bytes; for the rows that are missing, for the last one again:
+  // numbers as good as any, which their left values of zero take out.
   __device__ void fill(int step, const __nv_bfloat16* from, int64_t stride, int count, uint32_t bytes) const {
     int slot = step % kSlots, lane = threadIdx.x % kWarp;
     if (step >= kSlots) barrier_wait(empty + slot, (step / kSlots - 1) % 2);
-    if (lane >= count && lane < kStepRows) {
-      for (uint32_t at = 0; at < bytes; at += 16) *reinterpret_cast<uint4*>(row(step, lane) + at) = uint4{};
-    }
+    if (lane == 0) barrier_expect(full + slot, kStepRows * bytes);
     __syncwarp();
-    if (lane == 0) barrier_expect(full + slot, count * bytes);
-    __syncwarp();
-    if (lane < count) copy_bulk(row(step, lane), from + lane * stride, bytes, full + slot);
+    if (lane < kStepRows) copy_bulk(row(step, lane), from + min(lane, count - 1) * stride, bytes, full + slot);
   }
 
   __device__ void wait(int step) const { barrier_wait(full + step % kSlots, step / kSlots % 2); }
@@ -100,7 +100,8 @@ template <int kRanks, int kWarps, bool kLow, bool kDrops>
 __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kernel(const __grid_constant__ Args args) {
   using Form = Parts<kRanks>;
   using Rows = Ring<kWarps>;
-  constexpr int kThreads = (kWarps + 1) * kWarp;
+  constexpr int kConsumers = kWarps * kWarp;
+  constexpr int kThreads = kConsumers + kWarp;
   extern __shared__ __align__(128) char memory[];
   __shared__ uint4 lefts[kMostSteps][Form::kLefts][kWarp];
   __shared__ uint64_t barriers[2 * Rows::kSlots];
@@ -122,23 +123,29 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
   int here = static_cast<int>(max(static_cast<int64_t>(0), min(columns - first_column, static_cast<int64_t>(Rows::kColumns))));
   bool any = here > 0;  // a list may end before this block's columns
   Rows rows{memory, barriers, barriers + Rows::kSlots};
-  bool feeds = warp == kWarps;
-  auto fill = [&](int step) {
-    int64_t row = first_row + step * kStepRows;
-    rows.fill(step, p.x + row * p.x_stride + first_column, p.x_stride, static_cast<int>(min(static_cast<int64_t>(kStepRows), end_row - row)),
-              static_cast<uint32_t>(here * sizeof(__nv_bfloat16)));
-  };
-  if (feeds && any) {
+  if (warp == kWarps) {
     rows.init();
-    for (int step = 0; step < min(steps, Rows::kSlots); ++step) fill(step);
-  }
-  if (!feeds) {
-    // What no copy fills may not be a number, whatever it is multiplied with.
-    int rest = (Rows::kColumns - here) / kRun;
-    for (int i = threadIdx.x; any && i < rest * kStepRows * Rows::kSlots; i += kWarps * kWarp) {
-      int line = i / rest;
-      *reinterpret_cast<uint4*>(rows.row(line / kStepRows, line % kStepRows) + (here + i % rest * kRun) * sizeof(__nv_bfloat16)) = uint4{};
+    if (any) asm volatile("bar.arrive 1, %0;" ::"n"(kThreads) : "memory");
+#pragma unroll 1
+    for (int step = 0; any && step < steps; ++step) {
+      int64_t row = first_row + step * kStepRows;
+      rows.fill(step, p.x + row * p.x_stride + first_column, p.x_stride, static_cast<int>(min(static_cast<int64_t>(kStepRows), end_row - row)),
+                static_cast<uint32_t>(here * sizeof(__nv_bfloat16)));
     }
+    return;
+  }
+  if (!any) {
+    if constexpr (kLow) {
+      for (int64_t i = first_row * kRanks + threadIdx.x; i < end_row * kRanks; i += kConsumers) p.low[blockIdx.y * args.m * kRanks + i] = 0.0f;
+    }
+    return;
+  }
+  // What no copy fills may not be a number, whatever it is multiplied with.
+  int rest = (Rows::kColumns - here) / kRun;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < rest * kStepRows * Rows::kSlots; i += kConsumers) {
+    int line = i / rest;
+    *reinterpret_cast<uint4*>(rows.row(line / kStepRows, line % kStepRows) + (here + i % rest * kRun) * sizeof(__nv_bfloat16)) = uint4{};
   }
 
   // In a set of 32 columns a lane has two neighbours of each eight.
@@ -148,20 +155,22 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
       int from = warp * kWarpColumns + set * 32;
-      int64_t neuron = !feeds && from < here ? p.blocks.neuron(list, first_column + from) + lane % 4 * 2 : 0;
+      int64_t neuron = from < here ? p.blocks.neuron(list, first_column + from) + lane % 4 * 2 : 0;
       Form::load_factor(
-          p.ranks, feeds ? 0 : p.r,
+          p.ranks, p.r,
           [&](const Rank& rank, float(&v)[kRun]) {
+            const float* factors = rank.factor + neuron * rank.factor_column;
 #pragma unroll
             for (int i = 0; i < kRun; ++i) {
-              if (from + i / 2 * 8 < here) v[i] = rank.factor[(neuron + i / 2 * 8 + i % 2) * rank.factor_column];
+              if (from + i / 2 * 8 < here) v[i] = factors[(i / 2 * 8 + i % 2) * rank.factor_column];
             }
           },
           factor[set]);
     }
   }
   if constexpr (!kLow) after_previous();  // which made the left values
-  for (int i = threadIdx.x; i < steps * kWarp; i += kThreads) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < steps * kWarp; i += kConsumers) {
     int64_t from = first_row + i / kWarp * kStepRows;
     uint4 left[Form::kLefts];
     Form::make_left(
@@ -172,6 +181,7 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
           const Rank& of = p.ranks[rank];
           const float* at = of.left + row * of.left_row;
           float sum = 0.0f;
+#pragma unroll 1
           for (int chunk = 0; chunk < of.chunks; ++chunk) sum += at[chunk * of.left_chunk];
           return p.left_scale * sum;
         },
@@ -179,85 +189,83 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
 #pragma unroll
     for (int k = 0; k < Form::kLefts; ++k) lefts[i / kWarp][k][i % kWarp] = left[k];
   }
-  __syncthreads();
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 
-  if (feeds) {
-    for (int step = Rows::kSlots; any && step < steps; ++step) fill(step);
-  } else if (any) {
-    // The matrix whose row this lane gives: the lower or the upper eight rows, of the first or the second eight columns.
-    int own_row = lane / 8 % 2 * 8 + lane % 8;
-    int own_column = warp * kWarpColumns + lane / 16 * 8;
-    int64_t dropped_neuron = 0;
+  // The matrix whose row this lane gives: the lower or the upper eight rows, of the first or the second eight columns.
+  int own_row = lane / 8 % 2 * 8 + lane % 8;
+  int own_column = warp * kWarpColumns + lane / 16 * 8;
+  int64_t dropped_neuron = 0;
+  if constexpr (kDrops) {
+    int at = warp * kWarpColumns + lane % 8 * kRun;
+    dropped_neuron = at < here ? p.blocks.neuron(list, first_column + at) : 0;
+  }
+  float sums[kSets][4][4] = {};
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    rows.wait(step);
     if constexpr (kDrops) {
-      int at = warp * kWarpColumns + lane % 8 * kRun;
-      dropped_neuron = at < here ? p.blocks.neuron(list, first_column + at) : 0;
+      if (p.dropout.active()) {  // of the passes of one launch, some may drop and others not
+        DropoutMask mask(p.dropout);
+#pragma unroll
+        for (int i = lane / 8; i < kStepRows; i += 4) {
+          auto* run = reinterpret_cast<Pack<__nv_bfloat16, kRun>*>(rows.row(step, i) + (warp * kWarpColumns + lane % 8 * kRun) * sizeof(__nv_bfloat16));
+          drop(*run, mask, static_cast<uint64_t>((first_row + step * kStepRows + i) * p.width + dropped_neuron));
+        }
+        __syncwarp();
+      }
     }
-    float sums[kSets][4][4] = {};
-    for (int step = 0; step < steps; ++step) {
-      rows.wait(step);
-      if constexpr (kDrops) {
-        if (p.dropout.active()) {  // of the passes of one launch, some may drop and others not
-          DropoutMask mask(p.dropout);
-#pragma unroll
-          for (int i = lane / 8; i < kStepRows; i += 4) {
-            auto* run = reinterpret_cast<Pack<__nv_bfloat16, kRun>*>(rows.row(step, i) + (warp * kWarpColumns + lane % 8 * kRun) * sizeof(__nv_bfloat16));
-            drop(*run, mask, static_cast<uint64_t>((first_row + step * kStepRows + i) * p.width + dropped_neuron));
-          }
-          __syncwarp();
-        }
-      }
-      uint32_t address = shared_address(rows.row(step, own_row)) + own_column * sizeof(__nv_bfloat16);
-      if constexpr (kLow) {
-        float low[Form::kTiles][4] = {};
-#pragma unroll
-        for (int set = 0; set < kSets; ++set) {
-#pragma unroll
-          for (int product = 0; product < 2; ++product) {
-            uint32_t words[4];
-            load_matrices<false>(address + (set * 32 + product * 16) * sizeof(__nv_bfloat16), words);
-            Form::project(words, factor[set][product], low);
-          }
-        }
-        Form::store_low(low, low_found + (warp * args.rows + step * kStepRows) * kRanks);
-      }
-      uint4 left[Form::kLefts];
-#pragma unroll
-      for (int k = 0; k < Form::kLefts; ++k) left[k] = lefts[step][k][lane];
+    uint32_t address = shared_address(rows.row(step, own_row)) + own_column * sizeof(__nv_bfloat16);
+    if constexpr (kLow) {
+      float low[Form::kTiles][4] = {};
 #pragma unroll
       for (int set = 0; set < kSets; ++set) {
 #pragma unroll
         for (int product = 0; product < 2; ++product) {
           uint32_t words[4];
-          load_matrices<true>(address + (set * 32 + product * 16) * sizeof(__nv_bfloat16), words);
-          Form::accumulate(words[0], words[1], left, sums[set][2 * product]);
-          Form::accumulate(words[2], words[3], left, sums[set][2 * product + 1]);
+          load_matrices<false>(address + (set * 32 + product * 16) * sizeof(__nv_bfloat16), words);
+          Form::project(words, factor[set][product], low);
         }
       }
-      if constexpr (kDrops) before_copies();
-      __syncwarp();
-      if (lane == 0) rows.release(step);
+      Form::store_low(low, low_found + (warp * args.rows + step * kStepRows) * kRanks);
     }
+    uint4 left[Form::kLefts];
+#pragma unroll
+    for (int k = 0; k < Form::kLefts; ++k) left[k] = lefts[step][k][lane];
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        int at = set_column + set * 32 + i * 8;
-        Form::results(sums[set][i], [&](int rank, float2 v) {
-          if (at >= here || rank >= p.r) return;
-          *reinterpret_cast<float2*>(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + first_column + at) = v;
-        });
+      for (int product = 0; product < 2; ++product) {
+        uint32_t words[4];
+        load_matrices<true>(address + (set * 32 + product * 16) * sizeof(__nv_bfloat16), words);
+        Form::accumulate(words[0], words[1], left, sums[set][2 * product]);
+        Form::accumulate(words[2], words[3], left, sums[set][2 * product + 1]);
       }
+    }
+    if constexpr (kDrops) before_copies();
+    __syncwarp();
+    if (lane == 0) rows.release(step);
+  }
+#pragma unroll
+  for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int at = set_column + set * 32 + i * 8;
+      Form::results(sums[set][i], [&](int rank, float2 v) {
+        if (at >= here || rank >= p.r) return;
+        *reinterpret_cast<float2*>(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + first_column + at) = v;
+      });
     }
   }
 
   if constexpr (kLow) {
-    __syncthreads();
+    asm volatile("bar.sync 2, %0;" ::"n"(kConsumers) : "memory");
     int count = static_cast<int>(end_row - first_row) * kRanks;
     float* to = p.low + (blockIdx.y * args.m + first_row) * kRanks;
-    for (int i = threadIdx.x; i < count; i += kThreads) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count; i += kConsumers) {
       float sum = 0.0f;
 #pragma unroll
-      for (int k = 0; k < kWarps; ++k) sum += any ? low_found[k * args.rows * kRanks + i] : 0.0f;
+      for (int k = 0; k < kWarps; ++k) sum += low_found[k * args.rows * kRanks + i];
       to[i] = sum;
     }
   }
@@ -312,19 +320,19 @@ __device__ int place_of(const Columns& blocks, int64_t list, int block) {
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_constant__ FinishArgs args) {
   let_next_begin();
   after_previous();
-  int64_t thread = static_cast<int64_t>(blockIdx.x) * kFinishThreads + threadIdx.x;
+  uint32_t thread = blockIdx.x * kFinishThreads + threadIdx.x;  // divisions of 64 bits take a hundred instructions
   int sums = 2 * args.adapters;
   if (static_cast<int>(blockIdx.y) >= sums) {
     const LowSum& p = args.lows[blockIdx.y - sums];
     if (thread >= args.m * p.r) return;
-    int64_t row = thread / p.r, rank = thread % p.r;
+    int64_t row = thread / static_cast<uint32_t>(p.r), rank = thread % static_cast<uint32_t>(p.r);
     float sum = 0.0f;
     for (int i = 0; i < p.chunks; ++i) sum += p.low[(i * args.m + row) * p.pitch + rank];
     p.dh[row * p.dh_row + rank * p.dh_rank] = args.scaling * sum;
     return;
   }
   const Sum& p = args.sums[blockIdx.y];
-  int64_t padded = round_up(p.neurons, kWarp);  // a warp stays within a rank
+  auto padded = static_cast<uint32_t>(round_up(p.neurons, kWarp));  // a warp stays within a rank
   int64_t neuron = thread % padded, rank = thread / padded;
   if (rank >= p.r) return;
   int64_t range = p.pitch * p.columns;

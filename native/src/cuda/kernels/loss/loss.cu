@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "cuda/kernels/elements.cuh"
-#include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/reduce.cuh"
 
 // The supervised rows are gathered into chunks. A chunk's logits are one product; a pass over them finds each row's loss and
@@ -67,8 +66,6 @@ Plan plan(Gemm& gemm, const pnb_linear_cross_entropy_params& p) {
 // to[i] = from[rows[i]], zero where a row is padding; kWidth neighbours at a time.
 template <typename T, int kWidth>
 __global__ void gather(const T* from, int64_t from_stride, const int32_t* rows, int64_t m, T* to, int64_t h) {
-  let_next_begin();
-  after_previous();
   int64_t row = rows[blockIdx.x];
   bool taken = row >= 0 && row < m;
   for (int64_t i = threadIdx.x * kWidth; i < h; i += blockDim.x * kWidth) {
@@ -86,8 +83,6 @@ __global__ void gather(const T* from, int64_t from_stride, const int32_t* rows, 
 // to[rows[i]] = from[i]; padding goes nowhere.
 template <typename T, int kWidth>
 __global__ void scatter(const T* from, const int32_t* rows, int64_t m, T* to, int64_t to_stride, int64_t h) {
-  let_next_begin();
-  after_previous();
   int64_t row = rows[blockIdx.x];
   if (row < 0 || row >= m) return;
   for (int64_t i = threadIdx.x * kWidth; i < h; i += blockDim.x * kWidth) {
@@ -109,23 +104,14 @@ __device__ inline Softmax combine(Softmax a, Softmax b) {
   return {top, a.sum * __expf(a.top - top) + b.sum * __expf(b.top - top)};
 }
 
-// What a block may keep of its row in shared memory: two blocks share a multiprocessor.
-constexpr int64_t kMostKept = 110 << 10;
-constexpr int kAhead = 4;  // vectors of a thread on their way
-
-// One row of logits a block: its loss, and, where kGradient, its gradient in the logits' place. kKeeps: each thread keeps what
-// it has read in shared memory for the second pass; the rows under way on all multiprocessors are more than the cache holds.
-template <typename T, bool kGradient, bool kKeeps>
+// One row of logits a block: its loss, and, where kGradient, its gradient in the logits' place. The second read comes from the
+// cache: the rows that are under way on all multiprocessors take 13 MB.
+template <typename T, bool kGradient>
 __global__ void __launch_bounds__(kThreads)
     softmax_loss(T* logits, int64_t stride, int64_t vocab, const int32_t* rows, int64_t m, const int32_t* targets, const float* grad_scale,
                  float* losses) {
   constexpr int kWidth = kVector<T>;
-  constexpr int kStep = kThreads * kWidth;
-  extern __shared__ __align__(16) char memory[];
   __shared__ Softmax shared[kWarp];
-  let_next_begin();
-  after_previous();
-  T* kept = reinterpret_cast<T*>(memory);
   T* z = logits + blockIdx.x * stride;
   int64_t row = rows[blockIdx.x];
   if (row < 0 || row >= m) {
@@ -138,28 +124,19 @@ __global__ void __launch_bounds__(kThreads)
   }
   int64_t whole = vocab / kWidth * kWidth;
   Softmax found{-INFINITY, 0.0f};
-  for (int64_t from = threadIdx.x * kWidth; from < whole; from += kAhead * kStep) {
-    Pack<T, kWidth> packs[kAhead];
+  for (int64_t i = threadIdx.x * kWidth; i < whole; i += kThreads * kWidth) {
+    auto pack = Pack<T, kWidth>::load(z + i);
+    float values[kWidth];
+    float top = found.top;
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (from + k * kStep < whole) packs[k] = Pack<T, kWidth>::load(z + from + k * kStep);
+    for (int j = 0; j < kWidth; ++j) {
+      values[j] = to_float(pack.v[j]);
+      top = fmaxf(top, values[j]);
     }
+    float sum = found.sum * __expf(found.top - top);
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (from + k * kStep >= whole) break;
-      if (kGradient && kKeeps) packs[k].store(kept + from + k * kStep);
-      float values[kWidth];
-      float top = found.top;
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        values[j] = to_float(packs[k].v[j]);
-        top = fmaxf(top, values[j]);
-      }
-      float sum = found.sum * __expf(found.top - top);
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) sum += __expf(values[j] - top);
-      found = {top, sum};
-    }
+    for (int j = 0; j < kWidth; ++j) sum += __expf(values[j] - top);
+    found = {top, sum};
   }
   for (int64_t i = whole + threadIdx.x; i < vocab; i += kThreads) found = combine(found, {to_float(z[i]), 1.0f});
   found = block_combine(found, Softmax{-INFINITY, 0.0f}, shared, [](Softmax a, Softmax b) { return combine(a, b); });
@@ -171,8 +148,8 @@ __global__ void __launch_bounds__(kThreads)
   if (!kGradient) return;
   __syncthreads();  // the target's logit has been read
   float scale = *grad_scale;
-  for (int64_t i = threadIdx.x * kWidth; i < whole; i += kStep) {
-    auto pack = Pack<T, kWidth>::load(kKeeps ? kept + i : z + i);
+  for (int64_t i = threadIdx.x * kWidth; i < whole; i += kThreads * kWidth) {
+    auto pack = Pack<T, kWidth>::load(z + i);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       pack.v[j] = from_float<T>(scale * (__expf(to_float(pack.v[j]) - lse) - (i + j == target ? 1.0f : 0.0f)));
@@ -210,12 +187,6 @@ void run(Gemm& gemm, const pnb_linear_cross_entropy_params& p) {
   bool gradient = present(p.dx);
   bool vectors = h % kVector<T> == 0 && rows_aligned(p.x) && rows_aligned(p.dx);
 
-  size_t row_bytes = static_cast<size_t>(vocab) * sizeof(T);
-  bool keeps = gradient && row_bytes <= kMostKept;
-  size_t kept = keeps ? row_bytes : 0;
-  auto loss_kernel = !gradient ? softmax_loss<T, false, false> : keeps ? softmax_loss<T, true, true> : softmax_loss<T, true, false>;
-  if (keeps) allow_shared_memory(loss_kernel, kept, "linear_cross_entropy");
-
   if (gradient) {
     check(cudaMemset2DAsync(dx, p.dx.stride[0] * sizeof(T), 0, h * sizeof(T), m, stream), "linear_cross_entropy: zeroing dx");
   }
@@ -224,20 +195,23 @@ void run(Gemm& gemm, const pnb_linear_cross_entropy_params& p) {
     auto blocks = static_cast<unsigned>(count);
     pnb_tensor inputs = matrix(chunk_rows, p.x.dtype, count, h, h);
     pnb_tensor z = matrix(logits, p.x.dtype, count, vocab, space.logits_stride);
-    launch(vectors ? gather<T, kVector<T>> : gather<T, 1>, {dim3(blocks), kRowThreads, 0, stream, 1, true}, "linear_cross_entropy: gather", x,
-           p.x.stride[0], rows + first, m, chunk_rows, h);
+    if (vectors) gather<T, kVector<T>><<<blocks, kRowThreads, 0, stream>>>(x, p.x.stride[0], rows + first, m, chunk_rows, h);
+    else gather<T, 1><<<blocks, kRowThreads, 0, stream>>>(x, p.x.stride[0], rows + first, m, chunk_rows, h);
+    check_launch("linear_cross_entropy: gather");
     pnb_gemm_params forward = product(p, PNB_WEIGHT_FORWARD, inputs, z);
     forward.workspace = gemm_space;
     gemm.run(forward);
     const auto* scale = static_cast<const float*>(p.grad_scale.data);
-    launch(loss_kernel, {dim3(blocks), kThreads, kept, stream, 1, true}, "linear_cross_entropy: softmax", logits, space.logits_stride, vocab,
-           rows + first, m, targets + first, scale, losses + first);
+    auto loss_kernel = gradient ? softmax_loss<T, true> : softmax_loss<T, false>;
+    loss_kernel<<<blocks, kThreads, 0, stream>>>(logits, space.logits_stride, vocab, rows + first, m, targets + first, scale, losses + first);
+    check_launch("linear_cross_entropy: softmax");
     if (!gradient) continue;
     pnb_gemm_params backward = product(p, PNB_WEIGHT_BACKWARD, z, inputs);
     backward.workspace = gemm_space;
     gemm.run(backward);
-    launch(vectors ? scatter<T, kVector<T>> : scatter<T, 1>, {dim3(blocks), kRowThreads, 0, stream, 1, true}, "linear_cross_entropy: scatter",
-           chunk_rows, rows + first, m, dx, p.dx.stride[0], h);
+    if (vectors) scatter<T, kVector<T>><<<blocks, kRowThreads, 0, stream>>>(chunk_rows, rows + first, m, dx, p.dx.stride[0], h);
+    else scatter<T, 1><<<blocks, kRowThreads, 0, stream>>>(chunk_rows, rows + first, m, dx, p.dx.stride[0], h);
+    check_launch("linear_cross_entropy: scatter");
   }
   if (n > 0) {
     add_losses<<<1, kThreads, 0, stream>>>(losses, n, static_cast<float*>(p.loss.data));

@@ -185,7 +185,6 @@ __global__ void forward_pooled_plain(Forward p) {
 template <typename T, int kRows, int kMostThreads, bool kPooled>
 __global__ void __launch_bounds__(kMostThreads) forward_rows(Forward p) {
   __shared__ Statistics<kRows> shared[2];
-  let_next_begin();
   after_previous();
   int64_t first = blockIdx.x * p.rows;
   int64_t end = min(p.m, first + p.rows);
@@ -354,7 +353,6 @@ template <typename T, int kRows, int kMostThreads, bool kResidual>
 __global__ void __launch_bounds__(kMostThreads) backward_rows(Backward p) {
   constexpr int kOperands = kResidual ? 3 : 2;
   __shared__ Statistics<kRows> shared[2];
-  let_next_begin();
   after_previous();
   int64_t first = blockIdx.x * p.rows;
   int64_t end = min(p.m, first + p.rows);

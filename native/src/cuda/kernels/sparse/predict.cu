@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kTileThreads) low_rank_kernel(Low p) {
     load_rows<kTileRows, kAligned>(tile.pooled, p.pooled + first_row * p.pooled_stride + column, p.pooled_stride, p.rows - first_row, end - column);
     __syncthreads();
     constexpr int kWarpColumns = kTileColumns / kTileWarps;
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < kWarpColumns; k += 4) {
       float4 left[4], right[4];
 #pragma unroll
@@ -142,13 +142,12 @@ struct Units {
   bool vectors;  // rows of z and b are whole 16-byte vectors
 };
 
-constexpr int kRowStep = 2;  // pooled rows that a thread works on at a time
-
 // Lanes side by side take kLanes units, the others of a warp and all warps share out the pooled rows.
 template <int kLanes, int kThreads>
 __global__ void __launch_bounds__(kThreads) units_kernel(Units p) {
   constexpr int kRowLanes = kThreads / kLanes;
   constexpr int kWarps = kThreads / kWarp;
+  constexpr int kRowStep = kLanes == 1 ? 1 : 2;  // pooled rows that a thread works on at a time
   static_assert(kLanes <= kWarps && kWarps <= kWarp);
   __shared__ float found[kWarps][kLanes];
   __shared__ float units[kLanes];
@@ -180,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) units_kernel(Units p) {
       }
       int rank = 0;
       if (p.vectors) {
-#pragma unroll 8
+#pragma unroll 4
         for (; rank < p.r; rank += 4) {
           float4 right = *reinterpret_cast<const float4*>(b + rank);
 #pragma unroll
