@@ -84,8 +84,8 @@ class CalibrateCommandTest {
     @ParameterizedTest
     @CsvSource({"64, 0.45", "128, 0.9"})
     void attentionIsLookedAtWhereSamplesAreLongEnoughAndDrawn(int block, String budget) throws Exception {
-        lengthyText(48);
-        Outcome outcome = calibrate("--batches", "4", "--rank", "8", "--seq-len", "512", "--truncate", "--loss", "all",
+        lengthyText(28);
+        Outcome outcome = calibrate("--batches", "2", "--rank", "8", "--seq-len", "512", "--truncate", "--loss", "all",
                 "--attention-block", Integer.toString(block), "--attention-budget", budget);
         assertThat(outcome.err()).isEmpty();
         assertThat(outcome.code()).isZero();
