@@ -253,11 +253,13 @@ class TrainCommandTest {
     void aCalibratedRunPredictsItsAttention() throws IOException {
         String text = longText(24);
         Outcome calibrated = Cli.run("calibrate", "--model", model, "--data", text, "--output", path("calibration"),
-                "--seq-len", "384", "--truncate", "--batches", "6", "--held-out-batches", "2", "--batch-size", "2", "--epochs",
+                "--seq-len", "384", "--truncate", "--batches", "6", "--held-out-batches", "2", "--batch-size", "2",
+                "--epochs",
                 "1", "--rank", "8", "--attention-block", "64", "--attention-rank", "8", "--threads", "2");
         assertThat(calibrated.err()).isEmpty();
         assertThat(calibrated.code()).isZero();
-        String[] options = {"--data", text, "--seq-len", "384", "--truncate", "--steps", "2", "--batch-size", "1", "--threads",
+        String[] options = {"--data", text, "--seq-len", "384", "--truncate", "--steps", "2", "--batch-size", "1",
+                "--threads",
                 "2", "--calibration", path("calibration"), "--sparsity-pass", "both", "--sense-every", "1"};
         for (String policy : List.of("predicted", "static", "oracle")) {
             trainedOn(policy, with(options, "--attention-sparsity", policy, "--attention-budget", "0.6", "--metrics",

@@ -57,7 +57,8 @@ class AttentionTrainingCudaTest {
         SplittableRandom random = new SplittableRandom(12);
         List<Sample> samples = new ArrayList<>();
         for (int s = 0; s < 80; s++) {
-            int[] ids = random.ints(s % 4 == 3 ? random.nextInt(8, 200) : random.nextInt(300, SEQ_LEN + 1), 4, 4000).toArray();
+            int[] ids = random.ints(s % 4 == 3 ? random.nextInt(8, 200) : random.nextInt(300, SEQ_LEN + 1), 4, 4000)
+                    .toArray();
             boolean[] supervised = new boolean[ids.length];
             Arrays.fill(supervised, 1, ids.length, true);
             samples.add(new Sample(ids, supervised));
@@ -167,7 +168,8 @@ class AttentionTrainingCudaTest {
     void equalRunsGiveEqualBitsWithSparseMlpsToo() throws IOException {
         for (Pass pass : Pass.values()) {
             AttentionConfig attention = new AttentionConfig(
-                    pass == Pass.BOTH ? AttentionPolicy.PREDICTED : AttentionPolicy.ORACLE, pass, 1, 0.8, BLOCK, 0.2, 4, false);
+                    pass == Pass.BOTH ? AttentionPolicy.PREDICTED : AttentionPolicy.ORACLE, pass, 1, 0.8, BLOCK, 0.2, 4,
+                    false);
             SparsityConfig mlp = new SparsityConfig(SelectionPolicy.RANDOM, pass, 1, 0.5, 128, 0, 0.2, 4, false);
             Result first = train(Device.cuda(0), DType.BF16, attention, mlp);
             Result second = train(Device.cuda(0), DType.BF16, attention, mlp);
