@@ -122,7 +122,10 @@ struct Parts {
   static __device__ void results(const float (&sums)[4], Store store) {
     int group = threadIdx.x % 32 / 4;
     float2 upper = make_float2(sums[0], sums[1]), lower = make_float2(sums[2], sums[3]);
-    if constexpr (kRanks == 4) upper = make_float2(upper.x + __shfl_xor_sync(~0u, upper.x, 16), upper.y + __shfl_xor_sync(~0u, upper.y, 16));  // rows four apart
+    if constexpr (kRanks == 4) {  // rows four apart
+      upper.x += __shfl_xor_sync(~0u, upper.x, 16);
+      upper.y += __shfl_xor_sync(~0u, upper.y, 16);
+    }
     if constexpr (kRanks == 16) store(group + 8, lower);
     else upper = make_float2(upper.x + lower.x, upper.y + lower.y);
     if (kRanks != 4 || group < 4) store(group, upper);

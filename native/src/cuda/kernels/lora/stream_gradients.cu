@@ -129,14 +129,16 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
 #pragma unroll 1
     for (int step = 0; any && step < steps; ++step) {
       int64_t row = first_row + step * kStepRows;
-      rows.fill(step, p.x + row * p.x_stride + first_column, p.x_stride, static_cast<int>(min(static_cast<int64_t>(kStepRows), end_row - row)),
-                static_cast<uint32_t>(here * sizeof(__nv_bfloat16)));
+      int count = static_cast<int>(min(static_cast<int64_t>(kStepRows), end_row - row));
+      rows.fill(step, p.x + row * p.x_stride + first_column, p.x_stride, count, static_cast<uint32_t>(here * sizeof(__nv_bfloat16)));
     }
     return;
   }
   if (!any) {
-    if constexpr (kLow) {
-      for (int64_t i = first_row * kRanks + threadIdx.x; i < end_row * kRanks; i += kConsumers) p.low[blockIdx.y * args.m * kRanks + i] = 0.0f;
+    // Even where all lists are empty, this launch may not end before the first pass has.
+    if constexpr (!kLow) after_previous();
+    for (int64_t i = first_row * kRanks + threadIdx.x; kLow && i < end_row * kRanks; i += kConsumers) {
+      p.low[blockIdx.y * args.m * kRanks + i] = 0.0f;
     }
     return;
   }
@@ -208,7 +210,8 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
         DropoutMask mask(p.dropout);
 #pragma unroll
         for (int i = lane / 8; i < kStepRows; i += 4) {
-          auto* run = reinterpret_cast<Pack<__nv_bfloat16, kRun>*>(rows.row(step, i) + (warp * kWarpColumns + lane % 8 * kRun) * sizeof(__nv_bfloat16));
+          auto* first = reinterpret_cast<__nv_bfloat16*>(rows.row(step, i)) + warp * kWarpColumns;
+          auto* run = reinterpret_cast<Pack<__nv_bfloat16, kRun>*>(first + lane % 8 * kRun);
           drop(*run, mask, static_cast<uint64_t>((first_row + step * kStepRows + i) * p.width + dropped_neuron));
         }
         __syncwarp();

@@ -99,7 +99,9 @@ __global__ void __launch_bounds__(kMostWarps * kWarp) stream_project_kernel(cons
         }
 #pragma unroll
         for (int product = 0; product < 2; ++product) {
-          uint32_t rows[4] = {word(both[0], 2 * product), word(both[1], 2 * product), word(both[0], 2 * product + 1), word(both[1], 2 * product + 1)};
+          uint32_t rows[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) rows[i] = word(both[i % 2], 2 * product + i / 2);
           Form::project(rows, factor[product], sums[tile]);
         }
       }
