@@ -1,6 +1,11 @@
 package dev.penumbra.cli;
 
+import dev.penumbra.data.Dataset;
+import dev.penumbra.expose.AttentionCalibration;
 import dev.penumbra.expose.AttentionLook;
+import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.model.LanguageModel;
+import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.sparse.BlockDrawing;
 import dev.penumbra.sparse.BlockDrawing.Row;
 import dev.penumbra.sparse.BlockMask;
@@ -8,6 +13,7 @@ import dev.penumbra.sparse.BlockPattern;
 import dev.penumbra.sparse.PatternPool;
 import java.util.List;
 import java.util.Locale;
+import java.util.stream.Stream;
 
 /** Pictures of which blocks a sample's heads attend to, and a page of them that needs nothing beside itself. */
 final class AttentionPage {
@@ -34,6 +40,36 @@ final class AttentionPage {
                 %5$s</body></html>
                 """
                 .formatted(escaped(title), escaped(about), layers, pool.version(), patterns(pool));
+    }
+
+    /** What a training run's report shows of the adapter that it made: the first, the middle and the last layer. */
+    static String afterTraining(LanguageModel model, LoraAdapter adapter, AttentionCalibration known, Dataset samples,
+            AttentionConfig asked) {
+        int index = longest(samples, known);
+        if (samples.get(index).length() <= known.blockSize()) {
+            return "";
+        }
+        List<AttentionLook> looks = AttentionLook.at(model, adapter, known, samples.get(index), asked.coverage(),
+                asked.budget());
+        StringBuilder figures = new StringBuilder("<p>The tuned model's attention over ")
+                .append(escaped(samples.describe(index)))
+                .append(": blocks of queries downwards, blocks of keys to the right, a picture a head.</p>\n");
+        Stream.of(0, looks.size() / 2, looks.size() - 1).distinct().forEach(i -> figures.append(figure(looks.get(i))));
+        return figures.toString();
+    }
+
+    /** The first of the longest samples that are no longer than the calibration knows. */
+    static int longest(Dataset dataset, AttentionCalibration known) {
+        int best = 0;
+        int length = 0;
+        for (int i = 0; i < dataset.size(); i++) {
+            int of = dataset.get(i).length();
+            if (of > length && of <= known.width() * known.blockSize()) {
+                best = i;
+                length = of;
+            }
+        }
+        return best;
     }
 
     /** One layer with its figures; a part of a page. */

@@ -100,7 +100,7 @@ final class InspectCommand implements Callable<Integer> {
                     .orElseThrow(() -> new CalibrationException(calibration
                             + ": expected what is known of attention, found none: calibrate with samples of two attention blocks or more"));
             Dataset dataset = data.read(tokenizer, penumbra.model().vocabSize());
-            int index = sample == null ? longest(dataset, known) : sample;
+            int index = sample == null ? AttentionPage.longest(dataset, known) : sample;
             if (index < 0 || index >= dataset.size()) {
                 throw wrong("expected a --sample from 0 to " + (dataset.size() - 1) + ", found " + index);
             }
@@ -127,20 +127,6 @@ final class InspectCommand implements Callable<Integer> {
         }
         out.flush();
         return 0;
-    }
-
-    /** The first of the longest samples that are no longer than the calibration knows. */
-    private static int longest(Dataset dataset, AttentionCalibration known) {
-        int best = 0;
-        int length = 0;
-        for (int i = 0; i < dataset.size(); i++) {
-            int of = dataset.get(i).length();
-            if (of > length && of <= known.width() * known.blockSize()) {
-                best = i;
-                length = of;
-            }
-        }
-        return best;
     }
 
     private ParameterException wrong(String message) {

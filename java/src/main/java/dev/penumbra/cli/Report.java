@@ -21,6 +21,11 @@ final class Report {
 
     /** @param facts what the table says, in order */
     static String html(String title, List<StepMetrics> steps, Map<String, String> facts) {
+        return html(title, steps, "", facts);
+    }
+
+    /** @param figures more of the page's parts, as HTML, between the curves and the table */
+    static String html(String title, List<StepMetrics> steps, String figures, Map<String, String> facts) {
         StringBuilder rows = new StringBuilder();
         facts.forEach((name, value) -> rows.append("<tr><th scope=\"row\">").append(escape(name)).append("</th><td>")
                 .append(escape(value)).append("</td></tr>\n"));
@@ -39,7 +44,7 @@ final class Report {
                 %3$s</table></body></html>
                 """
                 .formatted(escape(title), curve(steps), rows,
-                        KeptMap.svg(steps, KeptMap.Of.MLP) + KeptMap.svg(steps, KeptMap.Of.ATTENTION));
+                        KeptMap.svg(steps, KeptMap.Of.MLP) + KeptMap.svg(steps, KeptMap.Of.ATTENTION) + figures);
     }
 
     private static String curve(List<StepMetrics> steps) {

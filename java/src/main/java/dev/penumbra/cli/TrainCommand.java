@@ -23,6 +23,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.Callable;
+import java.util.function.Supplier;
 import org.jspecify.annotations.Nullable;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
@@ -109,7 +110,8 @@ final class TrainCommand implements Callable<Integer> {
             int vocabSize = penumbra.model().vocabSize();
             Dataset samples = data.read(tokenizer, vocabSize);
             Dataset evaluation = evalData == null ? null : data.read(evalData, tokenizer, vocabSize);
-            Trainer trainer = new Trainer(penumbra.model(), adapter(penumbra), config(sparse).output(output).resume(resume)
+            LoraAdapter adapter = adapter(penumbra);
+            Trainer trainer = new Trainer(penumbra.model(), adapter, config(sparse).output(output).resume(resume)
                     .evalEvery(evalEvery).saveEvery(saveEvery).build(), samples, evaluation).exposure(calibration)
                     .attentionExposure(sparse.exposure());
             if (!sparse.note().isEmpty()) {
@@ -118,7 +120,7 @@ final class TrainCommand implements Callable<Integer> {
             if (dryRun) {
                 describe(trainer, penumbra, samples, sparse, out);
             } else {
-                train(trainer, penumbra, sparse, out);
+                train(trainer, penumbra, sparse, out, () -> attention(penumbra, adapter, samples, sparse));
             }
         }
         return 0;
@@ -152,8 +154,18 @@ final class TrainCommand implements Callable<Integer> {
                 Progress.duration(trainer.totalSteps() * estimate.stepMs() / 1000), estimate.steps()));
     }
 
-    private void train(Trainer trainer, Penumbra penumbra, SparsityOptions.Asked sparse, PrintWriter out)
-            throws IOException {
+    /** Pictures of the tuned adapter's attention, where it was sparse by what a calibration knows. */
+    private static String attention(Penumbra penumbra, LoraAdapter adapter, Dataset samples, SparsityOptions.Asked sparse) {
+        if (sparse.attention().isOff() || sparse.calibration() == null) {
+            return "";
+        }
+        return sparse.calibration().attention()
+                .map(known -> AttentionPage.afterTraining(penumbra.model(), adapter, known, samples, sparse.attention()))
+                .orElse("");
+    }
+
+    private void train(Trainer trainer, Penumbra penumbra, SparsityOptions.Asked sparse, PrintWriter out,
+            Supplier<String> figures) throws IOException {
         out.println("The model's own dropout is not applied; the adapter's is.");
         List<StepMetrics> steps = new ArrayList<>();
         trainer.listener(new Progress(out, trainer.totalSteps()));
@@ -168,7 +180,7 @@ final class TrainCommand implements Callable<Integer> {
             StepMetrics last = trainer.run();
             if (report != null) {
                 AtomicFiles.writeString(report, Report.html("Penumbra: " + output.getFileName(), steps,
-                        facts(penumbra, sparse)));
+                        figures.get(), facts(penumbra, sparse)));
             }
             out.println(last == null || last.step() == trainer.totalSteps()
                     ? "Adapter: " + output
