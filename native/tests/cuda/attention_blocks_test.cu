@@ -408,14 +408,19 @@ void captured() {
   cudaStreamDestroy(stream);
 }
 
-}  // namespace
+void predictions(bool brief) {
+  predict_matches(2, 8, 64, lengths({300, 0, 20, 129}), 470, 32, 128);
+  predict_matches(3, 16, 200, lengths({130, 131, 132, 15, 900}), 1320, 32, 128);
+  predict_matches(2, 64, 72, lengths({300, 129}), 470, 8, 64);
+  predict_matches(2, 8, 50, lengths({300, 129}), 470, 32, 128);
+  predict_matches(2, 24, 64, lengths({300, 129}), 470, 32, 128, 1);
+  predict_matches(2, 8, 64, {0, 0}, 40, 32, 128);
+  if (brief) return;
+  predict_matches(4, 16, 768, lengths({2048, 2048}), 4096, 32, 128);
+  predict_matches(2, 40, 2120, lengths({5000, 300}), 5300, 16, 128);
+}
 
-// "brief": short sizes only, for tools that slow every access down.
-int main(int argc, char** argv) {
-  bool brief = argc > 1 && std::string(argv[1]) == "brief";
-  backend();
-  cases(brief);
-  for (int64_t dim : {64, 80, 128}) nan_stays_in_its_sample(dim);
+void masses(bool brief) {
   for (int64_t dim : {64, 80, 128}) {
     for (int stride : {1, 2, 8, 16, 3}) {
       if (brief && stride != 1 && stride != 16) continue;
@@ -425,17 +430,23 @@ int main(int argc, char** argv) {
   }
   mass_matches(packed(PNB_DTYPE_F32, 2, 20, lengths({150, 40}), 200), 64, 5);
   mass_matches(packed(PNB_DTYPE_BF16, 2, 64, lengths({150, 140}), 290), 64, 1);
-  predict_matches(2, 8, 64, lengths({300, 0, 20, 129}), 470, 32, 128);
-  predict_matches(3, 16, 200, lengths({130, 131, 132, 15, 900}), 1320, 32, 128);
-  predict_matches(2, 64, 72, lengths({300, 129}), 470, 8, 64);
-  predict_matches(2, 8, 50, lengths({300, 129}), 470, 32, 128);
-  predict_matches(2, 24, 64, lengths({300, 129}), 470, 32, 128, 1);
-  predict_matches(2, 8, 64, {0, 0}, 40, 32, 128);
-  if (!brief) {
-    predict_matches(4, 16, 768, lengths({2048, 2048}), 4096, 32, 128);
-    predict_matches(2, 40, 2120, lengths({5000, 300}), 5300, 16, 128);
+}
+
+}  // namespace
+
+// "brief": short sizes only, for tools that slow every access down. A part's name: that part alone.
+int main(int argc, char** argv) {
+  bool brief = argc > 1 && std::string(argv[1]) == "brief";
+  std::string only = argc > 1 && argv[argc - 1] != std::string("brief") ? argv[argc - 1] : "";
+  auto part = [&](const char* name) { return only.empty() || only == name; };
+  backend();
+  if (part("select")) selections(brief);
+  if (part("predict")) predictions(brief);
+  if (part("mass")) masses(brief);
+  if (part("lists")) {
+    cases(brief);
+    for (int64_t dim : {64, 80, 128}) nan_stays_in_its_sample(dim);
+    captured();
   }
-  selections(brief);
-  captured();
   return finish("attention blocks");
 }

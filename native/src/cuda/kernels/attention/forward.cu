@@ -45,8 +45,7 @@ struct Shared {
   alignas(1024) char queries[kQueries][Query::kBytes];
   alignas(1024) char keys[kSlots<kDim>][Key::kBytes];
   alignas(1024) char values[kSlots<kDim>][Key::kBytes];
-  UnitTable units;
-  Visit visits[kListed ? kQueries : 1];
+  std::conditional_t<kListed, VisitTable, UnitTable> units;
   Barrier query_full[kQueries], query_empty[kQueries];
   Barrier key_full[kSlots<kDim>], key_empty[kSlots<kDim>];
   Barrier value_full[kSlots<kDim>], value_empty[kSlots<kDim>];
@@ -78,7 +77,7 @@ struct Place {
         row(unit.block * unit_rows),
         rows(unit_rows) {}
   __device__ explicit Place(const Visit& visit)
-      : query(visit.first), queries(visit.length), key(visit.first), keys(visit.length), row(visit.row), rows(kListedRows) {}
+      : query(visit.first), queries(visit.length), key(visit.first), keys(visit.length), row(visit.row()), rows(kListedRows) {}
 
   // How many keys a row sees: the sample's last query sees them all.
   __device__ int seen(int r) const { return max(0, min(r + 1 + keys - queries, keys)); }
@@ -91,47 +90,42 @@ struct Place {
     return {count, first < queries ? 0 : count, count - seen(first) / kKeys};
   }
   __device__ ListedKeyBlocks blocks(int first, const Visit& visit) const {
-    return {visit.count, first < queries ? 0 : visit.count, visit.diagonal ? 1 : 0, row / kKeys};
+    return {visit.count(), first < queries ? 0 : visit.count(), visit.diagonal() ? 1 : 0, row / kKeys};
   }
 };
 static_assert(kKeys == kListedRows, "a tile of keys is a block of a list");
 
+// `copies`: whether this thread is the one that does.
 template <typename S>
-__device__ void copy_tile(const Args& a, S& shared, Ring<S::kTiles>& ring, int head, int token) {
+__device__ void copy_tile(const Args& a, S& shared, Ring<S::kTiles>& ring, int head, int token, bool copies = true) {
   shared.key_empty[ring.slot].wait(ring.parity ^ 1);
-  shared.key_full[ring.slot].arrive_and_expect(S::Key::kBytes);
-  S::Key::copy(shared.keys[ring.slot], a.k, shared.key_full[ring.slot], head, token);
+  if (copies) {
+    shared.key_full[ring.slot].arrive_and_expect(S::Key::kBytes);
+    S::Key::copy(shared.keys[ring.slot], a.k, shared.key_full[ring.slot], head, token);
+  }
   shared.value_empty[ring.slot].wait(ring.parity ^ 1);
-  shared.value_full[ring.slot].arrive_and_expect(S::Key::kBytes);
-  S::Key::copy(shared.values[ring.slot], a.v, shared.value_full[ring.slot], head, token);
+  if (copies) {
+    shared.value_full[ring.slot].arrive_and_expect(S::Key::kBytes);
+    S::Key::copy(shared.values[ring.slot], a.v, shared.value_full[ring.slot], head, token);
+  }
   ring.advance();
 }
 
+// By a warp.
 template <typename S>
-__device__ void produce_listed(const Args& a, S& shared, const ListedUnits& units) {
+__device__ void produce_listed(const Args& a, S& shared) {
   Ring<S::kQueries> query;
   Ring<S::kTiles> ring;
-  for_each_listed(units, [&](const Visit& visit, const int32_t* list) PNB_INLINE {
+  bool copies = threadIdx.x == 0;
+  for_each_visit<true>(a.lists, shared.units, [&](const Visit& visit, auto entry) PNB_INLINE {
     shared.query_empty[query.slot].wait(query.parity ^ 1);
-    shared.visits[query.slot] = visit;
-    Barrier& full = shared.query_full[query.slot];
-    if (visit.count == 0) {
-      full.arrive();
-    } else {
-      full.arrive_and_expect(S::Query::kBytes);
-      S::Query::copy(shared.queries[query.slot], a.q, full, visit.head, visit.first + visit.row);
+    if (copies) {
+      shared.query_full[query.slot].arrive_and_expect(S::Query::kBytes);
+      S::Query::copy(shared.queries[query.slot], a.q, shared.query_full[query.slot], visit.head(), visit.first + visit.row());
     }
     query.advance();
-    int block = visit.last;
-    for (int i = visit.count - 1; i >= 0; --i) {
-      int next = i > 0 ? list[i - 1] : 0;
-      copy_tile(a, shared, ring, visit.head, visit.first + block * kKeys);
-      block = next;
-    }
+    for (int i = 0; i < visit.count(); ++i) copy_tile(a, shared, ring, visit.head(), visit.first + entry(i) * kKeys, copies);
   });
-  shared.query_empty[query.slot].wait(query.parity ^ 1);
-  shared.visits[query.slot].head = -1;
-  shared.query_full[query.slot].arrive();
 }
 
 template <typename S>
@@ -225,7 +219,7 @@ __device__ __forceinline__ void mask(float (&s)[kKeys / 2], const int (&seen)[2]
   }
 }
 
-// `units` is for the turns of Units; of units by lists the producer tells.
+// `units` is for the turns of Units.
 template <int kDim, int kWarpgroups, bool kListed>
 __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& shared, const Units& units) {
   using S = Shared<kDim, kWarpgroups, kListed>;
@@ -313,6 +307,15 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
       if (a.lse != nullptr && lane % 4 == 0) {
         a.lse[last_head * a.lse_stride + token] = empty ? 0.0f : rows.maximum[i] * a.scale + logf(rows.sum[i]);
       }
+    }
+  };
+  auto store_zeros = [&](int head, const Place& place) PNB_INLINE {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int row = place.row + own_row + 8 * i;
+      if (row >= place.queries) continue;
+      zero_quad_row<kDim>(a.o.row(place.query + row, head), lane % 4);
+      if (a.lse != nullptr && lane % 4 == 0) a.lse[head * a.lse_stride + place.query + row] = 0.0f;
     }
   };
   // Ends a unit that no other one's scores are queued behind.
@@ -409,12 +412,15 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
   };
 
   if constexpr (kListed) {
-    for (;;) {
-      shared.query_full[query.slot].wait(query.parity);
-      Visit next = shared.visits[query.slot];
-      if (next.head < 0) break;
+    for (int u = 0; u < shared.units.count; ++u) {
+      Visit next = shared.units.at[u];
       Place place(next);
-      visit(next.head, place, place.blocks(place.row + 64 * warpgroup, next));
+      if (next.count() == 0) {
+        store_zeros(next.head(), place);
+        continue;
+      }
+      shared.query_full[query.slot].wait(query.parity);
+      visit(next.head(), place, place.blocks(place.row + 64 * warpgroup, next));
     }
   } else {
     Unit unit;
@@ -450,9 +456,9 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kerne
     fence_barrier_init();
   }
   Units units{};
-  ListedUnits listed{};
   if constexpr (kListed) {
-    listed = find_listed_units(a.queries, a.lists, a.heads, shared.units);
+    find_visits<true>(a.queries, a.lists, a.heads, reinterpret_cast<int*>(shared.keys), shared.units);
+    fence_async_proxy();
   } else {
     static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
     units = find_units<S::kRows, kDim >= kPairedQueriesFrom>(
@@ -463,9 +469,10 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kerne
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     give_registers<kListed ? kListedProducerRegisters : kWarpgroups == 2 ? 24 : 32>();
-    if (threadIdx.x == 0) {
-      if constexpr (kListed) produce_listed(a, shared, listed);
-      else produce(a, shared, units);
+    if constexpr (kListed) {
+      if (threadIdx.x < 32) produce_listed(a, shared);
+    } else {
+      if (threadIdx.x == 0) produce(a, shared, units);
     }
   } else {
     take_registers<kListed ? kListedConsumerRegisters : kWarpgroups == 2 ? 240 : 160>();

@@ -30,7 +30,7 @@ constexpr int kKeySlots = kDim == 80 ? 2 : 1;
 template <int kDim>
 constexpr int kSlots = kDim == 64 ? 5 : 4;
 
-template <int kDim>
+template <int kDim, bool kListed>
 struct Shared {
   static constexpr int kKeys = kKeySlots<kDim>;
   static constexpr int kTiles = kSlots<kDim>;
@@ -42,8 +42,7 @@ struct Shared {
   alignas(1024) char queries[kSlots<kDim>][Query::kBytes];
   alignas(1024) char d_o[kSlots<kDim>][Query::kBytes];
   alignas(128) RowStats stats[kSlots<kDim>][kQueries];
-  UnitTable units;
-  Visit visits[kKeys];
+  std::conditional_t<kListed, VisitTable, UnitTable> units;
   Barrier key_full[kKeySlots<kDim>], key_empty[kKeySlots<kDim>];
   Barrier full[kSlots<kDim>], empty[kSlots<kDim>];
 };
@@ -65,7 +64,7 @@ struct Place {
 
   __device__ Place(const Args& a, const Unit& unit)
       : first(a.borders.at[unit.sample]), length(a.borders.at[unit.sample + 1] - first), row(unit.block * kRows) {}
-  __device__ explicit Place(const Visit& visit) : first(visit.first), length(visit.length), row(visit.row) {}
+  __device__ explicit Place(const Visit& visit) : first(visit.first), length(visit.length), row(visit.row()) {}
 
   __device__ int query_blocks() const { return (length + kQueries - 1) / kQueries - row / kQueries; }
 
@@ -78,22 +77,25 @@ struct Place {
 
   // A list's block is two tiles, but for the sample's last one, which may be one.
   __device__ static int tiles(const Visit& visit) {
-    return visit.count == 0 ? 0 : 2 * visit.count - (visit.last * kRows + kQueries >= visit.length ? 1 : 0);
+    return 2 * visit.count() - (visit.last() * kRows + kQueries >= visit.length ? 1 : 0);
   }
   __device__ ListedQueryBlocks blocks(int r, const Visit& visit) const {
     int count = tiles(visit), upper = (r - row) / kQueries;
-    int skipped = r >= length ? count : visit.diagonal ? upper : 0;
-    return {row / kQueries, count, skipped, visit.diagonal ? upper + 1 : 0, visit.last * 2, 2 * visit.count - 2};
+    int skipped = r >= length ? count : visit.diagonal() ? upper : 0;
+    return {row / kQueries, count, skipped, visit.diagonal() ? upper + 1 : 0, visit.last() * 2, 2 * visit.count() - 2};
   }
 };
 
+// `copies`: whether this thread is the one that does.
 template <typename S>
-__device__ void copy_tile(const Args& a, S& shared, Ring<S::kTiles>& ring, int head, int token) {
+__device__ void copy_tile(const Args& a, S& shared, Ring<S::kTiles>& ring, int head, int token, bool copies = true) {
   shared.empty[ring.slot].wait(ring.parity ^ 1);
-  shared.full[ring.slot].arrive_and_expect(2 * S::Query::kBytes + sizeof shared.stats[0]);
-  S::Query::copy(shared.queries[ring.slot], a.q, shared.full[ring.slot], head, token);
-  S::Query::copy(shared.d_o[ring.slot], a.d_o, shared.full[ring.slot], head, token);
-  copy_box(shared.stats[ring.slot], a.stats, shared.full[ring.slot], 0, head * static_cast<int>(a.tokens) + token);
+  if (copies) {
+    shared.full[ring.slot].arrive_and_expect(2 * S::Query::kBytes + sizeof shared.stats[0]);
+    S::Query::copy(shared.queries[ring.slot], a.q, shared.full[ring.slot], head, token);
+    S::Query::copy(shared.d_o[ring.slot], a.d_o, shared.full[ring.slot], head, token);
+    copy_box(shared.stats[ring.slot], a.stats, shared.full[ring.slot], 0, head * static_cast<int>(a.tokens) + token);
+  }
   ring.advance();
 }
 
@@ -120,30 +122,23 @@ __device__ void produce(const Args& a, S& shared, const Units& units) {
   }
 }
 
+// By a warp.
 template <typename S>
-__device__ void produce_listed(const Args& a, S& shared, const ListedUnits& units) {
+__device__ void produce_listed(const Args& a, S& shared) {
   Ring<S::kKeys> key;
   Ring<S::kTiles> ring;
-  for_each_listed(units, [&](Visit visit, const int32_t* list) PNB_INLINE {
-    int block = visit.count > 0 ? list[0] : -1;
-    visit.diagonal = block * kRows == visit.row;
+  bool copies = threadIdx.x == 0;
+  for_each_visit<false>(a.lists, shared.units, [&](const Visit& visit, auto entry) PNB_INLINE {
     shared.key_empty[key.slot].wait(key.parity ^ 1);
-    shared.visits[key.slot] = visit;
-    if (visit.count == 0) shared.key_full[key.slot].arrive();
-    else copy_keys(a, shared, key.slot, visit.head, visit.first + visit.row);
+    if (copies) copy_keys(a, shared, key.slot, visit.head(), visit.first + visit.row());
     key.advance();
     int tiles = Place::tiles(visit);
     for (int i = 0; i < tiles; i += 2) {
-      int next = i + 2 < tiles ? list[i / 2 + 1] : 0;
-      int token = visit.first + block * kRows;
-      copy_tile(a, shared, ring, visit.head, token);
-      if (i + 1 < tiles) copy_tile(a, shared, ring, visit.head, token + kQueries);
-      block = next;
+      int token = visit.first + entry(i / 2) * kRows;
+      copy_tile(a, shared, ring, visit.head(), token, copies);
+      if (i + 1 < tiles) copy_tile(a, shared, ring, visit.head(), token + kQueries, copies);
     }
   });
-  shared.key_empty[key.slot].wait(key.parity ^ 1);
-  shared.visits[key.slot].head = -1;
-  shared.key_full[key.slot].arrive();
 }
 
 // Two rows of a gradient that this thread holds a part of; `left` rows of the sample are there from its first on.
@@ -161,10 +156,10 @@ __device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const
   }
 }
 
-// `units` is for the turns of Units; of units by lists the producer tells.
+// `units` is for the turns of Units.
 template <int kDim, bool kListed>
-__device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units) {
-  using S = Shared<kDim>;
+__device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Units& units) {
+  using S = Shared<kDim, kListed>;
   int thread = threadIdx.x - kWarpgroup;
   int warpgroup = uniform(thread / kWarpgroup);
   int lane = thread % 32;
@@ -319,15 +314,13 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
 
     int i = blocks.skipped;
     if constexpr (kListed) {
-      if (blocks.skipped == blocks.count) {
+      if (blocks.skipped == blocks.count) {  // past the sample's end
         if (pending) drain();
         for (int j = 0; j < blocks.count; ++j) {
           wait_tile();
           release();
         }
-        release_keys();
-        clear();
-        return store(head, place.first + rows[0], place.length - rows[0]);
+        return release_keys();
       }
       if constexpr (kKeysInRegisters<kDim>) {
         S::Key::load_fragments(k, keys, 64 * warpgroup);
@@ -389,12 +382,18 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
   };
 
   if constexpr (kListed) {
-    for (;;) {
-      shared.key_full[key.slot].wait(key.parity);
-      Visit next = shared.visits[key.slot];
-      if (next.head < 0) break;
+    for (int u = 0; u < shared.units.count; ++u) {
+      Visit next = shared.units.at[u];
       Place place(next);
-      visit(next.head, place, place.blocks(place.row + 64 * warpgroup, next));
+      if (next.count() == 0) {
+        for (int row = place.row + own_row, h = 0; h < 2 && row + 8 * h < place.length; ++h) {
+          zero_quad_row<kDim>(a.dk.row(place.first + row + 8 * h, next.head()), lane % 4);
+          zero_quad_row<kDim>(a.dv.row(place.first + row + 8 * h, next.head()), lane % 4);
+        }
+        continue;
+      }
+      shared.key_full[key.slot].wait(key.parity);
+      visit(next.head(), place, place.blocks(place.row + 64 * warpgroup, next));
     }
     if (pending) drain();
   } else {
@@ -413,7 +412,7 @@ __device__ void consume(const Args& a, Shared<kDim>& shared, const Units& units)
 template <int kDim, bool kListed>
 __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(1024) char memory[];
-  auto& shared = *reinterpret_cast<Shared<kDim>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<kDim, kListed>*>(memory);
   if (threadIdx.x == 0) {
     for (const HeadsMap* map : {&a.q, &a.k, &a.v, &a.d_o}) prefetch_map(map->wide);
     for (int i = 0; i < kKeySlots<kDim>; ++i) {
@@ -427,9 +426,9 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
     fence_barrier_init();
   }
   Units units{};
-  ListedUnits listed{};
   if constexpr (kListed) {
-    listed = find_listed_units(a.borders, a.lists, a.heads, shared.units);
+    find_visits<false>(a.borders, a.lists, a.heads, reinterpret_cast<int*>(shared.queries), shared.units);
+    fence_async_proxy();
   } else {
     static_assert(sizeof shared.queries >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
     units = find_units<kRows, true>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.queries), shared.units,
@@ -440,9 +439,10 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
   constexpr bool kFewRegisters = kListed && kDim < 128;
   if (threadIdx.x < kWarpgroup) {
     give_registers<kFewRegisters ? kListedProducerRegisters : 24>();
-    if (threadIdx.x == 0) {
-      if constexpr (kListed) produce_listed(a, shared, listed);
-      else produce(a, shared, units);
+    if constexpr (kListed) {
+      if (threadIdx.x < 32) produce_listed(a, shared);
+    } else {
+      if (threadIdx.x == 0) produce(a, shared, units);
     }
   } else {
     take_registers<kFewRegisters ? kListedConsumerRegisters : 240>();
@@ -452,7 +452,7 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
 
 template <int kDim, bool kListed>
 void launch(const Device& device, const pnb_attention_backward_params& p) {
-  static_assert(sizeof(Shared<kDim>) <= 227 * 1024, "shared memory of a multiprocessor");
+  static_assert(sizeof(Shared<kDim, kListed>) <= 227 * 1024, "shared memory of a multiprocessor");
   static const char* op = "attention_backward";
   int64_t tokens = p.q.shape[0], heads = p.q.shape[1];
   int slots = static_cast<int>(unit_slots(tokens, p.cu_seqlens.shape[0] - 1, kRows));
@@ -470,8 +470,8 @@ void launch(const Device& device, const pnb_attention_backward_params& p) {
          slots,
          p.scale};
   auto kernel = key_gradient_kernel<kDim, kListed>;
-  allow_shared_memory(kernel, sizeof(Shared<kDim>), op);
-  kernel<<<device.multiprocessors, kThreads, sizeof(Shared<kDim>), stream_of(p.stream)>>>(a);
+  allow_shared_memory(kernel, sizeof(Shared<kDim, kListed>), op);
+  kernel<<<device.multiprocessors, kThreads, sizeof(Shared<kDim, kListed>), stream_of(p.stream)>>>(a);
   check_launch(op);
 }
 

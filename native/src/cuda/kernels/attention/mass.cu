@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(PlainArgs a) {
   for (int j = 0; j < a.width; ++j) {
     float sum = 0.0f;
     int keys = j > block ? 0 : min(a.size, length - j * a.size);
-    for (int i = threadIdx.x; i < (to - from) * keys; i += kThreads) {
+    for (int i = threadIdx.x; from < to && i < (to - from) * keys; i += kThreads) {
       int row = from + i / keys, key = j * a.size + i % keys;
       if (key > row || ((row + 1) % a.stride != 0 && row + 1 != length)) continue;
       const T* q = static_cast<const T*>(a.q) + (first + row) * a.q_token + head * a.q_head;

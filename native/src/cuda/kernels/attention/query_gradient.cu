@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "cuda/kernels/attention/backward.h"
 #include "cuda/kernels/attention/schedule.cuh"
 #include "cuda/kernels/attention/tile.cuh"
@@ -41,8 +43,7 @@ struct Shared {
   alignas(1024) char o[kListed ? kQueries : 1][kListed ? Query::kBytes : 1024];
   alignas(1024) char keys[kSlots<kDim>][Key::kBytes];
   alignas(1024) char values[kSlots<kDim>][Key::kBytes];
-  UnitTable units;
-  Visit visits[kQueries];
+  std::conditional_t<kListed, VisitTable, UnitTable> units;
   Barrier query_full[kQueries], query_empty[kQueries];
   Barrier full[kSlots<kDim>], empty[kSlots<kDim>];
 };
@@ -70,15 +71,15 @@ struct Place {
         length(a.borders.at[unit.sample + 1] - first),
         row(unit.block * unit_rows),
         rows(unit_rows) {}
-  __device__ explicit Place(const Visit& visit) : first(visit.first), length(visit.length), row(visit.row), rows(kListedRows) {}
+  __device__ explicit Place(const Visit& visit) : first(visit.first), length(visit.length), row(visit.row()), rows(kListedRows) {}
 
   __device__ int key_blocks() const { return (min(row + rows, length) + kKeys - 1) / kKeys; }
 
   // For the 64 rows from r on. A list's block is two tiles, of which the upper one comes first.
   __device__ ListedKeyBlocks blocks(int r, const Visit& visit) const {
-    int count = 2 * visit.count, upper = (r - row) / kKeys;
-    int skipped = r >= length ? count : visit.diagonal ? 1 - upper : 0;
-    return {count, skipped, visit.diagonal ? 2 - upper : 0, row / kKeys + 1};
+    int count = 2 * visit.count(), upper = (r - row) / kKeys;
+    int skipped = r >= length ? count : visit.diagonal() ? 1 - upper : 0;
+    return {count, skipped, visit.diagonal() ? 2 - upper : 0, row / kKeys + 1};
   }
   __device__ CausalKeyBlocks blocks(int r) const {
     int count = key_blocks();
@@ -87,12 +88,15 @@ struct Place {
   }
 };
 
+// `copies`: whether this thread is the one that does.
 template <typename S>
-__device__ void copy_tile(const Args& a, S& shared, Ring<S::kTiles>& ring, int head, int token) {
+__device__ void copy_tile(const Args& a, S& shared, Ring<S::kTiles>& ring, int head, int token, bool copies = true) {
   shared.empty[ring.slot].wait(ring.parity ^ 1);
-  shared.full[ring.slot].arrive_and_expect(2 * S::Key::kBytes);
-  S::Key::copy(shared.keys[ring.slot], a.k, shared.full[ring.slot], head, token);
-  S::Key::copy(shared.values[ring.slot], a.v, shared.full[ring.slot], head, token);
+  if (copies) {
+    shared.full[ring.slot].arrive_and_expect(2 * S::Key::kBytes);
+    S::Key::copy(shared.keys[ring.slot], a.k, shared.full[ring.slot], head, token);
+    S::Key::copy(shared.values[ring.slot], a.v, shared.full[ring.slot], head, token);
+  }
   ring.advance();
 }
 
@@ -115,35 +119,28 @@ __device__ void produce(const Args& a, S& shared, const Units& units) {
   }
 }
 
+// By a warp.
 template <typename S>
-__device__ void produce_listed(const Args& a, S& shared, const ListedUnits& units) {
+__device__ void produce_listed(const Args& a, S& shared) {
   Ring<S::kQueries> query;
   Ring<S::kTiles> ring;
-  for_each_listed(units, [&](const Visit& visit, const int32_t* list) PNB_INLINE {
+  bool copies = threadIdx.x == 0;
+  for_each_visit<true>(a.lists, shared.units, [&](const Visit& visit, auto entry) PNB_INLINE {
     shared.query_empty[query.slot].wait(query.parity ^ 1);
-    shared.visits[query.slot] = visit;
-    Barrier& full = shared.query_full[query.slot];
-    if (visit.count == 0) {
-      full.arrive();
-    } else {
+    if (copies) {
+      Barrier& full = shared.query_full[query.slot];
       full.arrive_and_expect(3 * S::Query::kBytes);
-      S::Query::copy(shared.queries[query.slot], a.q, full, visit.head, visit.first + visit.row);
-      S::Query::copy(shared.d_o[query.slot], a.d_o, full, visit.head, visit.first + visit.row);
-      S::Query::copy(shared.o[query.slot], a.o_map, full, visit.head, visit.first + visit.row);
+      S::Query::copy(shared.queries[query.slot], a.q, full, visit.head(), visit.first + visit.row());
+      S::Query::copy(shared.d_o[query.slot], a.d_o, full, visit.head(), visit.first + visit.row());
+      S::Query::copy(shared.o[query.slot], a.o_map, full, visit.head(), visit.first + visit.row());
     }
     query.advance();
-    int block = visit.last;
-    for (int i = visit.count - 1; i >= 0; --i) {
-      int next = i > 0 ? list[i - 1] : 0;
-      int token = visit.first + block * kListedRows;
-      copy_tile(a, shared, ring, visit.head, token + kKeys);
-      copy_tile(a, shared, ring, visit.head, token);
-      block = next;
+    for (int i = 0; i < visit.count(); ++i) {
+      int token = visit.first + entry(i) * kListedRows;
+      copy_tile(a, shared, ring, visit.head(), token + kKeys, copies);
+      copy_tile(a, shared, ring, visit.head(), token, copies);
     }
   });
-  shared.query_empty[query.slot].wait(query.parity ^ 1);
-  shared.visits[query.slot].head = -1;
-  shared.query_full[query.slot].arrive();
 }
 
 // This thread's share of two rows of o * d_o, both as load_fragments() gives them.
@@ -176,7 +173,7 @@ __device__ __forceinline__ float row_delta(const __nv_bfloat16* o, const uint32_
   return sum;
 }
 
-// `units` is for the turns of Units; of units by lists the producer tells.
+// `units` is for the turns of Units.
 template <int kDim, bool kListed>
 __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Units& units) {
   using S = Shared<kDim, kListed>;
@@ -321,16 +318,13 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     };
 
     if constexpr (kListed) {
-      if (blocks.skipped == blocks.count) {
-        if (pending && blocks.count > 0) drain();
+      if (blocks.skipped == blocks.count) {  // past the sample's end
+        if (pending) drain();
         for (int i = 0; i < blocks.count; ++i) {
           wait_tile();
           release();
         }
-        release_queries();
-        if (pending) drain();
-        clear();
-        return store(head, place.first + rows[0], place.length - rows[0]);
+        return release_queries();
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -407,12 +401,17 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
   };
 
   if constexpr (kListed) {
-    for (;;) {
-      shared.query_full[query.slot].wait(query.parity);
-      Visit next = shared.visits[query.slot];
-      if (next.head < 0) break;
+    for (int u = 0; u < shared.units.count; ++u) {
+      Visit next = shared.units.at[u];
       Place place(next);
-      visit(next.head, place, place.blocks(place.row + 64 * warpgroup, next));
+      if (next.count() == 0) {
+        for (int row = place.row + own_row, h = 0; h < 2 && row + 8 * h < place.length; ++h) {
+          zero_quad_row<kDim>(a.dq.row(place.first + row + 8 * h, next.head()), lane % 4);
+        }
+        continue;
+      }
+      shared.query_full[query.slot].wait(query.parity);
+      visit(next.head(), place, place.blocks(place.row + 64 * warpgroup, next));
     }
     if (pending) drain();
   } else {
@@ -446,9 +445,9 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups<kDim, kListed> + 1), 1
     fence_barrier_init();
   }
   Units units{};
-  ListedUnits listed{};
   if constexpr (kListed) {
-    listed = find_listed_units(a.borders, a.lists, a.heads, shared.units);
+    find_visits<true>(a.borders, a.lists, a.heads, reinterpret_cast<int*>(shared.keys), shared.units);
+    fence_async_proxy();
   } else {
     static_assert(sizeof shared.keys >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
     units = find_units<S::kRows, kDim >= kPairedQueriesFrom>(
@@ -459,9 +458,10 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups<kDim, kListed> + 1), 1
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     give_registers<kListed && kDim < 128 ? kListedProducerRegisters : S::kWarpgroups == 2 ? 24 : 32>();
-    if (threadIdx.x == 0) {
-      if constexpr (kListed) produce_listed(a, shared, listed);
-      else produce(a, shared, units);
+    if constexpr (kListed) {
+      if (threadIdx.x < 32) produce_listed(a, shared);
+    } else {
+      if (threadIdx.x == 0) produce(a, shared, units);
     }
   } else {
     take_registers<kListed && kDim < 128 ? kListedConsumerRegisters : S::kWarpgroups == 2 ? 240 : 160>();

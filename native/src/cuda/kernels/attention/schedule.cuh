@@ -1,6 +1,7 @@
 // Which rows a block of threads works on: units are blocks of rows of one sample, found on the device, heaviest first.
 #pragma once
 
+#include "cuda/kernels/attention/hopper.cuh"
 #include "cuda/kernels/attention/lists.cuh"
 
 namespace pnb::cuda::attention {
@@ -104,16 +105,6 @@ __device__ Units find_units(const Borders& rows, int slots, int heads, uint32_t*
   return {table.sorted, table.count, heads, kRows, rows, paired};
 }
 
-// A unit by lists, as the producer, which looks everything up ahead of time, hands it to the consumers beside its rows.
-struct Visit {
-  int head;           // -1: there are no more
-  int first, length;  // the sample's first row, and its rows
-  int row;            // the unit's first row within the sample
-  int count;          // blocks in its list
-  int last;           // the highest of them
-  bool diagonal;      // its own block is one of them: the highest of a list of keys, the lowest of a list of queries
-};
-
 // Rows of a unit by lists: one block.
 constexpr int kListedRows = 128;
 
@@ -121,55 +112,100 @@ constexpr int kListedRows = 128;
 constexpr int kListedProducerRegisters = 56;
 constexpr int kListedConsumerRegisters = 224;
 
-// Whether lists, if there are any, are of blocks that the fast kernels take.
-inline bool takes_fast_lists(const pnb_attention_blocks& b) { return !present(b.indices) || b.size == kListedRows; }
+// A unit by lists: a block of rows of one head, and what there is to know of its list. 16 bytes.
+struct alignas(16) Visit {
+  int first, length;      // the sample's first row, and its rows
+  uint32_t place, blocks;
 
-// All listed units of this block of threads, for its producer: the next one's number and count are on their way while this
-// one's tiles are copied. Odd turns run backwards, as in Units.
-struct ListedUnits {
-  const uint32_t* blocks;  // of slots: sample and block
-  Lists lists;
-  int total;
-  Borders borders;
+  Visit() = default;
+  // `own` of the list's entries is the unit's own block, if it is in the list at all.
+  __device__ Visit(int first, int length, int head, int block, int count, int last, int own)
+      : first(first),
+        length(length),
+        place(static_cast<uint32_t>(head) << 16 | static_cast<uint32_t>(block)),
+        blocks(static_cast<uint32_t>(count) << 16 | static_cast<uint32_t>(last) << 1 | (own == block ? 1 : 0)) {}
 
-  __device__ int number(int turn) const {
-    int item = turn * gridDim.x + (turn % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
-    return item < total ? lists.order[item] : -1;
-  }
-  __device__ int count(int number) const { return number < 0 ? 0 : lists.counts[number]; }
-  __device__ const int32_t* list(int number) const { return lists.indices + static_cast<int64_t>(number) * lists.width; }
-
-  // `diagonal` is right for lists of keys, whose highest entry is the own block or none is.
-  __device__ Visit visit(int number, int count) const {
-    uint32_t code = blocks[number % lists.slots];
-    int sample = static_cast<int>(code >> 16), block = static_cast<int>(code & 0xffff);
-    int first = borders.at[sample];
-    int last = count > 0 ? list(number)[count - 1] : -1;
-    return {number / lists.slots, first, borders.at[sample + 1] - first, block * kListedRows, count, last, last == block};
-  }
+  __device__ int head() const { return static_cast<int>(place >> 16); }
+  __device__ int row() const { return static_cast<int>(place & 0xffff) * kListedRows; }  // the unit's first within the sample
+  __device__ int count() const { return static_cast<int>(blocks >> 16); }
+  __device__ int last() const { return static_cast<int>(blocks >> 1 & 0x7fff); }  // the highest entry
+  // The own block is one of the list: the highest of a list of keys, the lowest of a list of queries.
+  __device__ bool diagonal() const { return (blocks & 1) != 0; }
 };
 
-// Calls each(visit, list) for every unit of this block of threads.
-template <typename Each>
-__device__ __forceinline__ void for_each_listed(const ListedUnits& units, Each&& each) {
-  int number = units.number(0), count = units.count(number);
-  for (int turn = 1; number >= 0; ++turn) {
-    int next = units.number(turn);
-    Visit visit = units.visit(number, count);
-    int next_count = units.count(next);
-    each(visit, units.list(number));
-    number = next;
-    count = next_count;
+// Units by lists of one block of threads at most.
+constexpr int kMaxVisits = 1024;
+
+// All listed units of this block of threads, in shared memory. Looked up once, by all threads at the same time: one after
+// another, the three loads that a unit's list is found by take longer than its products.
+struct VisitTable {
+  Visit at[kMaxVisits];
+  int number[kMaxVisits];  // head * slots + slot
+  int count;
+};
+
+// Called by all threads, which synchronise at its end; scratch holds kMaxVisits numbers. Which units a block of threads gets
+// follows from the order, by turns of which odd ones run backwards, as in Units; it works them off head by head, so that all
+// of the grid is near the same head at any time and finds its rows in the L2 cache. kKeys: the lists are of keys.
+template <bool kKeys>
+__device__ void find_visits(const Borders& rows, const Lists& lists, int heads, int* scratch, VisitTable& table) {
+  if (threadIdx.x == 0) table.count = 0;
+  __syncthreads();
+  int total = rows.samples > 0 ? heads * lists.slots : 0;
+  for (int i = threadIdx.x; i < kMaxVisits; i += blockDim.x) {
+    int item = i * gridDim.x + (i % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+    int number = item < total ? lists.order[item] : -1;
+    if (number < 0) break;
+    scratch[i] = number;
+    atomicAdd(&table.count, 1);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < table.count; i += blockDim.x) {
+    int number = scratch[i];
+    int count = lists.counts[number];
+    const int32_t* list = lists.indices + static_cast<int64_t>(number) * lists.width;
+    SlotBlock at(rows, number % lists.slots, kListedRows);
+    int last = count > 0 ? list[count - 1] : 0;
+    int own = count == 0 ? -1 : kKeys ? last : list[0];
+    int first = rows.at[at.sample];
+    int rank = 0;
+    for (int j = 0; j < table.count; ++j) rank += scratch[j] < number;
+    table.at[rank] = Visit(first, rows.at[at.sample + 1] - first, number / lists.slots, at.block, count, last, own);
+    table.number[rank] = number;
+  }
+  __syncthreads();
+}
+
+// For the producer's warp: calls each(visit, entry) for every unit that has a list; entry(i) is what its list says i-th, of keys
+// from the end on. A list is on its way while the one before is used.
+template <bool kKeys, typename Each>
+__device__ __forceinline__ void for_each_visit(const Lists& lists, const VisitTable& table, Each&& each) {
+  int lane = threadIdx.x % 32;
+  auto load = [&](int u, int from) PNB_INLINE {
+    if (u >= table.count) return 0;
+    int count = table.at[u].count(), i = from + lane;
+    if (i >= count) return 0;
+    return lists.indices[static_cast<int64_t>(table.number[u]) * lists.width + (kKeys ? count - 1 - i : i)];
+  };
+  int next = load(0, 0);
+  for (int u = 0; u < table.count; ++u) {
+    int entries = next;
+    next = load(u + 1, 0);
+    Visit visit = table.at[u];
+    if (visit.count() == 0) continue;
+    each(visit, [&](int i) PNB_INLINE {
+      if (i % 32 == 0 && i > 0) entries = load(u, i);
+      return __shfl_sync(0xffffffff, entries, i % 32);
+    });
   }
 }
 
-// Fills the table of slots. Called by all threads, which then have to synchronise.
-__device__ inline ListedUnits find_listed_units(const Borders& rows, const Lists& lists, int heads, UnitTable& table) {
-  for (int i = threadIdx.x; i < lists.slots && rows.samples > 0; i += blockDim.x) {
-    SlotBlock at(rows, i, kListedRows);
-    table.sorted[i] = static_cast<uint32_t>(at.sample) << 16 | static_cast<uint32_t>(at.block);
-  }
-  return {table.sorted, lists, rows.samples > 0 ? heads * lists.slots : 0, rows};
+// Whether lists, if there are any, are such that the fast kernels take them.
+inline bool takes_fast_lists(const pnb_attention_blocks& b) {
+  constexpr int64_t kFewestBlocks = 100;  // of threads: a device of this architecture has more multiprocessors
+  if (!present(b.indices)) return true;
+  return b.size == kListedRows && b.indices.shape[0] * b.indices.shape[1] <= kMaxVisits * kFewestBlocks && b.indices.shape[0] <= INT16_MAX &&
+         b.indices.shape[2] <= INT16_MAX;
 }
 
 // The key blocks that a unit's query rows attend to, nearest first: those that these rows do not see, those that need a mask,
@@ -207,6 +243,14 @@ struct ListedQueryBlocks {
 
   __device__ int at(int i) const { return i >= last_from ? last + i - last_from : i < masked ? first + i : 0; }
 };
+
+// A row of a head becomes zero; by four threads, of which this is `part`.
+template <int kDim>
+__device__ __forceinline__ void zero_quad_row(__nv_bfloat16* row, int part) {
+#pragma unroll
+  for (int i = 0; i < kDim / 32; ++i) reinterpret_cast<uint4*>(row)[4 * i + part] = uint4{0, 0, 0, 0};
+  if (kDim % 32 != 0 && part < kDim % 32 / 8) reinterpret_cast<uint4*>(row)[kDim / 32 * 4 + part] = uint4{0, 0, 0, 0};
+}
 
 // Rows past the last sample, written zero by all of the grid's threads; `thread` of `threads` within the block.
 template <int kDim, typename T>

@@ -82,17 +82,18 @@ __device__ inline int row_of(int number) {
   return row;
 }
 
-__device__ void write_lists(const uint32_t (&bits)[kMostBlocks][kWords], int n, int32_t* indices, int32_t* counts, int width) {
-  int lane = threadIdx.x % kWarp;
-  for (int row = threadIdx.x / kWarp; row < n; row += blockDim.x / kWarp) {
-    int before = 0;
-#pragma unroll
+// By a warp a row.
+__device__ __noinline__ void write_lists(const uint32_t (*bits)[kWords], int n, int32_t* indices, int32_t* counts, int width) {
+  int lane = static_cast<int>(threadIdx.x) % kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int row = static_cast<int>(threadIdx.x) / kWarp; row < n; row += warps) {
+    int32_t* to = indices + row * width;
     for (int w = 0; w < kWords; ++w) {
       uint32_t word = bits[row][w];
-      if (word >> lane & 1) indices[static_cast<int64_t>(row) * width + before + __popc(word & ((1u << lane) - 1))] = 32 * w + lane;
-      before += __popc(word);
+      int before = __popc(word & ((1u << lane) - 1));
+      if ((word >> lane & 1u) != 0) to[before] = 32 * w + lane;
+      to += __popc(word);
     }
-    if (lane == 0) counts[row] = before;
+    if (lane == 0) counts[row] = static_cast<int32_t>(to - (indices + row * width));
   }
 }
 
