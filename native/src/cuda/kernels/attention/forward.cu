@@ -253,7 +253,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
     wgmma::commit();
   };
   auto release_keys = [&]() PNB_INLINE {
-    if (lane == 0) shared.key_empty[key_ring.slot].arrive();
+    shared.key_empty[key_ring.slot].arrive_together();
     key_ring.advance();
   };
   // left: the sample's keys from the tile's first on.
@@ -272,7 +272,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
     wgmma::commit();
   };
   auto release_values = [&]() PNB_INLINE {
-    if (lane == 0) shared.value_empty[value_ring.slot].arrive();
+    shared.value_empty[value_ring.slot].arrive_together();
     value_ring.advance();
   };
   // `product`: whether one has been started.
@@ -407,7 +407,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
       if (kSpans) pending = true;
       else drain();
     }
-    if (lane == 0) shared.query_empty[query.slot].arrive();
+    shared.query_empty[query.slot].arrive_together();
     query.advance();
   };
 

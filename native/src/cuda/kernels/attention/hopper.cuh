@@ -29,6 +29,13 @@ struct Barrier {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&bits)), "r"(arrivals) : "memory");
   }
   __device__ void arrive() { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&bits)) : "memory"); }
+  // By a warp's lanes together, for all of them. A lane that has not seen the phase it waits for when another one arrives can find
+  // it over and the next but one, of the same parity, begun: it would go on waiting, and the others meet the next instruction
+  // of a whole warp without it.
+  __device__ void arrive_together() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive();
+  }
   __device__ void arrive_and_expect(uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&bits)), "r"(bytes) : "memory");
   }

@@ -182,12 +182,11 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     scores_ring.advance();
   };
   auto release = [&]() PNB_INLINE {
-    if (lane == 0) shared.empty[ring.slot].arrive();
+    shared.empty[ring.slot].arrive_together();
     ring.advance();
   };
   auto release_keys = [&]() PNB_INLINE {
-    __syncwarp();
-    if (lane == 0) shared.key_empty[key.slot].arrive();
+    shared.key_empty[key.slot].arrive_together();
     key.advance();
   };
   auto clear = [&]() PNB_INLINE {

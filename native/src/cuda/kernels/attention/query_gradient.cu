@@ -200,12 +200,11 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     scores_ring.advance();
   };
   auto release = [&]() PNB_INLINE {
-    if (lane == 0) shared.empty[ring.slot].arrive();
+    shared.empty[ring.slot].arrive_together();
     ring.advance();
   };
   auto release_queries = [&]() PNB_INLINE {
-    __syncwarp();
-    if (lane == 0) shared.query_empty[query.slot].arrive();
+    shared.query_empty[query.slot].arrive_together();
     query.advance();
   };
   auto clear = [&]() PNB_INLINE {

@@ -98,6 +98,7 @@ struct Tile {
   // Rows [row, row + 64) as the left operand in registers: four a step of 16.
   __device__ __forceinline__ static void load_fragments(uint32_t* a, uint32_t tile, int row) {
     int lane = threadIdx.x % 32;
+    __syncwarp();  // lanes leave a barrier's wait one by one
     // Lanes 0-15 address rows, at the lower 8 columns, lanes 16-31 the same rows at the upper 8.
     int r = row + threadIdx.x % kWarpgroup / 32 * 16 + lane % 16;
 #pragma unroll
