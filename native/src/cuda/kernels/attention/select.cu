@@ -47,7 +47,7 @@ struct Above {
 struct Shared {
   uint32_t kept[kMostBlocks][kWords], t_kept[kMostBlocks][kWords];  // bits
   Above parts[2][kMostThreads / kWarp];
-  int before[kMostThreads / kWarp];
+  int equals[kMostBlocks];  // of a row
   uint32_t found;
 };
 
@@ -74,14 +74,6 @@ __device__ Above block_above(Above own, Shared& shared, int& turn) {
   return all;
 }
 
-// Blocks on and below the diagonal are counted row by row.
-__device__ inline int row_of(int number) {
-  int row = static_cast<int>((sqrtf(8.0f * static_cast<float>(number) + 1.0f) - 1.0f) * 0.5f);
-  while (row * (row + 1) / 2 > number) --row;
-  while ((row + 1) * (row + 2) / 2 <= number) ++row;
-  return row;
-}
-
 // By a warp a row.
 __device__ __noinline__ void write_lists(const uint32_t (*bits)[kWords], int n, int32_t* indices, int32_t* counts, int width) {
   int lane = static_cast<int>(threadIdx.x) % kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
@@ -97,12 +89,16 @@ __device__ __noinline__ void write_lists(const uint32_t (*bits)[kWords], int n, 
   }
 }
 
-// kEach blocks on and below the diagonal a thread.
-template <int kEach>
+constexpr int kRows = 4;  // of a warp
+
+// A warp has every so-manieth row; its lanes have the columns of each of kWide words. There are 8 kWide warps.
+template <int kWide>
 __global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
   __shared__ Shared shared;
   let_next_begin();
   int head = blockIdx.x, sample = blockIdx.y, threads = blockDim.x;
+  constexpr int kEach = kRows * kWide;
+  int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp, warps = threads / kWarp;
   for (int i = threadIdx.x; i < kMostBlocks * kWords; i += threads) (&shared.kept[0][0])[i] = (&shared.t_kept[0][0])[i] = 0;
   if (threadIdx.x == 0) shared.found = 0;
   after_previous();
@@ -124,31 +120,26 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
                                            : p.mass + (static_cast<int64_t>(head) * p.slots + slot) * p.width;
   int possible = n * (n + 1) / 2, always = 2 * n - 1;
   uint32_t keys[kEach];  // of what may be chosen; floats of one sign are ordered as their bits are
-  int places[kEach];     // row and column
   Above own{};
   int turn = 0;
   uint32_t most = 0;
+  float values[kEach];
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
-    int number = e * threads + static_cast<int>(threadIdx.x);
-    keys[e] = 0;
-    places[e] = 0;
-    if (number >= possible) continue;
-    int i = row_of(number), j = number - i * (i + 1) / 2;
-    float mass = masses[static_cast<int64_t>(i) * p.width + j];
-    mass = mass > 0.0f ? mass : 0.0f;
-    places[e] = i << 16 | j;
+    int i = e / kWide * warps + warp, j = e % kWide * kWarp + lane;
+    values[e] = i < n && j <= i ? masses[i * p.width + j] : 0.0f;
+  }
+#pragma unroll
+  for (int e = 0; e < kEach; ++e) {
+    int i = e / kWide * warps + warp, j = e % kWide * kWarp + lane;
+    float mass = values[e] > 0.0f ? values[e] : 0.0f;
+    bool always_kept = j == 0 || j == i;
+    keys[e] = always_kept ? 0 : __float_as_uint(mass);
     own.sum[0] += mass;
-    if (j == 0 || j == i) {
-      own.sum[1] += mass;
-      atomicOr(&shared.kept[i][j / 32], 1u << j % 32);
-      atomicOr(&shared.t_kept[j][i / 32], 1u << i % 32);
-    } else {
-      keys[e] = __float_as_uint(mass);
-      own.sum[2] += mass;
-      own.count[0] += mass > 0.0f;
-      most = max(most, keys[e]);
-    }
+    own.sum[1] += always_kept ? mass : 0.0f;
+    own.sum[2] += always_kept ? 0.0f : mass;
+    own.count[0] += keys[e] != 0;
+    most = max(most, keys[e]);
   }
   most = __reduce_max_sync(~0u, most);
   if (threadIdx.x % kWarp == 0) atomicMax(&shared.found, most);
@@ -223,34 +214,50 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
     }
   }
 
+  // The choice row by row, as bits.
   Above chosen{};
-  int seen = 0;  // of those that are `limit`, in blocks before
   bool some = limit != 0 && equal > 0;
+  if (some) {
 #pragma unroll
-  for (int e = 0; e < kEach; ++e) {
-    bool keeps = keys[e] > limit;
-    if (some) {
-      bool is = keys[e] == limit;
-      uint32_t ballot = __ballot_sync(~0u, is);
-      int warp = threadIdx.x / kWarp;
-      __syncthreads();
-      if (threadIdx.x % kWarp == 0) shared.before[warp] = __popc(ballot);
-      __syncthreads();
-      int rank = seen + __popc(ballot & ((1u << threadIdx.x % kWarp) - 1));
-      for (int w = 0; w < threads / kWarp; ++w) {
-        if (w < warp) rank += shared.before[w];
-        seen += shared.before[w];
-      }
-      keeps |= is && rank < equal;
+    for (int r = 0; r < kRows; ++r) {
+      int equals = 0;
+#pragma unroll
+      for (int w = 0; w < kWide; ++w) equals += __popc(__ballot_sync(~0u, keys[r * kWide + w] == limit));
+      if (lane == 0) shared.equals[r * warps + warp] = equals;
     }
-    if (!keeps) continue;
-    int i = places[e] >> 16, j = places[e] & 0xffff;
-    atomicOr(&shared.kept[i][j / 32], 1u << j % 32);
-    atomicOr(&shared.t_kept[j][i / 32], 1u << i % 32);
-    chosen.sum[0] += __uint_as_float(keys[e]);
-    ++chosen.count[0];
+    __syncthreads();
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    int i = r * warps + warp;
+    int rank = 0;
+    if (some) {
+      for (int above = lane; above < i; above += kWarp) rank += shared.equals[above];
+      rank = __reduce_add_sync(~0u, rank);
+    }
+#pragma unroll
+    for (int w = 0; w < kWide; ++w) {
+      int j = w * kWarp + lane;
+      uint32_t key = keys[r * kWide + w];
+      uint32_t same = __ballot_sync(~0u, some && key == limit);
+      bool picked = key > limit || ((same >> lane & 1u) != 0 && rank + __popc(same & ((1u << lane) - 1)) < equal);
+      rank += __popc(same);
+      if (picked) {
+        chosen.sum[0] += __uint_as_float(key);
+        ++chosen.count[0];
+      }
+      uint32_t word = __ballot_sync(~0u, i < n && (picked || j == 0 || j == i));
+      if (lane == 0) shared.kept[i][w] = word;
+    }
   }
   chosen = block_above(chosen, shared, turn);
+  for (int k = threadIdx.x; k < n * kWide; k += threads) {
+    int column = k % n, from = k / n * kWarp;
+    uint32_t word = 0;
+    for (int r = 0; r < kWarp; ++r) word |= (shared.kept[from + r][column / kWarp] >> column % kWarp & 1u) << r;
+    shared.t_kept[column][k / n] = word;
+  }
+  __syncthreads();
   int64_t list = static_cast<int64_t>(head) * p.slots + slot;
   write_lists(shared.kept, n, p.indices + list * p.width, counts + slot, p.width);
   write_lists(shared.t_kept, n, p.t_indices + list * p.width, t_counts + slot, p.width);
@@ -371,17 +378,15 @@ void select_attention(const pnb_select_attention_params& p) {
   }
   if (heads == 0) return;
   cudaStream_t stream = stream_of(p.stream);
-  int64_t possible = longest * (longest + 1) / 2;
   dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>(samples));
-  auto choose = [&](auto each, int threads) {
-    launch(select_kernel<decltype(each)::value>, {grid, threads, 0, stream, 1, true}, op, args);
+  auto choose = [&](auto wide) {
+    constexpr int kWide = decltype(wide)::value;
+    static_assert(8 * kWide * kRows >= 32 * kWide, "every row has a warp");
+    launch(select_kernel<kWide>, {grid, 8 * kWide * kWarp, 0, stream, 1, true}, op, args);
   };
-  constexpr int kMost = 9;
-  static_assert(kMost * kMostThreads >= kMostBlocks * (kMostBlocks + 1) / 2, "every block has a place");
-  if (possible <= 256) choose(std::integral_constant<int, 1>(), 256);
-  else if (possible <= 3 * 256) choose(std::integral_constant<int, 3>(), 256);
-  else if (possible <= kMost * 256) choose(std::integral_constant<int, kMost>(), 256);
-  else choose(std::integral_constant<int, kMost>(), kMostThreads);
+  if (longest <= 32) choose(std::integral_constant<int, 1>());
+  else if (longest <= 64) choose(std::integral_constant<int, 2>());
+  else choose(std::integral_constant<int, 4>());
 
   Order order{args.counts,
               args.t_counts,
