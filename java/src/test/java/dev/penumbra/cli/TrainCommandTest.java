@@ -271,8 +271,9 @@ class TrainCommandTest {
             assertThat(first.path("attention_kept").asDouble()).isBetween(0.5, 0.65);
             assertThat(first.path("attention_true_coverage").asDouble()).isBetween(0.6, 1.0001);
         }
-        Outcome both = trainedOn("both", with(options, "--sparsity", "predicted", "--metrics", path("both.jsonl"), "--report",
-                path("both.html")));
+        Outcome both = trainedOn("both",
+                with(options, "--sparsity", "predicted", "--metrics", path("both.jsonl"), "--report",
+                        path("both.html")));
         assertThat(Files.readString(folder.resolve("both.html"))).contains("The tuned model's attention over", ">predicted<",
                 "Attention blocks of layer 0");
         assertThat(both.out()).doesNotContain("Attention stays dense");

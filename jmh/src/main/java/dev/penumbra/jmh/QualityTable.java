@@ -56,8 +56,11 @@ final class QualityTable {
         boolean mlp = !first.get("policy").stringValue().equals("off");
         boolean dense = !mlp && attention.isMissingNode();
         double loss = mean(rows, QualityTable::loss);
-        text.append(String.format(Locale.ROOT, "| %s | %.3f | %s | %s | %s | %s | %.4f | %s | %.4f | %s | %s | %s | %.1f |%n",
-                mlp ? first.get("policy").stringValue() + ", " + first.get("pass").stringValue() + ", " + asked(first) : "dense",
+        text.append(String.format(Locale.ROOT,
+                "| %s | %.3f | %s | %s | %s | %s | %.4f | %s | %.4f | %s | %s | %s | %.1f |%n",
+                mlp
+                        ? first.get("policy").stringValue() + ", " + first.get("pass").stringValue() + ", " + asked(first)
+                        : "dense",
                 mean(rows, r -> r.get("kept").doubleValue()),
                 attention.isMissingNode() ? "dense" : attention.get("policy").stringValue(),
                 attention.path("pass").asString(""), attention.isMissingNode() ? "" : asked(attention),
