@@ -186,6 +186,8 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     ring.advance();
   };
   auto release_keys = [&]() PNB_INLINE {
+    // The copy engine writes there next: reads of this thread that are under way come first.
+    fence_async_proxy();
     __syncwarp();
     if (lane == 0) shared.key_empty[key.slot].arrive();
     key.advance();

@@ -204,6 +204,8 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     ring.advance();
   };
   auto release_queries = [&]() PNB_INLINE {
+    // The copy engine writes there next: reads of this thread that are under way come first.
+    fence_async_proxy();
     __syncwarp();
     if (lane == 0) shared.query_empty[query.slot].arrive();
     query.advance();
