@@ -85,6 +85,10 @@ void cases(bool brief) {
     masks(packed(PNB_DTYPE_BF16, 2, dim, random_lengths(24, 300), 7300), 128, false);
     masks(packed(PNB_DTYPE_BF16, 8, dim, lengths({2048, 1111}), 3159), 128, true);
     masks(packed(PNB_DTYPE_BF16, 2, dim, lengths({300, 77}), 400), 64, true);
+    // Many short units for each block of threads.
+    std::vector<int32_t> cu = random_lengths(30, 150);
+    for (int32_t length : {700, 0, 385}) cu.push_back(cu.back() + length);
+    masks(packed(PNB_DTYPE_BF16, 32, dim, cu, cu.back() + 33), 128, true);
   }
   masks(packed(PNB_DTYPE_F32, 2, 64, lengths({300, 1, 129}), 470), 128, brief);
   masks(packed(PNB_DTYPE_F32, 2, 20, lengths({200, 0, 130}), 340), 64, brief);
