@@ -62,7 +62,7 @@ final class AttentionSelection {
     private final boolean normBeforeFirst;
     private final @Nullable Tensor stagedTable;
     private final Map<float[], Tensor> tables = new IdentityHashMap<>();
-    private int tightness;
+    private final Tightness tightness = new Tightness();
     private boolean active;
 
     /** What a pass knows of the loaded batch. */
@@ -391,22 +391,16 @@ final class AttentionSelection {
     }
 
     private void select(LayerState state, int layer, @Nullable Tensor by, @Nullable Tensor table) {
-        buffers.run(new SelectAttention(by, table, state.budgets, (float) askedCoverage(state.given.coverage()),
+        buffers.run(new SelectAttention(by, table, state.budgets, tightness.asked(state.given.coverage()),
                 batch.borders(), batch.rows(), batch.maxSeqlen(), blocks(layer), state.summary, buffers.workspace()));
     }
 
-    /** The coverage to ask for: what is left uncovered is halved by every second step of tightness. */
-    private double askedCoverage(double coverage) {
-        // At least a hair: a coverage of 0 is none.
-        return Math.max(1e-6, 1 - (1 - coverage) * Math.pow(2, -tightness / 2.0));
-    }
-
     int tightness() {
-        return tightness;
+        return tightness.steps();
     }
 
     void tighten(int steps) {
-        tightness = steps;
+        tightness.set(steps);
     }
 
     private void draw(ModelPass.@Nullable DropoutSeed seed) {
@@ -415,10 +409,7 @@ final class AttentionSelection {
         float[] values = new float[Math.toIntExact(stagedTable.shape().size())];
         for (LayerState state : layers) {
             if (state != null) {
-                for (int i = 0; i < values.length; i++) {
-                    // In (0, 1]: a mass of 0 is never chosen.
-                    values[i] = (float) (1 - random.nextDouble() * 0.999);
-                }
+                Tightness.draw(random, values);
                 stagedTable.copyFrom(values);
                 backend.upload(stagedTable, state.table);
             }

@@ -48,7 +48,7 @@ final class MlpSelection {
     private final @Nullable Tensor neuronMass;
     private final @Nullable Tensor pooled;
     private final @Nullable Tensor stagedScores;
-    private int tightness;
+    private final Tightness tightness = new Tightness();
 
     /** One layer's, on the device. */
     private static final class LayerState {
@@ -279,21 +279,15 @@ final class MlpSelection {
 
     private void select(int layer, int m, Tensor by) {
         LayerState state = layers[layer];
-        buffers.run(new SelectBlocks(by, (float) askedCoverage(state.given.coverage()), list(layer, m), state.summary));
-    }
-
-    /** The coverage to ask for: what is left uncovered is halved by every second step of tightness. */
-    private double askedCoverage(double coverage) {
-        // At least a hair, for a coverage of 0 chooses nothing.
-        return Math.max(1e-6, 1 - (1 - coverage) * Math.pow(2, -tightness / 2.0));
+        buffers.run(new SelectBlocks(by, tightness.asked(state.given.coverage()), list(layer, m), state.summary));
     }
 
     int tightness() {
-        return tightness;
+        return tightness.steps();
     }
 
     void tighten(int steps) {
-        tightness = steps;
+        tightness.set(steps);
     }
 
     /** Draws and uploads the scores of random blocks, where the policy has them. */
@@ -305,10 +299,7 @@ final class MlpSelection {
         float[] values = new float[Math.toIntExact(stagedScores.shape().size())];
         for (LayerState state : layers) {
             if (state != null) {
-                for (int i = 0; i < values.length; i++) {
-                    // In (0, 1]: a score of 0 is never chosen.
-                    values[i] = (float) (1 - random.nextDouble() * 0.999);
-                }
+                Tightness.draw(random, values);
                 stagedScores.copyFrom(values);
                 backend.upload(stagedScores, state.scores);
             }

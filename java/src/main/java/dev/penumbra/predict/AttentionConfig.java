@@ -31,24 +31,9 @@ public record AttentionConfig(
             0, false);
 
     public AttentionConfig {
-        require(coverage > 0 && coverage <= 1, "a coverage above 0, at most 1", coverage);
-        require(budget > 0 && budget <= 1, "a budget above 0, at most 1", budget);
-        require(blockSize == 64 || blockSize == 128, "attention blocks of 64 or 128 rows", blockSize);
-        require(denseWarmup >= 0 && denseWarmup <= 1, "a dense warm-up from 0 to 1", denseWarmup);
-        require(senseEvery >= 0, "steps between measurements of 0 or more", senseEvery);
-        if (adjust && senseEvery == 0) {
-            throw new IllegalArgumentException("expected measurements that a coverage is adjusted by, found none");
-        }
-        if (policy.isBounded() && coverage == 1 && budget == 1) {
-            throw new IllegalArgumentException("expected a coverage or a budget below 1 for " + policy.word()
-                    + " attention, found both 1: nothing would be left out");
-        }
-    }
-
-    private static void require(boolean holds, String expected, Object found) {
-        if (!holds) {
-            throw new IllegalArgumentException("expected " + expected + ", found " + found);
-        }
+        SparsityConfig.require(blockSize == 64 || blockSize == 128, "attention blocks of 64 or 128 rows", blockSize);
+        SparsityConfig.requireChoice(policy.isBounded() ? policy.word() + " attention" : null, coverage, budget, denseWarmup,
+                senseEvery, adjust);
     }
 
     /** The same from the first step on. */

@@ -169,7 +169,7 @@ public final class AttentionPredictorTrainer {
         int steps = settings.epochs() * Math.ceilDiv(order.length, SAMPLES_PER_STEP);
         int step = 0;
         for (int epoch = 0; epoch < settings.epochs(); epoch++) {
-            shuffle(order, random);
+            Shuffle.in(order, random);
             for (int from = 0; from < order.length; from += SAMPLES_PER_STEP) {
                 gradients.clear();
                 for (int i = from; i < Math.min(order.length, from + SAMPLES_PER_STEP); i++) {
@@ -187,15 +187,6 @@ public final class AttentionPredictorTrainer {
                 best = candidate;
                 bestJudgement = judgement;
             }
-        }
-    }
-
-    private static void shuffle(int[] order, SplittableRandom random) {
-        for (int i = order.length - 1; i > 0; i--) {
-            int other = random.nextInt(i + 1);
-            int kept = order[i];
-            order[i] = order[other];
-            order[other] = kept;
         }
     }
 

@@ -154,7 +154,7 @@ public final class PredictorTrainer {
         int steps = settings.epochs() * Math.ceilDiv(lists, LISTS_PER_STEP);
         int step = 0;
         for (int epoch = 0; epoch < settings.epochs(); epoch++) {
-            shuffle(order, random);
+            Shuffle.in(order, random);
             for (int from = 0; from < lists; from += LISTS_PER_STEP) {
                 int to = Math.min(lists, from + LISTS_PER_STEP);
                 gradients.clear();
@@ -176,15 +176,6 @@ public final class PredictorTrainer {
                 scaledBias[k] *= scale;
             }
             consider(predictor(at.transpose().values(), b, scaledBias));
-        }
-    }
-
-    private static void shuffle(int[] order, SplittableRandom random) {
-        for (int i = order.length - 1; i > 0; i--) {
-            int other = random.nextInt(i + 1);
-            int kept = order[i];
-            order[i] = order[other];
-            order[other] = kept;
         }
     }
 

@@ -1,6 +1,7 @@
 package dev.penumbra.predict;
 
 import java.util.Locale;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Which blocks of MLP neurons a run computes, as it is asked for; what layers make of it is {@link MlpSparsity}'s.
@@ -38,22 +39,33 @@ public record SparsityConfig(
             false);
 
     public SparsityConfig {
-        require(coverage > 0 && coverage <= 1, "a coverage above 0, at most 1", coverage);
-        require(budget > 0 && budget <= 1, "a budget above 0, at most 1", budget);
         require(blockSize == 32 || blockSize == 64 || blockSize == 128, "blocks of 32, 64 or 128 neurons", blockSize);
         require(rowsPerList >= 0 && rowsPerList % 128 == 0, "rows of a list that are a multiple of 128, or 0", rowsPerList);
+        requireChoice(policy.isBounded() ? policy.word() + " blocks" : null, coverage, budget, denseWarmup, senseEvery,
+                adjust);
+    }
+
+    /**
+     * What is asked of MLPs' blocks and of attention's alike.
+     *
+     * @param bounded what leaves nothing out where neither coverage nor budget bounds it; null: it bounds itself
+     */
+    static void requireChoice(@Nullable String bounded, double coverage, double budget, double denseWarmup, int senseEvery,
+            boolean adjust) {
+        require(coverage > 0 && coverage <= 1, "a coverage above 0, at most 1", coverage);
+        require(budget > 0 && budget <= 1, "a budget above 0, at most 1", budget);
         require(denseWarmup >= 0 && denseWarmup <= 1, "a dense warm-up from 0 to 1", denseWarmup);
         require(senseEvery >= 0, "steps between measurements of 0 or more", senseEvery);
         if (adjust && senseEvery == 0) {
             throw new IllegalArgumentException("expected measurements that a coverage is adjusted by, found none");
         }
-        if (policy.isBounded() && coverage == 1 && budget == 1) {
-            throw new IllegalArgumentException("expected a coverage or a budget below 1 for " + policy.word()
-                    + " blocks, found both 1: nothing would be left out");
+        if (bounded != null && coverage == 1 && budget == 1) {
+            throw new IllegalArgumentException("expected a coverage or a budget below 1 for " + bounded
+                    + ", found both 1: nothing would be left out");
         }
     }
 
-    private static void require(boolean holds, String expected, Object found) {
+    static void require(boolean holds, String expected, Object found) {
         if (!holds) {
             throw new IllegalArgumentException("expected " + expected + ", found " + found);
         }
