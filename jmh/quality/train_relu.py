@@ -1,13 +1,13 @@
 """Trains an OPT-shaped ReLU model for real, on the Python sources found on this machine, and writes what `jmh/run quality`
 tunes it on: C and C++ headers, which are text of another kind.
 
-    train_relu.py --output DIR --seconds 300 --device cuda
+    train_relu.py --output DIR --tokens 101e6 --seconds 420 --device cuda
 
 writes into DIR: model/ (Hugging Face), pretrain.jsonl (Python the model was not trained on), tune.jsonl and held.jsonl
 (headers, apart by file), as {"context": [ids], "completion": [ids]}, and train.json, which says what was done.
 
---seconds bounds everything: reading, tokenizing, compiling and training. The learning rate follows the time that has passed,
-so the training ends well wherever it ends.
+Training ends at --tokens, or earlier where --seconds are over, which bound everything: reading, tokenizing, compiling and
+training. The learning rate follows what is nearer its end, so the training ends well wherever it ends.
 """
 import argparse
 import glob
@@ -42,8 +42,9 @@ def parse():
     parser.add_argument("--output", required=True)
     parser.add_argument("--shape", choices=SHAPES, default="opt-125m")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=300, help="for everything")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--tokens", type=float, default=101e6, help="to train on")
+    parser.add_argument("--seconds", type=float, default=420, help="most, for everything")
+    parser.add_argument("--batch-tokens", type=int, default=65536, help="of a step")
     parser.add_argument("--seq-len", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--tokenizer", help="folder with a tokenizer.json; without it, byte-level BPE is trained")
@@ -186,7 +187,7 @@ def train(options, model, data):
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=0.1, fused=device == "cuda")
     run = model if options.no_compile or device == "cpu" else torch.compile(model)
     order = np.random.default_rng(0).permutation(len(rows))
-    batch = min(options.batch_size, len(rows))
+    batch = min(max(1, options.batch_tokens // options.seq_len), len(rows))
     cursor, step, loss = 0, 0, None
     # A processor without bf16 products would only emulate them.
     half = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
@@ -206,9 +207,11 @@ def train(options, model, data):
             log("training")
         # What is left of the time; the last seconds are for writing.
         left = options.seconds - 8 - (time.time() - BEGAN)
-        if step > 3 and left <= 0:
+        trained = step * batch * options.seq_len
+        if step > 3 and (left <= 0 or trained >= options.tokens):
             break
-        done = 0 if began is None else (time.time() - began) / max(1e-3, time.time() - began + max(0, left))
+        passed = 0 if began is None else (time.time() - began) / max(1e-3, time.time() - began + max(0, left))
+        done = min(1, max(passed, trained / options.tokens))
         rate = options.lr * min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -55,7 +55,7 @@ final class QualityCommand implements Callable<Integer> {
     private int threads;
     @Option(names = "--shape", defaultValue = "opt-125m", description = "Of the model that is trained: opt-125m or tiny.")
     private String shape;
-    @Option(names = "--train-seconds", defaultValue = "300", description = "For reading text, compiling and training the model.")
+    @Option(names = "--train-seconds", defaultValue = "420", description = "Most for reading text, compiling and training the model.")
     private int trainSeconds;
     @Option(names = "--train-options", defaultValue = "", description = "More options of quality/train_relu.py, in one word.")
     private String trainOptions;
