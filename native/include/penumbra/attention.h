@@ -36,7 +36,8 @@ PNB_API pnb_status pnb_attention_forward(pnb_context* context, const pnb_attenti
 
 /* Gradients of the above, for cu_seqlens_q equal to cu_seqlens_k. With blocks only the listed blocks' scores have gradients;
    lse and o may come from a forward pass without lists, or with longer ones: then this is the exact gradient's part that
-   flows through the listed blocks. */
+   flows through the listed blocks, and a query's score gradients no longer add up to zero. To train, take both from a forward pass
+   over the same lists. */
 typedef struct pnb_attention_backward_params {
   uint32_t struct_size;
   float scale;

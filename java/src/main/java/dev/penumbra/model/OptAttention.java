@@ -98,7 +98,11 @@ final class OptAttention {
                 output(b), lse(b), batch.borders(), batch.borders(), batch.maxSeqlen(), blocks));
     }
 
-    /** dQkv = the gradient of b.qkv, from that of b.attention. */
+    /**
+     * dQkv = the gradient of b.qkv, from that of b.attention. Where blocks are skipped here alone it is that of attention over the
+     * other blocks, whose probabilities sum to one; b.attention and b.lse are that attention's then. The exact ones would leave
+     * each query a gradient that points along its keys' mean, which is not small where the skipped mass is.
+     */
     void backward(int i, LayerBuffers b, Tensor dAttention, Tensor dQkv, Run run) {
         AttentionBlocks blocks = null;
         if (isSparse(i, run)) {
@@ -108,6 +112,9 @@ final class OptAttention {
                 selection.chooseBefore(i);
             }
             blocks = selection.blocks(i);
+            if (selection.isBackwardOnly()) {
+                forward(b, blocks);
+            }
         }
         buffers.run(new AttentionBackward(config.attentionScale(), part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2),
                 output(b), lse(b), heads(dAttention), part(dQkv, 0), part(dQkv, 1), part(dQkv, 2), batch.borders(),

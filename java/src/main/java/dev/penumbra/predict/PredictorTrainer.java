@@ -14,6 +14,8 @@ import java.util.function.ToDoubleFunction;
  */
 public final class PredictorTrainer {
 
+    /** Of the mass that counts half, as a part of the blocks' mean. */
+    private static final double LEAST_MIDDLE = 1.0 / 16;
     private static final double[] RIDGES = {1e-3, 1e-2, 1e-1};
     /** Steps of a weight, as a part of the matrix's root mean square. */
     private static final double RATE = 0.02;
@@ -58,13 +60,14 @@ public final class PredictorTrainer {
         for (int i = 0; i < y.values().length; i++) {
             this.y.values()[i] = y.values()[i] / scale;
         }
-        importance = importance(means);
+        importance = importance(means, scale);
     }
 
-    private static float[] importance(float[] means) {
+    private static float[] importance(float[] means, float mean) {
         float[] sorted = means.clone();
         Arrays.sort(sorted);
-        double middle = Math.max(sorted[sorted.length / 2], Float.MIN_NORMAL);
+        // Where most blocks are dead their median says nothing, and no living one may be without any importance.
+        double middle = Math.max(sorted[sorted.length / 2], mean * LEAST_MIDDLE);
         float[] result = new float[means.length];
         for (int b = 0; b < result.length; b++) {
             result[b] = (float) (1 / (1 + Math.pow(means[b] / middle, 2)));

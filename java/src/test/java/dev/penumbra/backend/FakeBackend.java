@@ -33,7 +33,7 @@ import org.jspecify.annotations.Nullable;
  * A backend without native code: computes in plain Java on host memory, and keeps every operation it ran. It is stricter
  * than a device where that finds misuse: operations that have a workspace want one, and nothing works after close.
  */
-public final class FakeBackend implements Backend {
+public class FakeBackend implements Backend {
 
     private static final long WORKSPACE_BYTES = 64;
 

@@ -138,6 +138,30 @@ class PredictorTrainerTest {
         assertThat(refined).as("seed %d", SEED).isGreaterThanOrEqualTo(closed);
     }
 
+    /** Trained models have layers of which most neurons never fire. */
+    @Test
+    void mostBlocksMayBeDead() {
+        Random random = new Random(SEED);
+        Data made = draw(150, random);
+        Data held = draw(40, random);
+        for (Matrix y : new Matrix[]{made.y(), held.y()}) {
+            for (int p = 0; p < y.rows(); p++) {
+                for (int b = KEPT + 2; b < BLOCKS; b++) {
+                    y.set(p, b, 0);
+                }
+            }
+        }
+        LowRankPredictor predictor = PredictorTrainer.train(made.x(), made.y(), settings(4),
+                p -> covered(made.y(), PredictorScores.of(p, made.x(), POOLS)));
+        for (float[] values : new float[][]{predictor.a(), predictor.b(), predictor.bias()}) {
+            for (float value : values) {
+                assertThat(value).isFinite();
+            }
+        }
+        assertThat(covered(held.y(), PredictorScores.of(predictor, held.x(), POOLS)))
+                .isGreaterThan(0.97 * covered(held.y(), sums(held.y())));
+    }
+
     @Test
     void lessThanAListIsRefused() {
         assertThatThrownBy(

@@ -7,6 +7,7 @@ import static org.assertj.core.api.Assertions.within;
 import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.Backends;
 import dev.penumbra.backend.Device;
+import dev.penumbra.backend.Elements;
 import dev.penumbra.backend.FakeBackend;
 import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.AttentionForward;
@@ -30,6 +31,7 @@ import dev.penumbra.predict.MlpSparsity;
 import dev.penumbra.predict.SelectionPolicy;
 import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.sparse.BlockMask;
+import dev.penumbra.tensor.Tensor;
 import dev.penumbra.train.SparseFixture.Result;
 import java.io.IOException;
 import java.nio.file.Path;
@@ -204,6 +206,49 @@ class AttentionPassTest {
         }
     }
 
+    /** What all keys have in common moves no softmax, so their gradients add up to zero, whichever blocks are kept. */
+    @ParameterizedTest
+    @EnumSource(Pass.class)
+    void gradientsOfKeysAddUpToZero(Pass pass) throws IOException {
+        double[] worst = {0};
+        int[] lists = {0};
+        FakeBackend watching = new FakeBackend() {
+            @Override
+            public void run(Operation operation) {
+                super.run(operation);
+                if (operation instanceof AttentionBackward op && op.blocks() != null) {
+                    lists[0]++;
+                    worst[0] = Math.max(worst[0], sumOfKeys(op.dk()));
+                }
+            }
+        };
+        try (SparseFixture f = AttentionFixture.open(folder, watching, true)) {
+            run(f, AttentionFixture.sparsity(f, AttentionFixture.config(AttentionPolicy.ORACLE, pass, 1, 0.5)));
+        }
+        assertThat(lists[0]).isEqualTo(2);
+        assertThat(worst[0]).isLessThan(1e-5);
+    }
+
+    /** The length of the rows' sum beside the sum of their lengths, of the worst head. */
+    private static double sumOfKeys(Tensor dk) {
+        double worst = 0;
+        for (long head = 0; head < dk.shape().dim(1); head++) {
+            double[] sum = new double[(int) dk.shape().dim(2)];
+            double lengths = 0;
+            for (long row = 0; row < dk.shape().dim(0); row++) {
+                double square = 0;
+                for (int d = 0; d < sum.length; d++) {
+                    double value = Elements.get(dk, row, head, d);
+                    sum[d] += value;
+                    square += value * value;
+                }
+                lengths += Math.sqrt(square);
+            }
+            worst = Math.max(worst, Math.sqrt(Arrays.stream(sum).map(s -> s * s).sum()) / lengths);
+        }
+        return worst;
+    }
+
     /** What is asked of the backend, in its order. */
     @Test
     void listsAreMadeBeforeTheyAreReadAndExactPassesReadNone() throws IOException {
@@ -227,7 +272,7 @@ class AttentionPassTest {
                     }
                 }
                 assertThat(forward).isEqualTo(
-                        pass == Pass.BOTH ? List.of(false, true, false, true) : List.of(false, false));
+                        pass == Pass.BOTH ? List.of(false, true, false, true) : List.of(false, false, true, true));
                 assertThat(backward).containsExactly(true, true);
                 assertThat(strides).isEqualTo(pass == Pass.BOTH ? List.of(1, 1) : List.of(4, 4));
                 fake.forgetOperations();
