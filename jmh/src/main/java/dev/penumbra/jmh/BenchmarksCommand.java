@@ -71,7 +71,7 @@ final class BenchmarksCommand implements Callable<Integer> {
         Ceilings ceilings = ceilings(results);
         System.out.print(table(results, ceilings));
         if (record) {
-            OtherWork.requireLittle(othersShare);
+            OtherWork.requireLittle(othersShare, device);
             record(results, ceilings);
         }
         return 0;

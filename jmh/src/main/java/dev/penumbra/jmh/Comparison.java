@@ -1,5 +1,6 @@
 package dev.penumbra.jmh;
 
+import dev.penumbra.backend.Device;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.List;
@@ -55,8 +56,9 @@ final class Comparison {
      *
      * @throws IllegalStateException when the machine was busy with something else
      */
-    void record(String name) throws IOException {
-        OtherWork.requireLittle(othersShare);
+    void record(String name, Device.Kind device) throws IOException {
+        OtherWork.requireLittle(othersShare, device);
+        report.put("others_share", Results.rounded(othersShare));
         ArrayNode list = report.putArray("comparisons");
         for (Figure f : figures) {
             ObjectNode node = list.addObject();

@@ -57,7 +57,7 @@ final class E2eVsPeftCommand implements Callable<Integer> {
                         longest.tokensPerSecond())
                 .print();
         if (record) {
-            comparison.record(device.name().toLowerCase(Locale.ROOT) + "-e2e-" + shape.checkpoint);
+            comparison.record(device.name().toLowerCase(Locale.ROOT) + "-e2e-" + shape.checkpoint, device);
         }
         return 0;
     }

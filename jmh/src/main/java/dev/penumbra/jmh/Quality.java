@@ -130,12 +130,23 @@ record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, do
     /** Of attention, alone and with the MLPs' blocks. */
     static List<Quality> ofAttention() {
         List<Quality> ways = new ArrayList<>(List.of(DENSE));
-        for (double coverage : new double[]{0.99, 0.95}) {
+        for (double coverage : new double[]{0.99, 0.95, 0.9}) {
             ways.add(attention(AttentionPolicy.ORACLE, Pass.BACKWARD, coverage, 1));
+        }
+        for (double coverage : new double[]{0.995, 0.99, 0.95}) {
             ways.add(attention(AttentionPolicy.PREDICTED, Pass.BOTH, coverage, 1));
+        }
+        for (double coverage : new double[]{0.95, 0.9}) {
+            ways.add(coverage(SelectionPolicy.ORACLE, Pass.BACKWARD, 0.9)
+                    .with(new Attention(AttentionPolicy.ORACLE, Pass.BACKWARD, coverage, 1)));
+        }
+        for (double[] coverages : new double[][]{{0.99, 0.99}, {0.99, 0.995}, {0.995, 0.995}}) {
+            ways.add(coverage(SelectionPolicy.PREDICTED, Pass.BOTH, coverages[0])
+                    .with(new Attention(AttentionPolicy.PREDICTED, Pass.BOTH, coverages[1], 1)));
         }
         for (double budget : new double[]{0.5, 0.3}) {
             ways.add(attention(AttentionPolicy.ORACLE, Pass.BACKWARD, 1, budget));
+            ways.add(attention(AttentionPolicy.RANDOM, Pass.BACKWARD, 1, budget));
             for (AttentionPolicy policy : List.of(AttentionPolicy.PREDICTED, AttentionPolicy.STATIC, AttentionPolicy.BIGBIRD,
                     AttentionPolicy.LONGFORMER, AttentionPolicy.RANDOM, AttentionPolicy.ORACLE)) {
                 ways.add(attention(policy, Pass.BOTH, 1, budget));
@@ -143,10 +154,6 @@ record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, do
         }
         ways.add(budget(SelectionPolicy.ORACLE, Pass.BACKWARD, 0.5)
                 .with(new Attention(AttentionPolicy.ORACLE, Pass.BACKWARD, 1, 0.5)));
-        ways.add(coverage(SelectionPolicy.ORACLE, Pass.BACKWARD, 0.9)
-                .with(new Attention(AttentionPolicy.ORACLE, Pass.BACKWARD, 0.95, 1)));
-        ways.add(coverage(SelectionPolicy.PREDICTED, Pass.BOTH, 0.99)
-                .with(new Attention(AttentionPolicy.PREDICTED, Pass.BOTH, 0.99, 1)));
         return ways;
     }
 

@@ -102,7 +102,7 @@ final class StepVsPeftCommand implements Callable<Integer> {
         });
         comparison.print();
         if (record) {
-            comparison.record(name);
+            comparison.record(name, device);
         }
         return 0;
     }
