@@ -295,15 +295,12 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
     rows.finish();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (last_row + 8 * i >= last_queries) continue;
+      bool inside = last_row + 8 * i < last_queries;
       bool empty = rows.sum[i] == 0.0f;
       float inverse = empty ? 0.0f : 1.0f / rows.sum[i];
       int token = last_query + last_row + 8 * i;
-      __nv_bfloat16* row = a.o.row(token, last_head) + 2 * (lane % 4);
-#pragma unroll
-      for (int j = 0; j < kDim / 8; ++j) {
-        *reinterpret_cast<uint32_t*>(row + 8 * j) = pack_bf16(o[4 * j + 2 * i] * inverse, o[4 * j + 2 * i + 1] * inverse);
-      }
+      store_row<kDim>(a.o.row(token, last_head), o, i, inverse, inside);
+      if (!inside) continue;
       if (a.lse != nullptr && lane % 4 == 0) {
         a.lse[last_head * a.lse_stride + token] = empty ? 0.0f : rows.maximum[i] * a.scale + logf(rows.sum[i]);
       }

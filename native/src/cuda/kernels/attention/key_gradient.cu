@@ -146,14 +146,7 @@ template <int kDim>
 __device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const float (&d)[kDim / 2], int head, int token, int left,
                                            float factor) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (8 * h >= left) continue;
-    __nv_bfloat16* row = to.row(token + 8 * h, head) + 2 * (threadIdx.x % 4);
-#pragma unroll
-    for (int j = 0; j < kDim / 8; ++j) {
-      *reinterpret_cast<uint32_t*>(row + 8 * j) = pack_bf16(d[4 * j + 2 * h] * factor, d[4 * j + 2 * h + 1] * factor);
-    }
-  }
+  for (int h = 0; h < 2; ++h) store_row<kDim>(to.row(token + 8 * h, head), d, h, factor, 8 * h < left);
 }
 
 // `units` is for the turns of Units.
