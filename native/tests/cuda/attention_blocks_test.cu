@@ -26,19 +26,30 @@ int64_t width_of(const Shape& s, int size) {
   return (longest + size - 1) / size + 1;  // one to spare
 }
 
+// Operands for several masks, with what the reference takes of them.
+struct Given {
+  explicit Given(const Shape& s) : x(s, true), q(x.part(0)), k(x.part(1)), v(x.part(2)), d_o(x.d_o.values()) {
+    for (double& value : d_o) value = std::isnan(value) ? 0.0 : value;
+  }
+
+  Operands x;
+  std::vector<double> q, k, v, d_o;
+};
+
 template <typename Keeps>
-void matches(const Shape& s, int size, const std::string& kind, Keeps&& keeps, bool backward_alone = false) {
+void matches(Given& given, int size, const std::string& kind, Keeps&& keeps, bool backward_alone = false) {
+  Operands& x = given.x;
+  const Shape& s = x.shape;
   std::string what = s.text() + " blocks of " + std::to_string(size) + ", " + kind;
   BlockLists lists(s.heads, s.cu_q, s.tokens_q, size, width_of(s, size));
   lists.choose(keeps);
   DeviceBytes mask(lists.mask);
-  Operands x(s, true);
+  for (Tensor* t : {&x.o, &x.lse, &x.d_qkv}) cuda(cudaMemset(t->t.data, 0x7f, t->size() * element_bytes(t->t.dtype)));
+  x.blocks = {};
   if (!backward_alone) x.blocks = lists.params();
   x.forward();
   x.blocks = lists.params();
-  std::vector<double> d_o = x.d_o.values();
-  for (double& value : d_o) value = std::isnan(value) ? 0.0 : value;
-  Results r = reference(s, x.part(0), x.part(1), x.part(2), d_o, x.scale, false,
+  Results r = reference(s, given.q, given.k, given.v, given.d_o, x.scale, false,
                         {mask.get(), static_cast<int>(lists.slots), static_cast<int>(lists.width), size, backward_alone});
   close(x.o.values(), r.o, allowed(r.o, s), what + " o");
   std::vector<double> lse, exact, found = x.lse.values();
@@ -63,33 +74,40 @@ bool chance(double part) { return std::uniform_real_distribution<double>()(gener
 
 void masks(const Shape& s, int size, bool brief) {
   using I = int64_t;
-  matches(s, size, "all", [](I, I, I, I) { return true; });
-  matches(s, size, "none", [](I, I, I, I) { return false; });
-  matches(s, size, "a third and the diagonal", [](I, I, I i, I j) { return i == j || chance(0.33); });
-  matches(s, size, "a half, some empty", [](I h, I, I i, I) { return (i + h) % 3 != 0 && chance(0.5); });
+  Given given(s);
+  matches(given, size, "all", [](I, I, I, I) { return true; });
+  matches(given, size, "none", [](I, I, I, I) { return false; });
+  matches(given, size, "a third and the diagonal", [](I, I, I i, I j) { return i == j || chance(0.33); });
+  matches(given, size, "a half, some empty", [](I h, I, I i, I) { return (i + h) % 3 != 0 && chance(0.5); });
   if (brief) return;
-  matches(s, size, "the diagonal", [](I, I, I i, I j) { return i == j; });
-  matches(s, size, "the first column", [](I, I, I, I j) { return j == 0; });
-  matches(s, size, "all but the diagonal", [](I, I, I i, I j) { return i != j; });
-  matches(s, size, "a third and the diagonal, backward alone", [](I, I, I i, I j) { return i == j || chance(0.33); }, true);
+  matches(given, size, "the diagonal", [](I, I, I i, I j) { return i == j; });
+  matches(given, size, "the first column", [](I, I, I, I j) { return j == 0; });
+  matches(given, size, "all but the diagonal", [](I, I, I i, I j) { return i != j; });
+  matches(given, size, "a third and the diagonal, backward alone", [](I, I, I i, I j) { return i == j || chance(0.33); }, true);
 }
 
-void cases(bool brief) {
-  for (int64_t dim : {64, 80, 128}) {
-    for (const Shape& s : {packed(PNB_DTYPE_BF16, 2, dim, lengths({300, 0, 129}), 470), packed(PNB_DTYPE_BF16, 1, dim, lengths({1}), 40),
-                           packed(PNB_DTYPE_BF16, 2, dim, {0, 0, 0}, 140)}) {
-      masks(s, 128, true);
-    }
-    if (brief) continue;
-    masks(packed(PNB_DTYPE_BF16, 3, dim, lengths({1000, 1, 255, 513, 64, 65, 63, 128}), 2200), 128, false);
-    masks(packed(PNB_DTYPE_BF16, 2, dim, random_lengths(24, 300), 7300), 128, false);
-    masks(packed(PNB_DTYPE_BF16, 8, dim, lengths({2048, 1111}), 3159), 128, true);
-    masks(packed(PNB_DTYPE_BF16, 2, dim, lengths({300, 77}), 400), 64, true);
-    // Many short units for each block of threads.
-    std::vector<int32_t> cu = random_lengths(30, 150);
-    for (int32_t length : {700, 0, 385}) cu.push_back(cu.back() + length);
-    masks(packed(PNB_DTYPE_BF16, 32, dim, cu, cu.back() + 33), 128, true);
+void cases(int64_t dim, bool brief) {
+  for (const Shape& s : {packed(PNB_DTYPE_BF16, 2, dim, lengths({300, 0, 129}), 470), packed(PNB_DTYPE_BF16, 1, dim, lengths({1}), 40),
+                         packed(PNB_DTYPE_BF16, 2, dim, {0, 0, 0}, 140)}) {
+    masks(s, 128, true);
   }
+  if (brief) return;
+  masks(packed(PNB_DTYPE_BF16, 3, dim, lengths({1000, 1, 255, 513, 64, 65, 63, 128}), 2200), 128, false);
+  std::vector<int32_t> cu = random_lengths(24, 300);
+  masks(packed(PNB_DTYPE_BF16, 2, dim, cu, cu.back() + 100), 128, false);
+  masks(packed(PNB_DTYPE_BF16, 4, dim, lengths({2048, 1111}), 3159), 128, true);
+  masks(packed(PNB_DTYPE_BF16, 2, dim, lengths({300, 77}), 400), 64, true);
+  // Many short units for each block of threads.
+  cu = random_lengths(40, 40);
+  for (int32_t length : {700, 0, 385}) cu.push_back(cu.back() + length);
+  Given many(packed(PNB_DTYPE_BF16, 32, dim, cu, cu.back() + 33));
+  for (int draw = 0; draw < 2; ++draw) {
+    matches(many, 128, "many, some empty", [](int64_t h, int64_t, int64_t i, int64_t) { return (i + h) % 3 != 0 && chance(0.6); });
+  }
+}
+
+// Shapes that the fast kernels do not take.
+void plain_cases(bool brief) {
   masks(packed(PNB_DTYPE_F32, 2, 64, lengths({300, 1, 129}), 470), 128, brief);
   masks(packed(PNB_DTYPE_F32, 2, 20, lengths({200, 0, 130}), 340), 64, brief);
   masks(packed(PNB_DTYPE_BF16, 2, 33, lengths({150, 9}), 160), 64, true);
@@ -438,18 +456,32 @@ void masses(bool brief) {
 
 }  // namespace
 
-// "brief": short sizes only, for tools that slow every access down. A part's name: that part alone.
+// "brief": short sizes only, for tools that slow every access down. A part's name: that part alone. "lists" followed by a head size:
+// that one's lists alone; "rest": what else is of "lists".
 int main(int argc, char** argv) {
-  bool brief = argc > 1 && std::string(argv[1]) == "brief";
-  std::string only = argc > 1 && argv[argc - 1] != std::string("brief") ? argv[argc - 1] : "";
+  bool brief = false;
+  std::string only;
+  int64_t dim_alone = 0;
+  for (const std::string& word : std::vector<std::string>(argv + 1, argv + argc)) {
+    if (word == "brief") brief = true;
+    else if (int64_t dim = std::atoll(word.c_str()); dim > 0) dim_alone = dim;
+    else only = word;
+  }
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   auto part = [&](const char* name) { return only.empty() || only == name; };
   backend();
   if (part("select")) selections(brief);
   if (part("predict")) predictions(brief);
   if (part("mass")) masses(brief);
   if (part("lists")) {
-    cases(brief);
-    for (int64_t dim : {64, 80, 128}) nan_stays_in_its_sample(dim);
+    for (int64_t dim : {64, 80, 128}) {
+      if (dim_alone != 0 && dim != dim_alone) continue;
+      cases(dim, brief);
+      nan_stays_in_its_sample(dim);
+    }
+  }
+  if ((part("lists") && dim_alone == 0) || only == "rest") {
+    plain_cases(brief);
     captured();
   }
   return finish("attention blocks");

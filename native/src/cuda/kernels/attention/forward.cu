@@ -151,17 +151,17 @@ struct Softmax {
   float maximum[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0f, 0.0f};  // this thread's columns only, until finish()
 
-  // Scores become probabilities relative to the highest score so far; correction[i] is what older outputs shrink by. With
-  // kRarely they may also be relative to one up to 8 binary orders lower, so that most corrections are 1; what they are
-  // relative to cancels out in the end. False: all of the warp's corrections are 1.
-  template <bool kRarely>
+  // The first kColumns scores become probabilities relative to the highest score so far; correction[i] is what older outputs
+  // shrink by. With kRarely they may also be relative to one up to 8 binary orders lower, so that most corrections are 1; what
+  // they are relative to cancels out in the end. False: all of the warp's corrections are 1.
+  template <bool kRarely, int kColumns>
   __device__ __forceinline__ bool update(float (&s)[kKeys / 2], float (&correction)[2]) {
     float highest[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       highest[i] = maximum[i];
 #pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) highest[i] = fmaxf(highest[i], fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
+      for (int j = 0; j < kColumns / 8; ++j) highest[i] = fmaxf(highest[i], fmaxf(s[4 * j + 2 * i], s[4 * j + 2 * i + 1]));
       highest[i] = fmaxf(highest[i], __shfl_xor_sync(0xffffffff, highest[i], 1));
       highest[i] = fmaxf(highest[i], __shfl_xor_sync(0xffffffff, highest[i], 2));
       correction[i] = 1.0f;
@@ -184,7 +184,7 @@ struct Softmax {
       float base = maximum[i] == -INFINITY ? 0.0f : maximum[i] * factor;
       float total[2] = {sum[i], 0.0f};
 #pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
+      for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& x = s[4 * j + 2 * i + e];
@@ -207,11 +207,12 @@ struct Softmax {
   }
 };
 
-// Columns from seen[i] on, counted from the tile's first, become minus infinity.
+// Of the first kColumns columns, those from seen[i] on become minus infinity.
+template <int kColumns>
 __device__ __forceinline__ void mask(float (&s)[kKeys / 2], const int (&seen)[2]) {
   int column = 2 * static_cast<int>(threadIdx.x % 4);
 #pragma unroll
-  for (int j = 0; j < kKeys / 8; ++j) {
+  for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if (8 * j + column + e % 2 >= seen[e / 2]) s[4 * j + e] = -INFINITY;
@@ -227,7 +228,9 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
   int thread = threadIdx.x - kWarpgroup;  // the producer's warpgroup is the first
   int warpgroup = uniform(thread / kWarpgroup);
   int lane = thread % 32;
-  int own_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16 + lane / 4;  // of a unit's; and the one 8 further
+  // Which 64 of a unit's rows are this warpgroup's. By lists both take the upper ones in turn, which see less.
+  int part = warpgroup;
+  const int part_row = thread % kWarpgroup / 32 * 16 + lane / 4;  // of the part's rows; and the one 8 further
   Ring<S::kQueries> query;
   Ring<kSlots<kDim>> key_ring, value_ring;
   Turns<kWarpgroups, 1 + kWarpgroups> turns(warpgroup);
@@ -249,7 +252,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
     wgmma::fence(s);
     wgmma::begin();
     uint32_t keys = shared_address(shared.keys[key_ring.slot]);
-    S::Key::template product_of_rows<kKeys, typename S::Query>(s, q, 64 * warpgroup, keys);
+    S::Key::template product_of_rows<kKeys, typename S::Query>(s, q, 64 * part, keys);
     wgmma::commit();
   };
   auto release_keys = [&]() PNB_INLINE {
@@ -295,15 +298,12 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
     rows.finish();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (last_row + 8 * i >= last_queries) continue;
+      bool inside = last_row + 8 * i < last_queries;
       bool empty = rows.sum[i] == 0.0f;
       float inverse = empty ? 0.0f : 1.0f / rows.sum[i];
       int token = last_query + last_row + 8 * i;
-      __nv_bfloat16* row = a.o.row(token, last_head) + 2 * (lane % 4);
-#pragma unroll
-      for (int j = 0; j < kDim / 8; ++j) {
-        *reinterpret_cast<uint32_t*>(row + 8 * j) = pack_bf16(o[4 * j + 2 * i] * inverse, o[4 * j + 2 * i + 1] * inverse);
-      }
+      store_row<kDim>(a.o.row(token, last_head), o, i, inverse, inside);
+      if (!inside) continue;
       if (a.lse != nullptr && lane % 4 == 0) {
         a.lse[last_head * a.lse_stride + token] = empty ? 0.0f : rows.maximum[i] * a.scale + logf(rows.sum[i]);
       }
@@ -312,7 +312,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
   auto store_zeros = [&](int head, const Place& place) PNB_INLINE {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      int row = place.row + own_row + 8 * i;
+      int row = place.row + 64 * part + part_row + 8 * i;
       if (row >= place.queries) continue;
       zero_quad_row<kDim>(a.o.row(place.query + row, head), lane % 4);
       if (a.lse != nullptr && lane % 4 == 0) a.lse[head * a.lse_stride + place.query + row] = 0.0f;
@@ -328,16 +328,26 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
   };
 
   auto visit = [&](int head, const Place& place, const auto& blocks) PNB_INLINE {
-    const int row = place.row + own_row;
+    const int row = place.row + 64 * part + part_row;
     uint32_t q = shared_address(shared.queries[query.slot]);
 
-    auto probabilities = [&](int i) PNB_INLINE {
+    // Keys behind the first so many have none.
+    auto probabilities_of = [&](int i, auto columns) PNB_INLINE {
+      constexpr int kColumns = decltype(columns)::value;
       if (i < blocks.masked) {
         int first = blocks.at(i) * kKeys;
         const int seen[2] = {place.seen(row) - first, place.seen(row + 8) - first};
-        mask(s, seen);
+        mask<kColumns>(s, seen);
       }
-      grows = softmax.template update<kScalesRarely<kDim, kWarpgroups>>(s, correction);
+      grows = softmax.template update<kScalesRarely<kDim, kWarpgroups>, kColumns>(s, correction);
+#pragma unroll
+      for (int j = kColumns / 2; j < kKeys / 2; ++j) s[j] = 0.0f;
+    };
+    auto probabilities = [&](int i) PNB_INLINE { probabilities_of(i, std::integral_constant<int, kKeys>()); };
+    auto first_probabilities = [&]() PNB_INLINE {
+      // The upper rows of a block see none of its keys' second half.
+      if (kListed && part == 0 && blocks.masked > 0) probabilities_of(0, std::integral_constant<int, kKeys / 2>());
+      else probabilities(0);
     };
     auto left = [&](int i) PNB_INLINE { return place.keys - blocks.at(i) * kKeys; };
     auto becomes_last = [&]() PNB_INLINE {
@@ -377,7 +387,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
         wait_scores(One());
         Softmax ended = softmax;
         softmax = fresh;
-        probabilities(0);
+        first_probabilities();
         settle_output(true);
         store(ended);
       } else {
@@ -385,7 +395,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
         start_scores(q);
         wait_scores(None());
         softmax = fresh;
-        probabilities(0);
+        first_probabilities();
       }
       becomes_last();
       clear();
@@ -415,12 +425,13 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
     for (int u = 0; u < shared.units.count; ++u) {
       Visit next = shared.units.at[u];
       Place place(next);
+      part = warpgroup ^ (u & 1);
       if (next.count() == 0) {
         store_zeros(next.head(), place);
         continue;
       }
       shared.query_full[query.slot].wait(query.parity);
-      visit(next.head(), place, place.blocks(place.row + 64 * warpgroup, next));
+      visit(next.head(), place, place.blocks(place.row + 64 * part, next));
     }
   } else {
     Unit unit;
@@ -428,7 +439,7 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
     for (int n = 0; units.turn(n, unit, head);) {
       Place place(a, unit, S::kRows);
       shared.query_full[query.slot].wait(query.parity);
-      visit(head, place, place.blocks(place.row + 64 * warpgroup));
+      visit(head, place, place.blocks(place.row + 64 * part));
     }
   }
   if (pending) drain();
@@ -468,14 +479,14 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kerne
   }
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
-    give_registers<kListed ? kListedProducerRegisters : kWarpgroups == 2 ? 24 : 32>();
+    give_registers<kListed && kDim == 64 ? kListedProducerRegisters : kWarpgroups == 2 ? 24 : 32>();
     if constexpr (kListed) {
       if (threadIdx.x < 32) produce_listed(a, shared);
     } else {
       if (threadIdx.x == 0) produce(a, shared, units);
     }
   } else {
-    take_registers<kListed ? kListedConsumerRegisters : kWarpgroups == 2 ? 240 : 160>();
+    take_registers<kListed && kDim == 64 ? kListedConsumerRegisters : kWarpgroups == 2 ? 240 : 160>();
     consume<kDim, kWarpgroups, kListed>(a, shared, units);
   }
 }

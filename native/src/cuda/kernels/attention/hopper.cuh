@@ -19,6 +19,13 @@ constexpr int kWarpgroup = 128;
 // A value that all lanes of a warp share, told to the compiler: it serialises products in branches that might diverge.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
 
+// The same value, of which the compiler knows nothing: what is made of it in a loop is made in each turn anew, rather than before
+// the loop in registers that are not there.
+__device__ __forceinline__ uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // A barrier of shared memory whose phase ends when all expected arrivals and copied bytes have come in.

@@ -29,22 +29,65 @@ template <int kDim>
 constexpr int kKeySlots = kDim == 80 ? 2 : 1;
 template <int kDim>
 constexpr int kSlots = kDim == 64 ? 5 : 4;
+// Units by lists are too short to wait for keys and values at each one's beginning. Where there is no room for the next unit's beside
+// this one's and its queries, they share a pool.
+template <int kDim, bool kListed>
+constexpr bool kPooled = kListed && kDim == 128;
+
+// Who has which chunk of a pool. A unit's keys and its values hold one each to its end, and tiles of queries take the others in turn;
+// the next unit's keys and values come next in turn, while this one's last tiles are in use. The warp that fills chunks and those
+// that read them go through the same steps, and so agree.
+struct Chunks {
+  static constexpr int kNumber = 6;
+  uint32_t queue = 0x543210;  // four bits each, the next one lowest
+  uint32_t phases = 0;        // a bit each: the parity of its barriers' phase
+  int keys = 0, values = 0;
+
+  // A unit begins.
+  __device__ void begin() {
+    keys = pop();
+    values = pop();
+  }
+  // The chunk of the unit's next tile. It is queued again at once: whoever gets it next waits until it is free. With the last tile
+  // the unit's keys and values are queued, too.
+  __device__ int tile(bool last) {
+    int chunk = pop();
+    if (last) {
+      push(keys, kNumber - 3);
+      push(values, kNumber - 2);
+    }
+    push(chunk, last ? kNumber - 1 : kNumber - 3);
+    return chunk;
+  }
+  __device__ uint32_t parity(int chunk) const { return phases >> chunk & 1; }
+  __device__ void advance(int chunk) { phases ^= 1u << chunk; }
+
+ private:
+  __device__ int pop() {
+    int chunk = static_cast<int>(queue & 15);
+    queue >>= 4;
+    return chunk;
+  }
+  __device__ void push(int chunk, int behind) { queue |= static_cast<uint32_t>(chunk) << 4 * behind; }
+};
 
 template <int kDim, bool kListed>
 struct Shared {
+  static constexpr bool kPooled = attention::kPooled<kDim, kListed>;
   static constexpr int kKeys = kKeySlots<kDim>;
-  static constexpr int kTiles = kSlots<kDim>;
+  static constexpr int kTiles = kPooled ? Chunks::kNumber : kSlots<kDim>;
   using Key = Tile<kRows, kDim>;
   using Query = Tile<kQueries, kDim>;
 
-  alignas(1024) char keys[kKeySlots<kDim>][Key::kBytes];
-  alignas(1024) char values[kKeySlots<kDim>][Key::kBytes];
-  alignas(1024) char queries[kSlots<kDim>][Query::kBytes];
-  alignas(1024) char d_o[kSlots<kDim>][Query::kBytes];
-  alignas(128) RowStats stats[kSlots<kDim>][kQueries];
+  // Queries and, behind them, d_o; a pool's chunk may also be keys or values.
+  alignas(1024) char tiles[kTiles][2 * Query::kBytes];
+  alignas(1024) char keys[kKeys][kPooled ? 1024 : Key::kBytes];
+  alignas(1024) char values[kKeys][kPooled ? 1024 : Key::kBytes];
+  static_assert(Key::kBytes == 2 * Query::kBytes, "a chunk of a pool");
+  alignas(128) RowStats stats[kTiles][kQueries];
   std::conditional_t<kListed, VisitTable, UnitTable> units;
-  Barrier key_full[kKeySlots<kDim>], key_empty[kKeySlots<kDim>];
-  Barrier full[kSlots<kDim>], empty[kSlots<kDim>];
+  Barrier key_full[kKeys], key_empty[kKeys];
+  Barrier full[kTiles], empty[kTiles];
 };
 
 struct Args {
@@ -86,16 +129,20 @@ struct Place {
   }
 };
 
+template <typename S>
+__device__ void copy_tile(const Args& a, S& shared, int slot, int head, int token) {
+  Barrier& full = shared.full[slot];
+  full.arrive_and_expect(2 * S::Query::kBytes + sizeof shared.stats[0]);
+  S::Query::copy(shared.tiles[slot], a.q, full, head, token);
+  S::Query::copy(shared.tiles[slot] + S::Query::kBytes, a.d_o, full, head, token);
+  copy_box(shared.stats[slot], a.stats, full, 0, head * static_cast<int>(a.tokens) + token);
+}
+
 // `copies`: whether this thread is the one that does.
 template <typename S>
 __device__ void copy_tile(const Args& a, S& shared, Ring<S::kTiles>& ring, int head, int token, bool copies = true) {
   shared.empty[ring.slot].wait(ring.parity ^ 1);
-  if (copies) {
-    shared.full[ring.slot].arrive_and_expect(2 * S::Query::kBytes + sizeof shared.stats[0]);
-    S::Query::copy(shared.queries[ring.slot], a.q, shared.full[ring.slot], head, token);
-    S::Query::copy(shared.d_o[ring.slot], a.d_o, shared.full[ring.slot], head, token);
-    copy_box(shared.stats[ring.slot], a.stats, shared.full[ring.slot], 0, head * static_cast<int>(a.tokens) + token);
-  }
+  if (copies) copy_tile(a, shared, ring.slot, head, token);
   ring.advance();
 }
 
@@ -141,19 +188,42 @@ __device__ void produce_listed(const Args& a, S& shared) {
   });
 }
 
+// By a warp, into a pool.
+template <typename S>
+__device__ void produce_pooled(const Args& a, S& shared) {
+  Chunks chunks;
+  bool copies = threadIdx.x == 0;
+  auto wait_empty = [&](int chunk) PNB_INLINE {
+    shared.empty[chunk].wait(chunks.parity(chunk) ^ 1);
+    chunks.advance(chunk);
+  };
+  for_each_visit<false>(a.lists, shared.units, [&](const Visit& visit, auto entry) PNB_INLINE {
+    chunks.begin();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int chunk = i == 0 ? chunks.keys : chunks.values;
+      wait_empty(chunk);
+      if (copies) {
+        shared.full[chunk].arrive_and_expect(S::Key::kBytes);
+        S::Key::copy(shared.tiles[chunk], i == 0 ? a.k : a.v, shared.full[chunk], visit.head(), visit.first + visit.row());
+      }
+    }
+    int tiles = Place::tiles(visit);
+    for (int i = 0; i < tiles; ++i) {
+      int token = visit.first + entry(i / 2) * kRows + i % 2 * kQueries;
+      int chunk = chunks.tile(i + 1 == tiles);
+      wait_empty(chunk);
+      if (copies) copy_tile(a, shared, chunk, visit.head(), token);
+    }
+  });
+}
+
 // Two rows of a gradient that this thread holds a part of; `left` rows of the sample are there from its first on.
 template <int kDim>
 __device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const float (&d)[kDim / 2], int head, int token, int left,
                                            float factor) {
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (8 * h >= left) continue;
-    __nv_bfloat16* row = to.row(token + 8 * h, head) + 2 * (threadIdx.x % 4);
-#pragma unroll
-    for (int j = 0; j < kDim / 8; ++j) {
-      *reinterpret_cast<uint32_t*>(row + 8 * j) = pack_bf16(d[4 * j + 2 * h] * factor, d[4 * j + 2 * h + 1] * factor);
-    }
-  }
+  for (int h = 0; h < 2; ++h) store_row<kDim>(to.row(token + 8 * h, head), d, h, factor, 8 * h < left);
 }
 
 // `units` is for the turns of Units.
@@ -167,6 +237,9 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
   float factor = a.scale * kLog2E;
   Ring<S::kKeys> key;
   Ring<S::kTiles> scores_ring, ring;
+  // Of a pool; the chunk of the tile whose scores came last, and of the one whose products come next.
+  Chunks chunks;
+  int scores_chunk = 0, chunk = 0;
   // Descriptors of k and v differ from step to step in constants only: with them in shared memory nothing is kept here.
   uint32_t k[kKeysInRegisters<kDim> ? kDim / 4 : 1], v[kKeysInRegisters<kDim> ? kDim / 4 : 1];
   float dk[kDim / 2], dv[kDim / 2];
@@ -176,20 +249,49 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
   bool pending = false;
   int last_head = 0, last_token = 0, last_left = 0;
 
-  auto wait_tile = [&]() PNB_INLINE {
-    // A tile that is not read is still waited for: its slot counts one release of each warp a turn.
-    shared.full[scores_ring.slot].wait(scores_ring.parity);
-    scores_ring.advance();
+  auto wait_chunk = [&](int c) PNB_INLINE {
+    shared.full[c].wait(chunks.parity(c));
+    chunks.advance(c);
   };
+  // The tile whose scores come next is there from wait_tile() on; `last`: of the unit.
+  auto wait_tile = [&](bool last) PNB_INLINE {
+    if constexpr (S::kPooled) {
+      scores_chunk = chunks.tile(last);
+      wait_chunk(scores_chunk);
+    } else {
+      shared.full[scores_ring.slot].wait(scores_ring.parity);
+    }
+  };
+  auto scores_tile = [&]() PNB_INLINE { return S::kPooled ? scores_chunk : scores_ring.slot; };
+  auto scored = [&]() PNB_INLINE {
+    if constexpr (!S::kPooled) scores_ring.advance();
+  };
+  auto tile = [&]() PNB_INLINE { return S::kPooled ? chunk : ring.slot; };
+  // The tile has been read, and the one whose scores came last is next.
   auto release = [&]() PNB_INLINE {
-    shared.empty[ring.slot].arrive_together();
-    ring.advance();
+    shared.empty[tile()].arrive_together();
+    if constexpr (S::kPooled) chunk = scores_chunk;
+    else ring.advance();
+  };
+  // A tile that is not read is still waited for: its slot counts one release of each warp a turn. A ring's are released in turn.
+  auto pass_tile = [&](bool last) PNB_INLINE {
+    wait_tile(last);
+    scored();
+    if constexpr (S::kPooled) shared.empty[scores_chunk].arrive_together();
+  };
+  auto release_passed = [&]() PNB_INLINE {
+    if constexpr (!S::kPooled) release();
   };
   auto release_keys = [&]() PNB_INLINE {
     // The copy engine writes there next: reads of this thread that are under way come first.
     fence_async_proxy();
-    shared.key_empty[key.slot].arrive_together();
-    key.advance();
+    if constexpr (S::kPooled) {
+      shared.empty[chunks.keys].arrive_together();
+      shared.empty[chunks.values].arrive_together();
+    } else {
+      shared.key_empty[key.slot].arrive_together();
+      key.advance();
+    }
   };
   auto clear = [&]() PNB_INLINE {
 #pragma unroll
@@ -203,8 +305,8 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     wgmma::fence(dv);
     wgmma::fence(dk);
     wgmma::begin();
-    S::Query::add_product(dv, p, shared_address(shared.d_o[ring.slot]));
-    S::Query::add_product(dk, ds, shared_address(shared.queries[ring.slot]));
+    S::Query::add_product(dv, p, shared_address(shared.tiles[tile()]) + S::Query::kBytes);
+    S::Query::add_product(dk, ds, shared_address(shared.tiles[tile()]));
     wgmma::commit();
   };
   auto finish_products = [&]() PNB_INLINE {
@@ -222,12 +324,23 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
 
   auto visit = [&](int head, const Place& place, const auto& blocks) PNB_INLINE {
     const int rows[2] = {place.row + own_row, place.row + own_row + 8};
-    uint32_t keys = shared_address(shared.keys[key.slot]), values = shared_address(shared.values[key.slot]);
+    uint32_t keys, values;
+    if constexpr (S::kPooled) {
+      chunks.begin();
+      wait_chunk(chunks.keys);
+      wait_chunk(chunks.values);
+      keys = shared_address(shared.tiles[chunks.keys]), values = shared_address(shared.tiles[chunks.values]);
+    } else {
+      shared.key_full[key.slot].wait(key.parity);
+      keys = shared_address(shared.keys[key.slot]), values = shared_address(shared.values[key.slot]);
+    }
 
+    // Where keys and values change places, the compiler would keep the descriptors of all steps, for which there are no registers.
+    auto again = [&](uint32_t address) PNB_INLINE { return S::kPooled ? opaque(address) : address; };
     auto start_scores = [&](int i) PNB_INLINE {
-      shared.full[scores_ring.slot].wait(scores_ring.parity);
-      char* queries = shared.queries[scores_ring.slot];
-      char* d_o = shared.d_o[scores_ring.slot];
+      wait_tile(i + 1 == blocks.count);
+      char* queries = shared.tiles[scores_tile()];
+      char* d_o = queries + S::Query::kBytes;
       // Zero probabilities do not hide the NaN of a row behind the sample.
       if (int left = place.length - blocks.at(i) * kQueries; left < kQueries) {
         S::Query::zero_rows(queries, left, thread % kWarpgroup);
@@ -238,17 +351,17 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       wgmma::fence(s);
       wgmma::begin();
       if constexpr (kKeysInRegisters<kDim>) S::Query::template product_of_rows<kQueries>(s, k, shared_address(queries));
-      else S::Query::template product_of_rows<kQueries, typename S::Key>(s, keys, 64 * warpgroup, shared_address(queries));
+      else S::Query::template product_of_rows<kQueries, typename S::Key>(s, again(keys), 64 * warpgroup, shared_address(queries));
       wgmma::commit();
     };
     auto start_gradients = [&]() PNB_INLINE {
-      uint32_t d_o = shared_address(shared.d_o[scores_ring.slot]);
+      uint32_t d_o = shared_address(shared.tiles[scores_tile()]) + S::Query::kBytes;
       wgmma::fence(dp);
       wgmma::begin();
       if constexpr (kKeysInRegisters<kDim>) S::Query::template product_of_rows<kQueries>(dp, v, d_o);
-      else S::Query::template product_of_rows<kQueries, typename S::Key>(dp, values, 64 * warpgroup, d_o);
+      else S::Query::template product_of_rows<kQueries, typename S::Key>(dp, again(values), 64 * warpgroup, d_o);
       wgmma::commit();
-      scores_ring.advance();
+      scored();
     };
     // Zeros for queries, counted from `query`, that do not see the key or are not of the sample.
     auto mask = [&](float (&x)[kQueries / 2], int query) PNB_INLINE {
@@ -289,13 +402,13 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       to_left_operand(s, p);
       wgmma::fence(dv);
       wgmma::begin();
-      S::Query::add_product(dv, p, shared_address(shared.d_o[ring.slot]));
+      S::Query::add_product(dv, p, shared_address(shared.tiles[tile()]) + S::Query::kBytes);
       wgmma::commit();
 
-      gradients(i, ring.slot);
+      gradients(i, tile());
       wgmma::fence(dk);
       wgmma::begin();
-      S::Query::add_product(dk, ds, shared_address(shared.queries[ring.slot]));
+      S::Query::add_product(dk, ds, shared_address(shared.tiles[tile()]));
       wgmma::commit();
       if (last) {
         wgmma::wait<0>();
@@ -310,7 +423,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       start_gradients();
       wgmma::wait<1>();
       wgmma::fence(s);
-      probabilities(i + 1, ring.slot);
+      probabilities(i + 1, tile());
     };
 
     int i = blocks.skipped;
@@ -318,8 +431,8 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       if (blocks.skipped == blocks.count) {  // past the sample's end
         if (pending) drain();
         for (int j = 0; j < blocks.count; ++j) {
-          wait_tile();
-          release();
+          pass_tile(j + 1 == blocks.count);
+          release_passed();
         }
         return release_keys();
       }
@@ -328,7 +441,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
         S::Key::load_fragments(v, values, 64 * warpgroup);
         release_keys();
       }
-      for (int j = 0; j < blocks.skipped; ++j) wait_tile();
+      for (int j = 0; j < blocks.skipped; ++j) pass_tile(false);
       // Products behind a condition would make the compiler wait for each of them. Without pending ones, what comes out of
       // whatever is there is thrown away.
       start_products();
@@ -340,17 +453,18 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
         release();
         store(last_head, last_token, last_left);
       }
-      for (int j = 0; j < blocks.skipped; ++j) release();
+      for (int j = 0; j < blocks.skipped; ++j) release_passed();
+      chunk = scores_chunk;
       clear();
       wgmma::wait<1>();
       wgmma::fence(s);
-      probabilities(i, ring.slot);
+      probabilities(i, tile());
 #pragma unroll 1
       for (; i + 1 < blocks.count; ++i) step(i, false);
       wgmma::wait<0>();
       wgmma::fence(dp);
       to_left_operand(s, p);
-      gradients(i, ring.slot);
+      gradients(i, tile());
       if (!kKeysInRegisters<kDim>) release_keys();
       pending = true;
       last_head = head;
@@ -364,15 +478,15 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       }
       clear();
       for (int j = 0; j < blocks.skipped; ++j) {
-        wait_tile();
-        release();
+        pass_tile(false);
+        release_passed();
       }
       if (i < blocks.count) {
         start_scores(i);
         start_gradients();
         wgmma::wait<1>();
         wgmma::fence(s);
-        probabilities(i, ring.slot);
+        probabilities(i, tile());
 #pragma unroll 1
         for (; i + 1 < blocks.count; ++i) step(i, false);
         step(i, true);
@@ -393,7 +507,6 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
         }
         continue;
       }
-      shared.key_full[key.slot].wait(key.parity);
       visit(next.head(), place, place.blocks(place.row + 64 * warpgroup, next));
     }
     if (pending) drain();
@@ -402,7 +515,6 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     int head;
     for (int n = 0; units.turn(n, unit, head);) {
       Place place(a, unit);
-      shared.key_full[key.slot].wait(key.parity);
       visit(head, place, place.blocks(place.row + 64 * warpgroup));
     }
   }
@@ -420,7 +532,7 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
       shared.key_full[i].init(1);
       shared.key_empty[i].init(kConsumers / 32);
     }
-    for (int i = 0; i < kSlots<kDim>; ++i) {
+    for (int i = 0; i < Shared<kDim, kListed>::kTiles; ++i) {
       shared.full[i].init(1);
       shared.empty[i].init(kConsumers / 32);
     }
@@ -428,11 +540,11 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
   }
   Units units{};
   if constexpr (kListed) {
-    find_visits<false>(a.borders, a.lists, a.heads, reinterpret_cast<int*>(shared.queries), shared.units);
+    find_visits<false>(a.borders, a.lists, a.heads, reinterpret_cast<int*>(shared.tiles), shared.units);
     fence_async_proxy();
   } else {
-    static_assert(sizeof shared.queries >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
-    units = find_units<kRows, true>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.queries), shared.units,
+    static_assert(sizeof shared.tiles >= 2 * kMaxUnits * sizeof(uint32_t), "find_units' scratch");
+    units = find_units<kRows, true>(a.borders, a.slots, a.heads, reinterpret_cast<uint32_t*>(shared.tiles), shared.units,
                                     [&](int sample, int block) { return Place(a, {sample, block}).query_blocks(); });
     fence_async_proxy();
   }
@@ -441,7 +553,10 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
   if (threadIdx.x < kWarpgroup) {
     give_registers<kFewRegisters ? kListedProducerRegisters : 24>();
     if constexpr (kListed) {
-      if (threadIdx.x < 32) produce_listed(a, shared);
+      if (threadIdx.x < 32) {
+        if constexpr (kPooled<kDim, kListed>) produce_pooled(a, shared);
+        else produce_listed(a, shared);
+      }
     } else {
       if (threadIdx.x == 0) produce(a, shared, units);
     }

@@ -216,14 +216,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
   // left: rows of the sample from this thread's first on.
   auto store = [&](int head, int token, int left) PNB_INLINE {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (8 * h >= left) continue;
-      __nv_bfloat16* row = a.dq.row(token + 8 * h, head) + 2 * (lane % 4);
-#pragma unroll
-      for (int j = 0; j < kDim / 8; ++j) {
-        *reinterpret_cast<uint32_t*>(row + 8 * j) = pack_bf16(dq[4 * j + 2 * h] * a.scale, dq[4 * j + 2 * h + 1] * a.scale);
-      }
-    }
+    for (int h = 0; h < 2; ++h) store_row<kDim>(a.dq.row(token + 8 * h, head), dq, h, a.scale, 8 * h < left);
   };
   auto start_product = [&]() PNB_INLINE {
     wgmma::fence(dq);

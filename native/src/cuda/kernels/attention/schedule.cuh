@@ -146,7 +146,8 @@ struct VisitTable {
 
 // Called by all threads, which synchronise at its end; scratch holds kMaxVisits numbers. Which units a block of threads gets
 // follows from the order, by turns of which odd ones run backwards, as in Units; it works them off head by head, so that all
-// of the grid is near the same head at any time and finds its rows in the L2 cache. kKeys: the lists are of keys.
+// of the grid is near the same head at any time and finds its rows in the L2 cache. kKeys: the lists are of keys; the others, which
+// come after them in the backward pass, begin with the last head, whose rows the L2 cache still holds.
 template <bool kKeys>
 __device__ void find_visits(const Borders& rows, const Lists& lists, int heads, int* scratch, VisitTable& table) {
   if (threadIdx.x == 0) table.count = 0;
@@ -169,7 +170,7 @@ __device__ void find_visits(const Borders& rows, const Lists& lists, int heads, 
     int own = count == 0 ? -1 : kKeys ? last : list[0];
     int first = rows.at[at.sample];
     int rank = 0;
-    for (int j = 0; j < table.count; ++j) rank += scratch[j] < number;
+    for (int j = 0; j < table.count; ++j) rank += kKeys ? scratch[j] < number : scratch[j] > number;
     table.at[rank] = Visit(first, rows.at[at.sample + 1] - first, number / lists.slots, at.block, count, last, own);
     table.number[rank] = number;
   }

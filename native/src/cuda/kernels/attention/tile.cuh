@@ -128,6 +128,34 @@ struct Tile {
   }
 };
 
+// Writes factor times a row of an accumulator, of the two that a quad's threads hold parts of: `which` is 0 for the upper one. They
+// exchange words, so that each writes 16 bytes at a time: with 4, every sector is written twice in parts. Called by whole warps;
+// rows that are not `inside` are left alone.
+template <int kDim>
+__device__ __forceinline__ void store_row(__nv_bfloat16* row, const float (&d)[kDim / 2], int which, float factor, bool inside) {
+  int part = threadIdx.x % 4;
+  auto word = [&](int j) PNB_INLINE { return pack_bf16(d[4 * j + 2 * which] * factor, d[4 * j + 2 * which + 1] * factor); };
+  auto exchange = [&](uint32_t& a, uint32_t& b, int other) PNB_INLINE {
+    bool upper = (part & other) != 0;
+    uint32_t got = __shfl_xor_sync(0xffffffff, upper ? a : b, other);
+    (upper ? a : b) = got;
+  };
+  // Four threads' four words, transposed.
+#pragma unroll
+  for (int j = 0; j + 4 <= kDim / 8; j += 4) {
+    uint32_t w[4] = {word(j), word(j + 1), word(j + 2), word(j + 3)};
+    exchange(w[0], w[1], 1);
+    exchange(w[2], w[3], 1);
+    exchange(w[0], w[2], 2);
+    exchange(w[1], w[3], 2);
+    if (inside) reinterpret_cast<uint4*>(row)[j + part] = uint4{w[0], w[1], w[2], w[3]};
+  }
+#pragma unroll
+  for (int j = kDim / 32 * 4; j < kDim / 8; ++j) {  // what four words do not divide
+    if (inside) *reinterpret_cast<uint32_t*>(row + 8 * j + 2 * part) = word(j);
+  }
+}
+
 // An accumulator of 16 n columns as the left operand of a product over those columns: n times four registers.
 template <int kCount>
 __device__ __forceinline__ void to_left_operand(const float (&d)[kCount], uint32_t (&a)[kCount / 2]) {
