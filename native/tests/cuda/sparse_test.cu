@@ -241,6 +241,46 @@ void captured() {
   cudaGraphExecDestroy(ready), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
 }
 
+// The clusters of a list find in the workspace who has come: also when a graph is launched again, and where another prediction
+// has been there in between.
+void captured_prediction() {
+  int64_t rows = 130, h = 256, r = 16, units = 48;
+  Tensor source(PNB_DTYPE_F32, {rows, h}), pooled(PNB_DTYPE_F32, {rows, h}), a(PNB_DTYPE_F32, {r, h}, 0.1), b(PNB_DTYPE_F32, {units, r});
+  Tensor found(PNB_DTYPE_F32, {2, units}, 0), expected(PNB_DTYPE_F32, {2, units}, 0);
+  auto p = params<pnb_predict_mass_params>();
+  p.units_per_score = 1, p.pooled = pooled.t, p.a = a.t, p.b = b.t, p.pooled_per_list = 70, p.scores = found.t;
+  auto other = p;
+  other.pooled = source.t, other.scores = expected.t;
+  Workspace space(backend().predict_mass_workspace(p)), own(space.w.bytes);
+  p.workspace = space.w, other.workspace = own.w;
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t ready;
+  cuda(cudaStreamCreate(&stream));
+  p.stream = stream;
+  ok("captured prediction", [&] {
+    backend().predict_mass(p);  // loads the kernel
+    cuda(cudaStreamSynchronize(stream));
+    cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    cuda(cudaMemcpyAsync(pooled.t.data, source.t.data, rows * h * 4, cudaMemcpyDeviceToDevice, stream));
+    backend().predict_mass(p);
+    backend().predict_mass(p);
+    cuda(cudaStreamEndCapture(stream, &graph));
+  });
+  cuda(cudaGraphInstantiate(&ready, graph, 0));
+  for (int replay = 0; replay < 4; ++replay) {
+    source.set(Tensor(PNB_DTYPE_F32, {rows, h}).values());
+    cuda(cudaMemset(found.t.data, 0x7f, found.size() * 4));
+    cuda(cudaGraphLaunch(ready, stream));
+    cuda(cudaStreamSynchronize(stream), "a captured prediction");
+    other.workspace = replay == 1 ? space.w : own.w;
+    ok("captured prediction", [&] { backend().predict_mass(other); });
+    cuda(cudaDeviceSynchronize(), "a prediction");
+    expect(found.bits() == expected.bits(), "captured prediction: replay " + std::to_string(replay) + " gives other bits than a call");
+  }
+  cudaGraphExecDestroy(ready), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
+}
+
 void pooled_norm(int64_t m, int64_t h, int64_t pool_rows, int32_t dtype, int64_t valid, bool in_place) {
   std::string what = std::string("pooled norm ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " + std::to_string(h) + "] pools of " +
                      std::to_string(pool_rows) + ", valid " + std::to_string(valid);
@@ -325,6 +365,7 @@ int main(int argc, char**) {
   }
   select(64, 128, 0, 0.5f, Scores::kAny, true);
   captured();
+  captured_prediction();
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
     pooled_norm(128, 2048, 16, dtype, -1, false);
     pooled_norm(75, 768, 16, dtype, 50, true);

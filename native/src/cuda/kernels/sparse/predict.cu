@@ -1,12 +1,14 @@
 #include <algorithm>
+#include <atomic>
 
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/reduce.cuh"
 #include "cuda/kernels/sparse/sparse.h"
 
-// Two small kernels. The first makes z = pooled * a^T: a cluster takes sixteen pooled rows and thirty-two ranks, its blocks share
-// out the columns. The second takes a few units over all pooled rows of a list, so that nothing is added up across blocks.
+// One kernel. A cluster takes sixteen pooled rows of a list: its blocks share out the columns of z = pooled * a^T, add up what
+// they found in each other's shared memory, and share out the scores. What several clusters find of a list is added up by the
+// last of them that comes there, in the order of the rows.
 
 namespace pnb::cuda {
 
@@ -16,78 +18,92 @@ namespace cg = cooperative_groups;
 
 constexpr int kTileRows = 16;
 constexpr int kTileRanks = 32;
-constexpr int kTileColumns = 256;              // of a step
-constexpr int kTilePitch = kTileColumns + 4;   // eight rows' vectors lie in different banks
-constexpr int kTileWarps = 8;
-constexpr int kTileThreads = kTileWarps * kWarp;
-constexpr int kTileSums = kTileRows * kTileRanks;
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
+constexpr int kSliceColumns = 32;               // of a warp and step
+constexpr int kStepColumns = kWarps * kSliceColumns;
+constexpr int kSlicePitch = kSliceColumns + 4;  // eight rows' vectors lie in different banks
+constexpr int kMostRanks = 128;
+constexpr int kZPitch = kMostRanks + 4;
+constexpr int kUnitLanes = 4;                   // of a warp, side by side; the others share out the rows
+constexpr int kRowLanes = kWarp / kUnitLanes;
+constexpr int kLaneRows = kTileRows / kRowLanes;
 
-struct Low {
+struct Predict {
   const float* pooled;
   const float* a;
-  float* z;  // [rows, r]
-  int64_t rows, h, pooled_stride;
-  int64_t share;  // columns of a block, a multiple of four
-  int r;
+  const float* b;
+  const float* bias;   // or NULL
+  const float* norms;  // or NULL
+  float* scores;       // [lists, scores_per_list]
+  float* parts;        // [lists, tiles, scores_per_list], where there are several tiles
+  uint64_t* arrived;   // [lists, blocks of a cluster, tiles]: `ticket` where a part is complete
+  uint64_t ticket;
+  int64_t rows, h, pooled_stride, rows_per_list, scores_per_list;
+  int64_t share;            // columns of a block, a multiple of four
+  int64_t scores_per_block;
+  int r, units_per_score;
+  int tiles;                // clusters of a list
+  bool vectors;             // rows of b are whole 16-byte vectors
 };
 
-struct Tile {
-  float pooled[kTileRows][kTilePitch];
-  float a[kTileRanks][kTilePitch];
+// Of a warp, which nobody else reads until they hold its sums.
+union Slice {
+  struct {
+    float pooled[kTileRows][kSlicePitch];
+    float a[kTileRanks][kSlicePitch];
+  } in;
+  float sums[kTileRows][kTileRanks];
 };
 
-// All of a thread's loads are on their way before the first is stored.
+struct Shared {
+  Slice slices[kWarps];
+  float found[kTileRows][kTileRanks];  // of the block's columns
+  float z[kTileRows][kZPitch];
+  bool last;
+};
+
+// A warp's slice of so many rows; a missing element is 0.
 template <int kRows, bool kAligned>
-__device__ void load_rows(float (*to)[kTilePitch], const float* from, int64_t stride, int64_t present_rows, int64_t columns) {
+__device__ void load_rows(float (*to)[kSlicePitch], const float* from, int64_t stride, int64_t present_rows, int64_t columns) {
+  int lane = threadIdx.x % kWarp;
   if constexpr (kAligned) {
-    constexpr int kLoads = kRows * (kTileColumns / 4) / kTileThreads;
-    float4 v[kLoads];
+    constexpr int kVectors = kSliceColumns / 4;
 #pragma unroll
-    for (int k = 0; k < kLoads; ++k) {
-      int i = k * kTileThreads + threadIdx.x;
-      int row = i / (kTileColumns / 4), column = i % (kTileColumns / 4) * 4;
-      v[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      if (row < present_rows && column < columns) v[k] = *reinterpret_cast<const float4*>(from + row * stride + column);
-    }
-#pragma unroll
-    for (int k = 0; k < kLoads; ++k) {
-      int i = k * kTileThreads + threadIdx.x;
-      *reinterpret_cast<float4*>(&to[i / (kTileColumns / 4)][i % (kTileColumns / 4) * 4]) = v[k];
+    for (int k = 0; k < kRows * kVectors / kWarp; ++k) {
+      int row = (k * kWarp + lane) / kVectors, column = lane % kVectors * 4;
+      bool inside = row < present_rows && column < columns;
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(&to[row][column]))),
+                   "l"(inside ? from + row * stride + column : from), "r"(inside ? 16 : 0)
+                   : "memory");
     }
   } else {
-    for (int i = threadIdx.x; i < kRows * kTileColumns; i += kTileThreads) {
-      int row = i / kTileColumns, column = i % kTileColumns;
-      to[row][column] = row < present_rows && column < columns ? from[row * stride + column] : 0.0f;
-    }
+    for (int row = 0; row < kRows; ++row) to[row][lane] = row < present_rows && lane < columns ? from[row * stride + lane] : 0.0f;
   }
 }
 
+// z of some rows and ranks [rank, rank + 32), in the shared memory of each of the cluster's blocks.
 template <bool kAligned>
-__global__ void __launch_bounds__(kTileThreads) low_rank_kernel(Low p) {
-  extern __shared__ __align__(16) char memory[];
-  Tile& tile = *reinterpret_cast<Tile*>(memory);
-  let_next_begin();
-  after_previous();
-  int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
-  int first_rank = static_cast<int>(blockIdx.z) * kTileRanks;
-  int64_t end = min(p.h, (blockIdx.x + 1) * p.share);
-  int warp = threadIdx.x / kWarp;
-  int row_lane = threadIdx.x % kWarp / 8;   // rows row_lane + 4 i
-  int rank_lane = threadIdx.x % 8;          // ranks rank_lane + 8 i
+__device__ void low_rank(const Predict& p, Shared& shared, cg::cluster_group& cluster, int64_t row, int64_t rows, int rank) {
+  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  int row_lane = lane / 8;   // rows row_lane + 4 i
+  int rank_lane = lane % 8;  // ranks rank_lane + 8 i
+  int64_t first = cluster.block_rank() * p.share, end = min(p.h, first + p.share);
+  Slice& slice = shared.slices[warp];
   float sums[4][4] = {};
-  for (int64_t column = blockIdx.x * p.share; column < end; column += kTileColumns) {
-    __syncthreads();
-    load_rows<kTileRanks, kAligned>(tile.a, p.a + first_rank * p.h + column, p.h, p.r - first_rank, end - column);
-    load_rows<kTileRows, kAligned>(tile.pooled, p.pooled + first_row * p.pooled_stride + column, p.pooled_stride, p.rows - first_row, end - column);
-    __syncthreads();
-    constexpr int kWarpColumns = kTileColumns / kTileWarps;
-#pragma unroll 2
-    for (int k = 0; k < kWarpColumns; k += 4) {
+  for (int64_t column = first + warp * kSliceColumns; column < end; column += kStepColumns) {
+    __syncwarp();
+    load_rows<kTileRanks, kAligned>(slice.in.a, p.a + rank * p.h + column, p.h, p.r - rank, end - column);
+    load_rows<kTileRows, kAligned>(slice.in.pooled, p.pooled + min(row, p.rows - 1) * p.pooled_stride + column, p.pooled_stride, rows, end - column);
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncwarp();
+#pragma unroll 1
+    for (int k = 0; k < kSliceColumns; k += 4) {
       float4 left[4], right[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        left[i] = *reinterpret_cast<const float4*>(&tile.pooled[row_lane + 4 * i][warp * kWarpColumns + k]);
-        right[i] = *reinterpret_cast<const float4*>(&tile.a[rank_lane + 8 * i][warp * kWarpColumns + k]);
+        left[i] = *reinterpret_cast<const float4*>(&slice.in.pooled[row_lane + 4 * i][k]);
+        right[i] = *reinterpret_cast<const float4*>(&slice.in.a[rank_lane + 8 * i][k]);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -98,179 +114,189 @@ __global__ void __launch_bounds__(kTileThreads) low_rank_kernel(Low p) {
       }
     }
   }
-  __syncthreads();
-  float(*parts)[kTileRows][kTileRanks] = reinterpret_cast<float(*)[kTileRows][kTileRanks]>(memory);  // of the warps
-  static_assert(sizeof(float) * (kTileWarps + 1) * kTileSums <= sizeof(Tile));
+  __syncwarp();
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) parts[warp][row_lane + 4 * i][rank_lane + 8 * j] = sums[i][j];
+    for (int j = 0; j < 4; ++j) slice.sums[row_lane + 4 * i][rank_lane + 8 * j] = sums[i][j];
   }
   __syncthreads();
-  float* found = &parts[kTileWarps][0][0];
-  for (int i = threadIdx.x; i < kTileSums; i += kTileThreads) {
-    float sum = 0.0f;
+  static_assert(kTileRows * kTileRanks == 2 * kThreads, "a thread adds up two neighbours");
+  int at_row = 2 * threadIdx.x / kTileRanks, at_rank = 2 * threadIdx.x % kTileRanks;
+  auto two = [&](float (&of)[kTileRows][kTileRanks]) { return reinterpret_cast<float2*>(&of[at_row][at_rank]); };
+  float2 sum = {};
 #pragma unroll
-    for (int k = 0; k < kTileWarps; ++k) sum += (&parts[k][0][0])[i];
-    found[i] = sum;
-  }
-  cg::cluster_group cluster = cg::this_cluster();
+  for (Slice& other : shared.slices) sum = sum + *two(other.sums);
+  *two(shared.found) = sum;
   cluster.sync();
-  int blocks = static_cast<int>(cluster.num_blocks());
-  for (int i = static_cast<int>(cluster.block_rank()) * kTileThreads + threadIdx.x; i < kTileSums; i += blocks * kTileThreads) {
-    float parts_of[kMaxCluster];
+  float2 parts[kMaxCluster];
 #pragma unroll
-    for (int other = 0; other < kMaxCluster; ++other) parts_of[other] = other < blocks ? *cluster.map_shared_rank(found + i, other) : 0.0f;
-    float sum = 0.0f;
-#pragma unroll
-    for (float part : parts_of) sum += part;
-    int64_t row = first_row + i / kTileRanks;
-    int rank = first_rank + i % kTileRanks;
-    if (row < p.rows && rank < p.r) p.z[row * p.r + rank] = sum;
+  for (int other = 0; other < kMaxCluster; ++other) {
+    parts[other] = other < static_cast<int>(cluster.num_blocks()) ? *cluster.map_shared_rank(two(shared.found), other) : float2{};
   }
-  cluster.sync();  // before a block ends, the others have read
+  sum = {};
+#pragma unroll
+  for (float2 part : parts) sum = sum + part;
+  *reinterpret_cast<float2*>(&shared.z[at_row][rank + at_rank]) = sum;
+  cluster.barrier_arrive();  // whoever writes `found` again, or ends, waits for all to have read
+  __syncthreads();
 }
 
-struct Units {
-  const float* z;  // [rows, r]
-  const float* b;
-  const float* bias;   // or NULL
-  const float* norms;  // or NULL
-  float* scores;
-  int64_t rows, rows_per_list, units, scores_per_list;
-  int r, units_per_score, scores_per_block;
-  bool vectors;  // rows of z and b are whole 16-byte vectors
-};
-
-// Lanes side by side take kLanes units, the others of a warp and all warps share out the pooled rows.
-template <int kLanes, int kThreads>
-__global__ void __launch_bounds__(kThreads) units_kernel(Units p) {
-  constexpr int kRowLanes = kThreads / kLanes;
-  constexpr int kWarps = kThreads / kWarp;
-  constexpr int kRowStep = kLanes == 1 ? 1 : 2;  // pooled rows that a thread works on at a time
-  static_assert(kLanes <= kWarps && kWarps <= kWarp);
-  __shared__ float found[kWarps][kLanes];
-  __shared__ float units[kLanes];
-  int lane = threadIdx.x % kWarp;
-  int warp = threadIdx.x / kWarp;
-  int row_lane = threadIdx.x / kLanes;
-  int64_t first_row = blockIdx.y * p.rows_per_list;
-  int64_t end_row = min(p.rows, first_row + p.rows_per_list);
-  int64_t first_score = static_cast<int64_t>(blockIdx.x) * p.scores_per_block;
-  int here = static_cast<int>(min(static_cast<int64_t>(p.scores_per_block), p.scores_per_list - first_score));
-  int64_t first_unit = first_score * p.units_per_score;
-  int64_t end_unit = first_unit + static_cast<int64_t>(here) * p.units_per_score;
-  float score = 0.0f;  // of thread i < here: score i of the block
-  let_next_begin();
-  after_previous();
-  for (int64_t from = first_unit; from < end_unit; from += kLanes) {
-    int64_t unit = min(from + lane % kLanes, end_unit - 1);
-    const float* b = p.b + unit * p.r;
-    float bias = p.bias == nullptr ? 0.0f : p.bias[unit];
-    float norm = p.norms == nullptr || from + warp >= end_unit ? 1.0f : p.norms[from + warp];  // for the end, by then it has come
-    float sum = 0.0f;
-    for (int64_t row = first_row + row_lane; row < end_row; row += kRowStep * kRowLanes) {
-      const float* z[kRowStep];
-      float values[kRowStep];
+// The sum of a unit's values over this lane's rows.
+__device__ inline float unit_sum(const Predict& p, const Shared& shared, int64_t unit, int row_lane, int64_t rows) {
+  const float* b = p.b + unit * p.r;
+  float bias = p.bias == nullptr ? 0.0f : p.bias[unit];
+  float values[kLaneRows];
 #pragma unroll
-      for (int i = 0; i < kRowStep; ++i) {
-        z[i] = p.z + min(row + i * kRowLanes, end_row - 1) * p.r;
-        values[i] = bias;
-      }
-      int rank = 0;
-      if (p.vectors) {
+  for (float& value : values) value = bias;
+  int rank = 0;
+  if (p.vectors) {
 #pragma unroll 4
-        for (; rank < p.r; rank += 4) {
-          float4 right = *reinterpret_cast<const float4*>(b + rank);
+    for (; rank < p.r; rank += 4) {
+      float4 right = *reinterpret_cast<const float4*>(b + rank);
 #pragma unroll
-          for (int i = 0; i < kRowStep; ++i) {
-            float4 left = *reinterpret_cast<const float4*>(z[i] + rank);
-            values[i] += left.x * right.x + left.y * right.y + left.z * right.z + left.w * right.w;
-          }
-        }
-      } else {
-        for (; rank < p.r; ++rank) {
-#pragma unroll
-          for (int i = 0; i < kRowStep; ++i) values[i] += z[i][rank] * b[rank];
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kRowStep; ++i) {
-        if (row + i * kRowLanes < end_row) sum += fmaxf(values[i], 0.0f);
+      for (int i = 0; i < kLaneRows; ++i) {
+        float4 left = *reinterpret_cast<const float4*>(&shared.z[row_lane + i * kRowLanes][rank]);
+        values[i] += left.x * right.x + left.y * right.y + left.z * right.z + left.w * right.w;
       }
     }
+  } else {
+    for (; rank < p.r; ++rank) {
 #pragma unroll
-    for (int mask = kLanes; mask < kWarp; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
-    __syncthreads();
-    if (lane < kLanes) found[warp][lane] = sum;
-    __syncthreads();
-    if (warp < kLanes) {
-      float total = warp_combine(lane < kWarps ? found[lane][warp] : 0.0f, [](float x, float y) { return x + y; });
-      if (lane == 0) units[warp] = total * norm;
-    }
-    __syncthreads();
-    if (threadIdx.x < here) {
-      int64_t first = max(from, first_unit + static_cast<int64_t>(threadIdx.x) * p.units_per_score);
-      int64_t end = min(from + kLanes, first_unit + static_cast<int64_t>(threadIdx.x + 1) * p.units_per_score);
-      for (int64_t i = first; i < end; ++i) score += units[i - from];
+      for (int i = 0; i < kLaneRows; ++i) values[i] += shared.z[row_lane + i * kRowLanes][rank] * b[rank];
     }
   }
-  if (threadIdx.x < here) p.scores[blockIdx.y * p.scores_per_list + first_score + threadIdx.x] = score;
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    if (row_lane + i * kRowLanes < rows) sum += fmaxf(values[i], 0.0f);
+  }
+  return p.norms == nullptr ? sum : sum * p.norms[unit];
+}
+
+template <bool kAligned>
+__global__ void __launch_bounds__(kThreads, 2) predict_kernel(Predict p) {
+  extern __shared__ __align__(16) char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  cg::cluster_group cluster = cg::this_cluster();
+  let_next_begin();
+  after_previous();
+  int rank = static_cast<int>(cluster.block_rank()), blocks = static_cast<int>(cluster.num_blocks());
+  int64_t group = blockIdx.x / blocks, list = group / p.tiles;
+  int tile = static_cast<int>(group % p.tiles);
+  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, unit_lane = lane % kUnitLanes, row_lane = lane / kUnitLanes;
+  int64_t end_row = min(p.rows, (list + 1) * p.rows_per_list);
+  int64_t first_score = rank * p.scores_per_block, end_score = min(p.scores_per_list, first_score + p.scores_per_block);
+  bool single = p.units_per_score == 1;  // then a warp takes four scores side by side, else one
+  int together = single ? kUnitLanes : 1;
+  float* to = (p.tiles == 1 ? p.scores + list * p.scores_per_list : p.parts + group * p.scores_per_list);
+  bool first = true;
+  int64_t row = list * p.rows_per_list + static_cast<int64_t>(tile) * kTileRows;
+  do {  // once at least: a last list that is short has no rows for some clusters, whose part is 0
+    for (int from = 0; from < p.r; from += kTileRanks) {
+      if (!first || from > 0) cluster.barrier_wait();
+      low_rank<kAligned>(p, shared, cluster, row, end_row - row, from);
+    }
+    for (int64_t score = first_score + warp * together; score < end_score; score += kWarps * together) {
+      int64_t own = min(score + (single ? unit_lane : 0), end_score - 1);
+      float sum = 0.0f;
+      for (int unit = single ? 0 : unit_lane; unit < p.units_per_score; unit += kUnitLanes) {
+        sum += unit_sum(p, shared, own * p.units_per_score + unit, row_lane, end_row - row);
+      }
+      for (int mask = single ? kUnitLanes : 1; mask < kWarp; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+      if (lane < together && score + lane < end_score) to[score + lane] = first ? sum : to[score + lane] + sum;
+    }
+    first = false;
+    row += static_cast<int64_t>(p.tiles) * kTileRows;
+  } while (row < end_row);
+  if (p.tiles > 1) {
+    __syncthreads();
+    uint64_t* arrived = p.arrived + (list * blocks + rank) * p.tiles;
+    if (warp == 0) {
+      if (lane == 0) {
+        __threadfence();
+        *const_cast<volatile uint64_t*>(arrived + tile) = p.ticket;
+        __threadfence();
+      }
+      __syncwarp();
+      bool all = true;
+      for (int other = lane; other < p.tiles; other += kWarp) all &= *const_cast<volatile uint64_t*>(arrived + other) == p.ticket;
+      all = __all_sync(~0u, all);
+      if (lane == 0) shared.last = all;
+    }
+    __syncthreads();
+    // Two may both see that all have come; they add up the same.
+    if (shared.last) {
+      __threadfence();
+      for (int64_t score = first_score + threadIdx.x; score < end_score; score += kThreads) {
+        const float* part = p.parts + list * p.tiles * p.scores_per_list + score;
+        float sum = 0.0f;
+#pragma unroll 16
+        for (int other = 0; other < p.tiles; ++other) sum += __ldcg(part + other * p.scores_per_list);
+        p.scores[list * p.scores_per_list + score] = sum;
+      }
+      // A graph that is launched again has the same ticket.
+      for (int other = threadIdx.x; other < p.tiles; other += kThreads) arrived[other] = 0;
+    }
+  }
+  cluster.barrier_wait();
+}
+
+struct Plan {
+  int64_t lists, scores;
+  int tiles;
+
+  explicit Plan(const pnb_predict_mass_params& p) {
+    lists = ceil_div(p.pooled.shape[0], p.pooled_per_list);
+    scores = p.b.shape[0] / p.units_per_score;
+    tiles = static_cast<int>(ceil_div(std::min(p.pooled.shape[0], p.pooled_per_list), kTileRows));
+  }
+  int64_t part_bytes() const { return round_up(lists * tiles * scores * static_cast<int64_t>(sizeof(float)), sizeof(uint64_t)); }
+  int64_t bytes() const { return tiles == 1 ? 0 : part_bytes() + lists * kMaxCluster * tiles * static_cast<int64_t>(sizeof(uint64_t)); }
+};
+
+// What no memory holds by chance, another one at each call.
+uint64_t next_ticket() {
+  static std::atomic<uint64_t> calls{0};
+  uint64_t x = ++calls * 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
 }
 
 }  // namespace
 
-uint64_t predict_mass_workspace(const pnb_predict_mass_params& p) { return p.pooled.shape[0] * p.a.shape[0] * sizeof(float); }
+uint64_t predict_mass_workspace(const pnb_predict_mass_params& p) { return Plan(p).bytes(); }
 
 void predict_mass(const Device& device, const pnb_predict_mass_params& p) {
-  int64_t rows = p.pooled.shape[0];
-  if (rows == 0) return;
-  cudaStream_t stream = stream_of(p.stream);
-  Low low{static_cast<const float*>(p.pooled.data),
-          static_cast<const float*>(p.a.data),
-          static_cast<float*>(p.workspace.data),
-          rows,
-          p.pooled.shape[1],
-          p.pooled.stride[0],
-          0,
-          static_cast<int>(p.a.shape[0])};
-  int64_t row_tiles = ceil_div(rows, kTileRows), rank_tiles = ceil_div(low.r, kTileRanks);
-  int cluster = cluster_for(row_tiles * rank_tiles, std::min<int64_t>(device.multiprocessors, row_tiles * rank_tiles * ceil_div(low.h, kTileColumns)));
-  low.share = round_up(ceil_div(low.h, cluster), 4);
-  auto kernel = rows_aligned(p.pooled) && rows_aligned(p.a) && low.h % 4 == 0 ? low_rank_kernel<true> : low_rank_kernel<false>;
-  allow_shared_memory(kernel, sizeof(Tile), "predict_mass");
-  dim3 tiles(static_cast<unsigned>(cluster), static_cast<unsigned>(row_tiles), static_cast<unsigned>(rank_tiles));
-  launch(kernel, {tiles, kTileThreads, sizeof(Tile), stream, cluster, true}, "predict_mass", low);
-
-  Units units{low.z,
-              static_cast<const float*>(p.b.data),
-              static_cast<const float*>(p.bias.data),
-              static_cast<const float*>(p.norms.data),
-              static_cast<float*>(p.scores.data),
-              rows,
-              p.pooled_per_list,
-              p.b.shape[0],
-              p.b.shape[0] / p.units_per_score,
-              low.r,
-              p.units_per_score,
-              1,
-              low.r % 4 == 0 && aligned(p.b.data)};
-  if (units.units == 0) return;
-  int64_t lists = ceil_div(rows, p.pooled_per_list);
-  // Few units of many rows are a small block each, so that they spread over the device; few rows need no large ones.
-  struct Form {
-    void (*kernel)(Units);
-    int lanes, threads;
-  };
-  bool few = units.units * lists <= 32 * device.multiprocessors;
-  bool single = p.units_per_score == 1 && p.pooled_per_list >= 128 && units.units * lists <= 4 * device.multiprocessors;
-  Form form = single                          ? Form{units_kernel<1, 256>, 1, 256}
-              : few && p.pooled_per_list <= 64 ? Form{units_kernel<8, 256>, 8, 256}
-              : few                            ? Form{units_kernel<8, 1024>, 8, 1024}
-                                               : Form{units_kernel<32, 1024>, 32, 1024};
-  units.scores_per_block = std::max(1, form.lanes / p.units_per_score);
-  dim3 grid(static_cast<unsigned>(ceil_div(units.scores_per_list, units.scores_per_block)), static_cast<unsigned>(lists));
-  launch(form.kernel, {grid, form.threads, 0, stream, 1, true}, "predict_mass: units", units);
+  Plan plan(p);
+  if (plan.lists == 0 || plan.scores == 0) return;
+  int64_t h = p.pooled.shape[1], groups = plan.lists * plan.tiles;
+  int cluster = cluster_for(groups, std::min<int64_t>(device.multiprocessors, groups * ceil_div(h, kStepColumns)));
+  Predict args{static_cast<const float*>(p.pooled.data),
+               static_cast<const float*>(p.a.data),
+               static_cast<const float*>(p.b.data),
+               static_cast<const float*>(p.bias.data),
+               static_cast<const float*>(p.norms.data),
+               static_cast<float*>(p.scores.data),
+               static_cast<float*>(p.workspace.data),
+               reinterpret_cast<uint64_t*>(static_cast<char*>(p.workspace.data) + plan.part_bytes()),
+               next_ticket(),
+               p.pooled.shape[0],
+               h,
+               p.pooled.stride[0],
+               p.pooled_per_list,
+               plan.scores,
+               round_up(ceil_div(h, cluster), 4),
+               ceil_div(plan.scores, cluster),
+               static_cast<int>(p.a.shape[0]),
+               p.units_per_score,
+               plan.tiles,
+               p.a.shape[0] % 4 == 0 && aligned(p.b.data)};
+  auto kernel = rows_aligned(p.pooled) && rows_aligned(p.a) && h % 4 == 0 ? predict_kernel<true> : predict_kernel<false>;
+  allow_shared_memory(kernel, sizeof(Shared), "predict_mass");
+  dim3 grid(static_cast<unsigned>(groups * cluster));
+  launch(kernel, {grid, kThreads, sizeof(Shared), stream_of(p.stream), cluster, true}, "predict_mass", args);
 }
 
 }  // namespace pnb::cuda
