@@ -81,24 +81,47 @@ constexpr int kBatch = 16;
 
 // sums[i] = sums[i - 1] + values[i], by one thread; the next values are on their way while it adds.
 __device__ void add_in_order(const float* values, float* sums, int count) {
-  float next[kBatch];
+  float4 next[kBatch / 4];
 #pragma unroll
-  for (int i = 0; i < kBatch; ++i) next[i] = values[i];
+  for (int i = 0; i < kBatch / 4; ++i) next[i] = reinterpret_cast<const float4*>(values)[i];
   float sum = 0.0f;
   for (int from = 0; from < count; from += kBatch) {
-    float now[kBatch];
     int following = min(from + kBatch, count - kBatch);
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      now[i] = next[i];
-      next[i] = values[following + i];
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      sum = __fadd_rn(sum, now[i]);
-      sums[from + i] = sum;
+    for (int i = 0; i < kBatch / 4; ++i) {
+      float4 now = next[i];
+      next[i] = reinterpret_cast<const float4*>(values + following)[i];
+      now.x = sum = __fadd_rn(sum, now.x);
+      now.y = sum = __fadd_rn(sum, now.y);
+      now.z = sum = __fadd_rn(sum, now.z);
+      now.w = sum = __fadd_rn(sum, now.w);
+      reinterpret_cast<float4*>(sums + from)[i] = now;
     }
   }
+}
+
+constexpr int kFew = 256;  // blocks that are placed by counting
+
+// Of up to kFew blocks, one a thread.
+struct Few {
+  alignas(16) uint32_t scores[kFew];  // bits; floats of one sign are ordered as they are
+  alignas(16) float values[kFew];     // by falling score
+  alignas(16) float sums[kFew];
+  int warps[kFew / kWarp];
+};
+
+// The number of scores from `from` on, up to `to`, that are above a limit.
+__device__ __forceinline__ int count_above(const uint32_t* scores, int from, int to, uint32_t limit) {
+  int counts[4] = {};
+#pragma unroll 4
+  for (int j = from; j < to; j += 4) {
+    uint4 four = *reinterpret_cast<const uint4*>(scores + j);
+    counts[0] += four.x > limit;
+    counts[1] += four.y > limit;
+    counts[2] += four.z > limit;
+    counts[3] += four.w > limit;
+  }
+  return counts[0] + counts[1] + (counts[2] + counts[3]);
 }
 
 struct Shared {
@@ -183,15 +206,56 @@ __device__ void select(const Select& p, int64_t list, Shared& shared, Outcome& o
   __syncthreads();  // before the next list writes here
 }
 
-template <int kEach>
-__global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
+// Each block's place is the number of those that are chosen before it.
+__device__ void select_few(const Select& p, int64_t list, Few& few, Outcome& outcome) {
+  int i = static_cast<int>(threadIdx.x), lane = i % kWarp, warp = i / kWarp, count = static_cast<int>(blockDim.x);
+  float score = i < p.blocks ? p.scores[list * p.scores_stride + i] : 0.0f;
+  uint32_t bits = score > 0.0f ? __float_as_uint(score) : 0;
+  few.scores[i] = bits;
+  few.values[i] = 0.0f;
+  __syncthreads();
+  // Of equal scores the earlier one comes first. What has no score has no place.
+  int own = warp * kWarp;
+  int place = count_above(few.scores, 0, own, bits - 1) + count_above(few.scores, own + kWarp, count, bits);
+  for (int j = 0; j < kWarp; ++j) {
+    uint32_t other = __shfl_sync(~0u, bits, j);
+    place += other > bits || (other == bits && j < lane);
+  }
+  if (bits != 0) few.values[place] = __uint_as_float(bits);
+  __syncthreads();
+  if (i == 0) add_in_order(few.values, few.sums, count);
+  __syncthreads();
+  float whole = few.sums[count - 1];
+  float before = bits == 0 || place == 0 ? 0.0f : few.sums[place - 1];
+  int wanted = __syncthreads_count(bits != 0 && (p.coverage == 1.0f || before < __fmul_rn(p.coverage, whole)));
+  int kept = min(wanted, p.capacity);
+  uint32_t chosen = __ballot_sync(~0u, bits != 0 && place < kept);
+  if (lane == 0) few.warps[warp] = __popc(chosen);
+  __syncthreads();
+  int to = __popc(chosen & ((1u << lane) - 1));
+  for (int other = 0; other < warp; ++other) to += few.warps[other];
+  if (chosen >> lane & 1u) p.indices[list * p.indices_stride + to] = i;
+  if (i == 0) {
+    p.counts[list] = kept;
+    outcome.kept += kept;
+    outcome.cut += wanted > p.capacity;
+    outcome.covered += kept == 0 ? 0.0f : few.sums[kept - 1];
+    outcome.whole += whole;
+  }
+  __syncthreads();  // before the next list writes here
+}
+
+template <int kEach>  // 0: few
+__global__ void __launch_bounds__(kEach == 0 ? kFew : kMostThreads) select_kernel(Select p) {
   extern __shared__ __align__(16) char memory[];
   __shared__ Outcome outcome;
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) outcome = {};
   let_next_begin();
   after_previous();
-  for (int64_t list = blockIdx.x; list < p.lists; list += gridDim.x) select<kEach>(p, list, shared, outcome);
+  for (int64_t list = blockIdx.x; list < p.lists; list += gridDim.x) {
+    if constexpr (kEach == 0) select_few(p, list, *reinterpret_cast<Few*>(memory), outcome);
+    else select<kEach>(p, list, *reinterpret_cast<Shared*>(memory), outcome);
+  }
   if (p.summary == nullptr) return;
   cg::cluster_group cluster = cg::this_cluster();
   cluster.sync();
@@ -259,12 +323,14 @@ void select_blocks(const pnb_select_blocks_params& p) {
   int places = kWarp;
   while (places < args.blocks) places *= 2;
   int each = std::max(1, places / kMostThreads);
-  auto kernel = each == 1 ? select_kernel<1> : each == 2 ? select_kernel<2> : select_kernel<4>;
-  allow_shared_memory(kernel, sizeof(Shared), "select_blocks");
+  bool few = places <= kFew;
+  auto kernel = few ? select_kernel<0> : each == 1 ? select_kernel<1> : each == 2 ? select_kernel<2> : select_kernel<4>;
+  size_t bytes = few ? sizeof(Few) : sizeof(Shared);
+  allow_shared_memory(kernel, bytes, "select_blocks");
   // What all lists came to is added up within one cluster.
   int cluster = args.summary == nullptr ? 1 : static_cast<int>(std::clamp<int64_t>(args.lists, 1, kMaxCluster));
   auto blocks = static_cast<unsigned>(args.summary == nullptr ? args.lists : cluster);
-  launch(kernel, {dim3(blocks), places / each, sizeof(Shared), stream_of(p.stream), cluster, true}, "select_blocks", args);
+  launch(kernel, {dim3(blocks), places / each, bytes, stream_of(p.stream), cluster, true}, "select_blocks", args);
 }
 
 void relative_mass(const pnb_relative_mass_params& p) {
