@@ -8,8 +8,8 @@
 #include "cuda/kernels/reduce.cuh"
 
 // Two kernels. The first makes z = pooled a^T + bias: a cluster takes 128 pooled rows and 128 of a's, its blocks share out the
-// columns. The second gives each block of queries a warp, which has the scores of four pooled rows at a time in shared memory.
-// Every sum has a fixed order.
+// columns. The second gives each block of queries a warp, which has the scores of four pooled rows at a time in shared memory;
+// it begins while the first one runs, and finds its sample. Every sum has a fixed order.
 
 namespace pnb::cuda {
 
@@ -21,39 +21,47 @@ namespace cg = cooperative_groups;
 
 constexpr int kTile = 128;    // pooled rows, and rows of a, of a cluster
 constexpr int kColumns = 64;  // of a step
+constexpr int kPanel = 32;    // columns of pooled rows that lie together
 constexpr int kTileSlots = 4;
 constexpr int kTileThreads = 2 * kWarpgroup;
 constexpr int kSumPitch = kTile + 4;  // rows next to each other lie in different banks
 
 struct Low {
-  CUtensorMap a;
-  const float* pooled;
-  int64_t pooled_stride;
+  CUtensorMap a, pooled;
   const float* bias;
   float* z;  // [2 heads, rows, r]
   int rows, outputs, hidden, steps;  // steps: of a block
   int r;
 };
 
+struct LowSlot {
+  char a[kTile * kColumns * 2];
+  char pooled[kColumns / kPanel][kTile * kPanel * 4];
+};
+
 struct LowShared {
-  alignas(1024) char a[kTileSlots][kTile * kColumns * 2];
-  alignas(16) float sums[kTile * kSumPitch];
+  union {
+    alignas(1024) LowSlot slots[kTileSlots];
+    float sums[kTile * kSumPitch];  // once all has been read
+  };
   Barrier full[kTileSlots];
 };
 
-// This thread's part of 64 rows and 64 columns: four steps of 16, each as two rows' pairs of columns and those 8 further.
+// This thread's part of 64 rows and 64 columns as the left operand, in two parts that add up to the values: a pooled value is the
+// sum of two of bf16, to 2^-17 of it.
 struct Pooled {
-  float2 x[4][4];
+  uint32_t high[16], low[16];
 
-  __device__ void load(const Low& p, int row, int column) {
+  // Four of a step of 16 columns: two rows' pairs, and those of 8 columns further.
+  __device__ __forceinline__ Pooled(const LowSlot& slot, int row, int lane) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        int from_row = row + 8 * (i % 2), from = column + 16 * k + 8 * (i / 2);
-        bool inside = from_row < p.rows && from < p.hidden;
-        x[k][i] = inside ? *reinterpret_cast<const float2*>(p.pooled + from_row * p.pooled_stride + from) : float2{0.0f, 0.0f};
-      }
+    for (int k = 0; k < 16; ++k) {
+      int own = row + 8 * (k % 2), column = 16 * (k / 4) + 8 * (k / 2 % 2) + 2 * (lane % 4), chunk = column % kPanel / 4;
+      const char* at = slot.pooled[column / kPanel] + own * 128 + (chunk ^ own % 8) * 16 + column % 4 * 4;
+      float2 x = *reinterpret_cast<const float2*>(at);
+      high[k] = pack_bf16(x.x, x.y);
+      float2 rounded = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(high[k]));
+      low[k] = pack_bf16(x.x - rounded.x, x.y - rounded.y);
     }
   }
 };
@@ -62,21 +70,25 @@ __global__ void __launch_bounds__(kTileThreads, 1) low_rank_kernel(const __grid_
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<LowShared*>(memory);
   using A = Tile<kTile, kColumns>;
-  let_next_begin();
   if (threadIdx.x == 0) {
     prefetch_map(p.a);
+    prefetch_map(p.pooled);
     for (Barrier& full : shared.full) full.init(1);
     fence_barrier_init();
   }
   __syncthreads();
   after_previous();
+  let_next_begin();
   int first_row = static_cast<int>(blockIdx.y) * kTile, first_output = static_cast<int>(blockIdx.z) * kTile;
   int first_step = static_cast<int>(blockIdx.x) * p.steps;
   int steps = max(0, min(p.steps, (p.hidden + kColumns - 1) / kColumns - first_step));
   auto copy = [&](int i) {
+    LowSlot& slot = shared.slots[i % kTileSlots];
     Barrier& full = shared.full[i % kTileSlots];
-    full.arrive_and_expect(A::kBytes);
-    copy_box(shared.a[i % kTileSlots], p.a, full, (first_step + i) * kColumns, first_output);
+    full.arrive_and_expect(sizeof slot);
+    int column = (first_step + i) * kColumns;
+    for (int panel = 0; panel < kColumns / kPanel; ++panel) copy_box(slot.pooled[panel], p.pooled, full, column + panel * kPanel, first_row);
+    copy_box(slot.a, p.a, full, column, first_output);
   };
   if (threadIdx.x == 0) {
     for (int i = 0; i < min(steps, kTileSlots); ++i) copy(i);
@@ -86,34 +98,30 @@ __global__ void __launch_bounds__(kTileThreads, 1) low_rank_kernel(const __grid_
   float sums[kTile / 2];
 #pragma unroll
   for (float& sum : sums) sum = 0.0f;
-  Pooled next;
-  next.load(p, first_row + own_row, first_step * kColumns + 2 * (lane % 4));
   for (int i = 0; i < steps; ++i) {
-    // A pooled value is the sum of two of bf16, to 2^-17 of it.
-    uint32_t high[16], low[16];
-#pragma unroll
-    for (int k = 0; k < 16; ++k) {
-      float2 x = next.x[k / 4][k % 4];
-      high[k] = pack_bf16(x.x, x.y);
-      float2 rounded = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(high[k]));
-      low[k] = pack_bf16(x.x - rounded.x, x.y - rounded.y);
-    }
-    if (i + 1 < steps) next.load(p, first_row + own_row, (first_step + i + 1) * kColumns + 2 * (lane % 4));
+    const LowSlot& slot = shared.slots[i % kTileSlots];
     shared.full[i % kTileSlots].wait(i / kTileSlots % 2);
-    uint32_t a = shared_address(shared.a[i % kTileSlots]);
+    Pooled x(slot, own_row, lane);
+    uint32_t a = shared_address(slot.a);
     wgmma::fence(sums);
     wgmma::begin();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      wgmma::step<kTile, wgmma::Major::K>(sums, high + 4 * k, A::row_major(a, 0, k), true);
-      wgmma::step<kTile, wgmma::Major::K>(sums, low + 4 * k, A::row_major(a, 0, k), true);
+      wgmma::step<kTile, wgmma::Major::K>(sums, x.high + 4 * k, A::row_major(a, 0, k), true);
+      wgmma::step<kTile, wgmma::Major::K>(sums, x.low + 4 * k, A::row_major(a, 0, k), true);
     }
     wgmma::commit();
     wgmma::wait<0>();
     wgmma::fence(sums);
+    // The warpgroups go on by themselves where nothing else is to come.
+    if (i + kTileSlots >= steps) continue;
     __syncthreads();
-    if (threadIdx.x == 0 && i + kTileSlots < steps) copy(i + kTileSlots);
+    if (threadIdx.x == 0) {
+      fence_async_proxy();
+      copy(i + kTileSlots);
+    }
   }
+  __syncthreads();
 #pragma unroll
   for (int j = 0; j < kTile / 8; ++j) {
 #pragma unroll
@@ -127,6 +135,7 @@ __global__ void __launch_bounds__(kTileThreads, 1) low_rank_kernel(const __grid_
   int blocks = static_cast<int>(cluster.num_blocks());
   int share = kTile / blocks;  // rows
   int from = static_cast<int>(cluster.block_rank()) * share;
+#pragma unroll 2
   for (int i = threadIdx.x; i < share * kTile / 4; i += kTileThreads) {
     int row = from + i / (kTile / 4), column = i % (kTile / 4) * 4;
     int output = first_output + column;
@@ -135,12 +144,11 @@ __global__ void __launch_bounds__(kTileThreads, 1) low_rank_kernel(const __grid_
     float4 found[kMaxCluster];
 #pragma unroll
     for (int other = 0; other < kMaxCluster; ++other) {
-      if (other >= blocks) break;
-      found[other] = *reinterpret_cast<const float4*>(cluster.map_shared_rank(shared.sums + row * kSumPitch + column, other));
+      found[other] = {};
+      if (other < blocks) found[other] = *reinterpret_cast<const float4*>(cluster.map_shared_rank(shared.sums + row * kSumPitch + column, other));
     }
 #pragma unroll
     for (int other = 0; other < kMaxCluster; ++other) {
-      if (other >= blocks) break;
       sum.x += found[other].x;
       sum.y += found[other].y;
       sum.z += found[other].z;
@@ -183,60 +191,59 @@ struct Scores {
   const float* distance;  // [heads, width]
   Borders borders;
   float* mass;
-  int rows, heads, r, slots, width, size, pool_rows;
-  int places;  // for pooled rows of a sample
-};
-
-// Of a warp, followed by its scores.
-struct alignas(16) WarpQueries {
-  float z[kQueryRows][kMostRanks];
+  int rows, heads, r, slots, width;
+  int size_log, pool_log;  // blocks and pools have a power of two of rows
+  int places;              // for pooled rows of a sample
 };
 
 __global__ void __launch_bounds__(kMostWarps* kWarp) scores_kernel(Scores p) {
-  extern __shared__ __align__(16) char score_memory[];
+  extern __shared__ __align__(16) float4 score_memory[];
   int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  char* own = score_memory + warp * (sizeof(WarpQueries) + p.places * sizeof(float4));
-  auto& queries = *reinterpret_cast<WarpQueries*>(own);
-  float4* scores = reinterpret_cast<float4*>(own + sizeof(WarpQueries));
+  float4* scores = score_memory + warp * p.places;
   int head = blockIdx.y, slot = static_cast<int>(blockIdx.x * blockDim.x / kWarp) + warp;
   let_next_begin();
-  after_previous();
-  if (slot >= p.slots) return;
   float* mass = p.mass + (static_cast<int64_t>(head) * p.slots + slot) * p.width;
   // Pooled rows whose middles lie before a row of the batch.
-  auto before = [&](int row) { return (row + p.pool_rows - 1 - p.pool_rows / 2) / p.pool_rows; };
-  int first = 0, length = 0, block = 0;
-  if (p.borders.samples > 0) {
-    SlotBlock at(p.borders, slot, p.size);
-    first = p.borders.at[at.sample];
-    length = p.borders.at[at.sample + 1] - first;
-    block = at.block;
+  auto before = [&](int row) { return (row + (1 << p.pool_log) - 1 - (1 << p.pool_log >> 1)) >> p.pool_log; };
+  // The last sample that begins at this slot or before.
+  int sample = -1;
+  for (int i = 0; i < p.borders.samples; i += kWarp) {
+    bool begins = i + lane < p.borders.samples && (p.borders.at[i + lane] >> p.size_log) + i + lane <= slot;
+    sample += __popc(__ballot_sync(~0u, begins));
   }
+  int first = 0, length = 0, block = 0;
+  if (sample >= 0) {
+    first = p.borders.at[sample];
+    length = p.borders.at[sample + 1] - first;
+    block = slot - (first >> p.size_log) - sample;
+  }
+  auto start_of = [&](int j) { return before(first + min(j << p.size_log, length)); };  // of block j
+  after_previous();  // which wrote z; the kernels before that one had ended when it let this one begin
+  if (slot >= p.slots) return;
   int base = before(first);
-  int from = before(first + min(block * p.size, length)), to = before(first + min((block + 1) * p.size, length));
-  bool empty = block * p.size >= length;
+  int from = start_of(block), to = start_of(block + 1);
+  bool empty = block << p.size_log >= length;
   if (from == to) from = max(base, from - 1);
   if (empty || from == to) {
     for (int j = lane; j < p.width; j += kWarp) mass[j] = 0.0f;
     return;
   }
-  auto block_of = [&](int g) { return (g * p.pool_rows + p.pool_rows / 2 - first) / p.size; };
+  auto block_of = [&](int g) { return ((g << p.pool_log) + (1 << p.pool_log >> 1) - first) >> p.size_log; };
   const float* zq = p.z + static_cast<int64_t>(head) * p.rows * p.r;
   const float* zk = p.z + (static_cast<int64_t>(p.heads) + head) * p.rows * p.r;
   const float* distance = p.distance + static_cast<int64_t>(head) * p.width;
   for (int chunk = from; chunk < to; chunk += kQueryRows) {
     int end = min(chunk + kQueryRows, to);
-    __syncwarp();
-    for (int i = lane; i < kQueryRows * p.r; i += kWarp) {
-      queries.z[i / p.r][i % p.r] = zq[static_cast<int64_t>(min(chunk + i / p.r, end - 1)) * p.r + i % p.r];
-    }
-    __syncwarp();
     float highest[kQueryRows];
-#pragma unroll
-    for (float& x : highest) x = -INFINITY;
+    const float* query[kQueryRows];
     int own_block[kQueryRows];
 #pragma unroll
-    for (int q = 0; q < kQueryRows; ++q) own_block[q] = block_of(min(chunk + q, end - 1));
+    for (int q = 0; q < kQueryRows; ++q) {
+      int row = min(chunk + q, end - 1);
+      highest[q] = -INFINITY;
+      query[q] = zq + static_cast<int64_t>(row) * p.r;
+      own_block[q] = block_of(row);
+    }
     for (int g = base + lane; g < end; g += kWarp) {
       const float* key = zk + static_cast<int64_t>(g) * p.r;
       int key_block = block_of(g);
@@ -248,7 +255,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) scores_kernel(Scores p) {
         float4 k = *reinterpret_cast<const float4*>(key + i);
 #pragma unroll
         for (int q = 0; q < kQueryRows; ++q) {
-          float4 x = *reinterpret_cast<const float4*>(&queries.z[q][i]);
+          float4 x = *reinterpret_cast<const float4*>(query[q] + i);
           e[q] += x.x * k.x + x.y * k.y + x.z * k.z + x.w * k.w;
         }
       }
@@ -278,7 +285,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) scores_kernel(Scores p) {
 #pragma unroll
     for (int q = 0; q < kQueryRows; ++q) {
       float sum = warp_combine(inverse[q], [](float x, float y) { return x + y; });
-      inverse[q] = chunk + q < end ? static_cast<float>(p.pool_rows) / sum : 0.0f;
+      inverse[q] = chunk + q < end ? static_cast<float>(1 << p.pool_log) / sum : 0.0f;
     }
     for (int g = base + lane; g < end; g += kWarp) {
       float4 w = scores[g - base];
@@ -288,12 +295,19 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) scores_kernel(Scores p) {
     for (int j = lane; j < p.width; j += kWarp) {
       float sum = 0.0f;
       if (j <= block) {
-        int last = min(end, before(first + min((j + 1) * p.size, length)));
-        for (int g = before(first + j * p.size); g < last; ++g) sum += scores[g - base].x;
+        int last = min(end, start_of(j + 1));
+        for (int g = start_of(j); g < last; ++g) sum += scores[g - base].x;
       }
       mass[j] = chunk == from ? sum : mass[j] + sum;
     }
+    __syncwarp();  // before the next chunk's scores
   }
+}
+
+int log_of(int power_of_two) {
+  int log = 0;
+  while (power_of_two >> log > 1) ++log;
+  return log;
 }
 
 }  // namespace
@@ -316,14 +330,12 @@ void predict_attention(const Device& device, const pnb_predict_attention_params&
   if (r > kMostRanks || r % 8 != 0) fail(PNB_ERROR_INVALID_ARGUMENT, "%s: expected ranks in eights up to %d, found %d", op, kMostRanks, r);
 
   int64_t pitch = p.pooled.stride[0];
-  bool fast = hidden % 8 == 0 && aligned(p.a.data) && aligned(p.bias.data) && (rows <= 1 || pitch % 2 == 0) &&
-              reinterpret_cast<uintptr_t>(p.pooled.data) % sizeof(float2) == 0;
+  bool fast = hidden % 8 == 0 && aligned(p.a.data) && aligned(p.bias.data) && rows_aligned(p.pooled);
   if (fast && rows > 0) {
     int64_t steps = ceil_div(hidden, kColumns), row_tiles = ceil_div(rows, kTile), output_tiles = ceil_div(outputs, kTile);
     int cluster = cluster_for(row_tiles * output_tiles, std::min<int64_t>(device.multiprocessors, row_tiles * output_tiles * steps));
     Low low{make_matrix_map(p.a.data, outputs, hidden, kTile, op),
-            static_cast<const float*>(p.pooled.data),
-            pitch,
+            make_float_map(p.pooled.data, rows, hidden, std::max<int64_t>(pitch, hidden), kTile, op),
             static_cast<const float*>(p.bias.data),
             z,
             rows,
@@ -352,20 +364,20 @@ void predict_attention(const Device& device, const pnb_predict_attention_params&
                 r,
                 static_cast<int>(p.mass.shape[1]),
                 static_cast<int>(p.mass.shape[2]),
-                p.size,
-                p.pool_rows,
+                log_of(p.size),
+                log_of(p.pool_rows),
                 static_cast<int>(ceil_div(std::min(p.max_seqlen, p.tokens), p.pool_rows) + 1)};
   constexpr size_t kMostBytes = 200 * 1024;
-  size_t bytes = sizeof(WarpQueries) + scores.places * sizeof(float4);
+  size_t bytes = scores.places * sizeof(float4);
   if (bytes > kMostBytes) {
     fail(PNB_ERROR_UNSUPPORTED, "%s: expected at most %d pooled rows of a sample, found a max_seqlen of %lld by pool_rows %d", op,
-         static_cast<int>((kMostBytes - sizeof(WarpQueries)) / sizeof(float4)), static_cast<long long>(p.max_seqlen), p.pool_rows);
+         static_cast<int>(kMostBytes / sizeof(float4)), static_cast<long long>(p.max_seqlen), p.pool_rows);
   }
   int warps = kMostWarps;
   while (warps * bytes > kMostBytes) warps /= 2;
   allow_shared_memory(scores_kernel, kMostBytes, op);
   dim3 grid(static_cast<unsigned>(ceil_div(scores.slots, warps)), static_cast<unsigned>(heads));
-  launch(scores_kernel, {grid, warps * kWarp, warps * bytes, stream, 1, true}, op, scores);
+  launch(scores_kernel, {grid, warps * kWarp, warps * bytes, stream, 1, rows > 0}, op, scores);
 }
 
 }  // namespace pnb::cuda

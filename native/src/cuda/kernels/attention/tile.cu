@@ -48,6 +48,13 @@ CUtensorMap make_matrix_map(const void* data, int64_t rows, int64_t columns, int
   return encode(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), shape, strides, box, CU_TENSOR_MAP_SWIZZLE_128B, op);
 }
 
+CUtensorMap make_float_map(const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows, const char* op) {
+  const cuuint64_t shape[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * 4};
+  const cuuint32_t box[] = {32, static_cast<cuuint32_t>(box_rows)};
+  return encode(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, const_cast<void*>(data), shape, strides, box, CU_TENSOR_MAP_SWIZZLE_128B, op);
+}
+
 CUtensorMap make_array_map(void* data, int64_t count, int box, const char* op) {
   const cuuint64_t shape[] = {4, static_cast<cuuint64_t>(count)}, strides[] = {16};
   const cuuint32_t size[] = {4, static_cast<cuuint32_t>(box)};

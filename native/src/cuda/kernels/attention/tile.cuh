@@ -18,6 +18,9 @@ HeadsMap make_heads_map(const pnb_tensor& t, int rows, const char* op);
 // Of a contiguous bf16 matrix with a multiple of eight columns, in boxes of 64 columns: what they bring is a Tile<box_rows, 64>.
 CUtensorMap make_matrix_map(const void* data, int64_t rows, int64_t columns, int box_rows, const char* op);
 
+// Of an f32 matrix whose rows begin at multiples of 16 bytes, in boxes of 32 columns, swizzled as those of a Tile<box_rows, 64>.
+CUtensorMap make_float_map(const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows, const char* op);
+
 // Of an array of so many elements of 16 bytes, in boxes of `box`.
 CUtensorMap make_array_map(void* data, int64_t count, int box, const char* op);
 
