@@ -8,6 +8,14 @@
 extern "C" {
 #endif
 
+/* What a forward pass leaves to those that need its output again: y = (x - mean) * rstd * gamma + beta. */
+typedef struct pnb_layer_norm {
+  pnb_tensor mean;  /* f32 [m] */
+  pnb_tensor rstd;  /* f32 [m] */
+  pnb_tensor gamma; /* f32 [h] */
+  pnb_tensor beta;  /* f32 [h] */
+} pnb_layer_norm;
+
 /* y = (x - mean) * rstd * gamma + beta, rstd = 1 / sqrt(var + epsilon), var the biased variance. */
 typedef struct pnb_layer_norm_forward_params {
   uint32_t struct_size;

@@ -1,8 +1,20 @@
 #include "capi/check.h"
 #include "capi/entry.h"
+#include "capi/shared_checks.h"
+
+namespace pnb::check {
+
+void vector_of(const Checker& check, const pnb_tensor& t, const char* name, int64_t size) {
+  check.tensor(t, name, 1, {PNB_DTYPE_F32});
+  check.shape(t, name, {size});
+  check.contiguous(t, name);
+}
+
+}  // namespace pnb::check
 
 using pnb::Backend;
 using pnb::check::Checker;
+using pnb::check::vector_of;
 
 namespace {
 
@@ -10,12 +22,6 @@ void matrix_like(const Checker& check, const pnb_tensor& t, const char* name, co
   check.tensor(t, name, 2, {x.dtype});
   check.shape(t, name, {x.shape[0], x.shape[1]});
   check.rows_contiguous(t, name);
-}
-
-void vector_of(const Checker& check, const pnb_tensor& t, const char* name, int64_t size) {
-  check.tensor(t, name, 1, {PNB_DTYPE_F32});
-  check.shape(t, name, {size});
-  check.contiguous(t, name);
 }
 
 }  // namespace

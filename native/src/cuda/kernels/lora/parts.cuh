@@ -88,7 +88,7 @@ struct Parts {
     }
   }
 
-  // The left operand for sixteen tokens, of lane `lane`; value(token, rank) for all kRanks of them.
+  // The left operand for sixteen tokens, of lane `lane`; value(token, rank, tile) for all kRanks of them, once in each group.
   template <typename Value>
   static __device__ void make_left(int lane, Value value, uint4 (&left)[kLefts]) {
     int group = lane / 4, token = 2 * (lane % 4);
@@ -96,8 +96,8 @@ struct Parts {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       int rank = kRanks == 4 ? group % 4 : 8 * tile + group;
-      split(value(token, rank), value(token + 1, rank), low[tile]);
-      split(value(token + 8, rank), value(token + 9, rank), high[tile]);
+      split(value(token, rank, tile), value(token + 1, rank, tile), low[tile]);
+      split(value(token + 8, rank, tile), value(token + 9, rank, tile), high[tile]);
     }
     if constexpr (kRanks == 4) {
       bool first = group < 4;

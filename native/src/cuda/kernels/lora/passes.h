@@ -17,11 +17,13 @@ struct Projection {
 
 void project(const Projection& p, cudaStream_t stream);
 
-// d[r, width] += scale * left[m, r]^T * dropout(x)[m, columns]; left and d with any strides, x's rows contiguous.
+// d[r, width] += scale * left[m, r]^T * dropout(norm(x))[m, columns], or of x itself where there is no norm; left and d with any
+// strides, x's rows contiguous.
 struct Accumulation {
   pnb_tensor x, left, d;
   pnb_block_list blocks;
   pnb_dropout dropout;
+  pnb_layer_norm norm;
   float scale;
 };
 

@@ -18,6 +18,10 @@
 // One warp of a block feeds a ring of shared memory with steps of sixteen rows by bulk copies. Each of the others takes 64
 // columns of a step: as they lie there they are the left operand of a product over columns, transposed on their way to the
 // registers the right operand of a product over rows.
+//
+// Where the adapters' input is a layer norm of x, dh^T norm(x) = (((dh rstd)^T x) - (dh rstd)^T mean) gamma + (dh^T 1) beta:
+// the left values are scaled, and each block corrects its part of dA, of few rows, before it stores it. Dropout takes another
+// choice of rows out of each column's sums, so there a step is normalised where it lies.
 
 namespace pnb::cuda::lora {
 
@@ -45,6 +49,7 @@ struct Pass {
   int64_t columns, width, x_stride;
   int r;
   float left_scale;
+  Norm norm;
   float* partial;  // [ranges, kRanks, columns]
   float* low;      // [column blocks, m, kRanks], or NULL: no product over columns
   Rank ranks[kStreamRanks];
@@ -104,6 +109,7 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
   constexpr int kThreads = kConsumers + kWarp;
   extern __shared__ __align__(128) char memory[];
   __shared__ uint4 lefts[kMostSteps][Form::kLefts][kWarp];
+  __shared__ float2 corrections[kMostSteps][kRanks];  // sums of left * mean, and of dh
   __shared__ uint64_t barriers[2 * Rows::kSlots];
   auto* low_found = reinterpret_cast<float*>(memory + Rows::kBytes);  // [kWarps][rows][kRanks]
   // The pass over x reads x and its lists without waiting: they were there before the first pass, which lets this one begin only
@@ -171,13 +177,15 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
     }
   }
   if constexpr (!kLow) after_previous();  // which made the left values
+  const bool corrects = !kLow && !kDrops && p.norm.present();
 #pragma unroll 1
   for (int i = threadIdx.x; i < steps * kWarp; i += kConsumers) {
     int64_t from = first_row + i / kWarp * kStepRows;
     uint4 left[Form::kLefts];
+    float2 correction[Form::kTiles] = {};
     Form::make_left(
         i % kWarp,
-        [&](int token, int rank) {
+        [&](int token, int rank, int tile) {
           int64_t row = from + token;
           if (rank >= p.r || row >= end_row) return 0.0f;
           const Rank& of = p.ranks[rank];
@@ -185,9 +193,24 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
           float sum = 0.0f;
 #pragma unroll 1
           for (int chunk = 0; chunk < of.chunks; ++chunk) sum += at[chunk * of.left_chunk];
-          return p.left_scale * sum;
+          sum *= p.left_scale;
+          if (corrects) {
+            correction[tile].y += sum;
+            sum *= p.norm.rstd[row];
+            correction[tile].x += sum * p.norm.mean[row];
+          }
+          return sum;
         },
         left);
+    if (corrects) {
+#pragma unroll
+      for (int tile = 0; tile < Form::kTiles; ++tile) {  // the tokens of a rank are four neighbours'
+        float2 sum = correction[tile] + shuffle_xor(correction[tile], 1);
+        sum = sum + shuffle_xor(sum, 2);
+        int rank = 8 * tile + i % kWarp / 4;
+        if (i % 4 == 0 && rank < kRanks) corrections[i / kWarp][rank] = sum;
+      }
+    }
 #pragma unroll
     for (int k = 0; k < Form::kLefts; ++k) lefts[i / kWarp][k][i % kWarp] = left[k];
   }
@@ -197,22 +220,28 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
   int own_row = lane / 8 % 2 * 8 + lane % 8;
   int own_column = warp * kWarpColumns + lane / 16 * 8;
   int64_t dropped_neuron = 0;
+  float gamma[kDrops ? kRun : 1] = {}, beta[kDrops ? kRun : 1] = {};
   if constexpr (kDrops) {
     int at = warp * kWarpColumns + lane % 8 * kRun;
     dropped_neuron = at < here ? p.blocks.neuron(list, first_column + at) : 0;
+    for (int i = 0; p.norm.present() && at < here && i < kRun; ++i) {
+      gamma[i] = p.norm.gamma[first_column + at + i], beta[i] = p.norm.beta[first_column + at + i];
+    }
   }
   float sums[kSets][4][4] = {};
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     rows.wait(step);
     if constexpr (kDrops) {
-      if (p.dropout.active()) {  // of the passes of one launch, some may drop and others not
-        DropoutMask mask(p.dropout);
+      bool drops = p.dropout.active();  // of the passes of one launch, some may drop and others not
+      if (drops || p.norm.present()) {
 #pragma unroll
         for (int i = lane / 8; i < kStepRows; i += 4) {
           auto* first = reinterpret_cast<__nv_bfloat16*>(rows.row(step, i)) + warp * kWarpColumns;
           auto* run = reinterpret_cast<Pack<__nv_bfloat16, kRun>*>(first + lane % 8 * kRun);
-          drop(*run, mask, static_cast<uint64_t>((first_row + step * kStepRows + i) * p.width + dropped_neuron));
+          int64_t row = first_row + step * kStepRows + i;
+          if (p.norm.present()) p.norm.apply(*run, min(row, end_row - 1), gamma, beta);
+          if (drops) drop(*run, DropoutMask(p.dropout), static_cast<uint64_t>(row * p.width + dropped_neuron));
         }
         __syncwarp();
       }
@@ -248,13 +277,28 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
     __syncwarp();
     if (lane == 0) rows.release(step);
   }
+  float2 correction[Form::kTiles] = {};
+#pragma unroll
+  for (int tile = 0; corrects && tile < Form::kTiles; ++tile) {
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) correction[tile] = correction[tile] + corrections[step][(8 * tile + lane / 4) % kRanks];
+  }
 #pragma unroll
   for (int set = 0; set < kSets; ++set) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       int at = set_column + set * 32 + i * 8;
+      float2 gamma{}, beta{};
+      if (corrects && at < here) {
+        gamma = *reinterpret_cast<const float2*>(p.norm.gamma + first_column + at);
+        beta = *reinterpret_cast<const float2*>(p.norm.beta + first_column + at);
+      }
       Form::results(sums[set][i], [&](int rank, float2 v) {
         if (at >= here || rank >= p.r) return;
+        if (corrects) {
+          float2 c = correction[rank < 8 ? 0 : Form::kTiles - 1];
+          v = make_float2((v.x - c.x) * gamma.x + c.y * beta.x, (v.y - c.x) * gamma.y + c.y * beta.y);
+        }
         *reinterpret_cast<float2*>(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + first_column + at) = v;
       });
     }
@@ -525,6 +569,7 @@ void run(const Plan& plan, const pnb_lora_gradients_params& first, cudaStream_t 
       over_x = pass_over(one.x, one.x_blocks, one.a.shape[1]);
       over_x.dropout = DropoutParams(one.dropout);
       over_x.left_scale = one.scaling;
+      over_x.norm = Norm(one.norm);
       over_x.partial = space + plan.in_partial[i];
     }
     for (int64_t k = 0; k < r; ++k) {
@@ -545,7 +590,7 @@ void run(const Plan& plan, const pnb_lora_gradients_params& first, cudaStream_t 
 bool streams(const pnb_lora_gradients_params& p) {
   bool fits = streams(p.x);
   for (const auto* one = &p; one != nullptr; one = one->next) {
-    fits = fits && streams(one->dy) && one->a.shape[0] >= 1 && one->a.shape[0] <= kStreamRanks;
+    fits = fits && streams(one->dy) && Norm(one->norm).pairs_aligned() && one->a.shape[0] >= 1 && one->a.shape[0] <= kStreamRanks;
   }
   return fits;
 }

@@ -105,7 +105,7 @@ final class AdapterTerms {
      * @param inBlocks of {@code in}, where it is compact
      * @param dyBlocks of {@code dy}, where it is compact
      */
-    List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, Tensor in, Map<String, Tensor> h, Band band,
+    List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, AdapterInput in, Map<String, Tensor> h, Band band,
             Tensor grad,
             @Nullable BlockList inBlocks, @Nullable BlockList dyBlocks) {
         List<Site> sites = sites(layer, kinds);
@@ -117,9 +117,9 @@ final class AdapterTerms {
             Tensor dhOfSite = band.of(dh.get(k));
             long column = column(site, kinds);
             Tensor dyOfSite = kinds.size() == 1 ? dy : dy.slice(1, column, column + site.layer().out());
-            chain = new LoraGradients((float) adapter.config().scaling(), dyOfSite, in,
-                    band.of(h.get(site.layer().kind())), a, site.b(adapter.parameters()), dropout(site, band), dhOfSite,
-                    site.a(grad), site.b(grad), inBlocks, dyBlocks, chain, buffers.workspace());
+            chain = new LoraGradients((float) adapter.config().scaling(), dyOfSite, in.x(),
+                    band.of(h.get(site.layer().kind())), a, site.b(adapter.parameters()), dropout(site, band), in.norm(),
+                    dhOfSite, site.a(grad), site.b(grad), inBlocks, dyBlocks, chain, buffers.workspace());
             terms.addFirst(new LowRank(dhOfSite, a.transpose(), 0, 1, dropout(site, band)));
         }
         if (chain != null) {

@@ -6,6 +6,7 @@ import static dev.penumbra.model.AdapterTerms.QKV;
 
 import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.backend.op.Gemm;
+import dev.penumbra.backend.op.LayerNorm;
 import dev.penumbra.backend.op.LayerNormBackward;
 import dev.penumbra.backend.op.LayerNormForward;
 import dev.penumbra.backend.op.LayerNormForward.Pooling;
@@ -138,7 +139,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         x = new Tensor[config.numHiddenLayers() + 1];
         layers = new LayerBuffers[config.numHiddenLayers()];
         reluMasks = new Tensor[layers.length];
-        LayerBuffers.Scratch scratch = LayerBuffers.Scratch.allocate(buffers, config, dtype, capacity);
+        Tensor scratch = config.doLayerNormBefore() ? activations("scratch norm", h) : null;
         LayerBuffers shared = lowest == 0
                 ? null
                 : new LayerBuffers(buffers, config, dtype, capacity, "shared ", scratch);
@@ -546,9 +547,12 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
             normBackward(dx, b.sum2, b.mean2, b.rstd2, w.mlpNorm(), null, dx);
         }
         boolean sparse = mode == Mode.SPARSE;
-        Tensor mlpInput = top(pre ? b.norm2 : b.norm1);
-        if (pre && needsFc1 && mlp.readsInput(i, sparse)) {
-            norm(top(b.middle), w.mlpNorm(), mlpInput, b.mean2, b.rstd2);
+        AdapterInput mlpInput = new AdapterInput(top(b.norm1), null);
+        if (pre && mlp.recomputes(i, sparse)) {
+            norm(top(b.middle), w.mlpNorm(), top(b.norm2), b.mean2, b.rstd2);
+            mlpInput = new AdapterInput(top(b.norm2), null);
+        } else if (pre) {
+            mlpInput = normed(b.middle, w.mlpNorm(), b.mean2, b.rstd2);
         }
         Tensor dMlpInput = !needsAttention ? null : pre ? block : dx;
         mlp.backward(i, mlpInput, dx, pre ? null : dx, dMlpInput, needsFc1, grad, sparse);
@@ -560,16 +564,16 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         } else {
             normBackward(dx, b.middle, b.mean1, b.rstd1, w.attentionNorm(), null, dx);
         }
-        List<LowRank> terms = gradients(i, OUT, dx, top(b.attention), grad);
+        List<LowRank> terms = gradients(i, OUT, dx, new AdapterInput(top(b.attention), null), grad);
         if (!needsQkv) {
             return;
         }
         product(dx, w.out(), terms, null, block);
         attention.backward(i, b, block, top(dQkv), attentionRun());
-        if (pre && hasAny(i, QKV)) {
-            norm(top(x[i]), w.attentionNorm(), top(b.norm1), b.mean1, b.rstd1);
-        }
-        terms = gradients(i, QKV, top(dQkv), top(pre ? b.norm1 : x[i]), grad);
+        AdapterInput qkvInput = pre
+                ? normed(x[i], w.attentionNorm(), b.mean1, b.rstd1)
+                : new AdapterInput(top(x[i]), null);
+        terms = gradients(i, QKV, top(dQkv), qkvInput, grad);
         if (i == lowest) {
             return;
         }
@@ -592,7 +596,12 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         buffers.run(new LayerNormBackward(dy, top(in), top(mean), top(rstd), norm.gamma(), residual, dx));
     }
 
-    private List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, Tensor in, Tensor grad) {
+    /** The output of a norm over {@code in}, which is not kept. */
+    private AdapterInput normed(Tensor in, OptWeights.LayerNorm norm, Tensor mean, Tensor rstd) {
+        return new AdapterInput(top(in), new LayerNorm(top(mean), top(rstd), norm.gamma(), norm.beta()));
+    }
+
+    private List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, AdapterInput in, Tensor grad) {
         return adapters.gradients(layer, kinds, dy, in, layers[layer].h, rowsOfBatch(), grad, null, null);
     }
 
