@@ -176,17 +176,38 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
           factor[set]);
     }
   }
-  if constexpr (!kLow) after_previous();  // which made the left values
+  // What corrects a norm's part was there before, too; it comes from far.
   const bool corrects = !kLow && !kDrops && p.norm.present();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < steps * kWarp; i += kConsumers) {
-    int64_t from = first_row + i / kWarp * kStepRows;
+  int64_t step_row = first_row + warp * kStepRows;  // of the step whose left values this warp makes
+  float2 statistics[kLow ? 1 : 4], gamma[kLow ? 1 : kSets][4], beta[kLow ? 1 : kSets][4];
+  if constexpr (!kLow) {
+    if (corrects) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        int64_t row = step_row + token_of(i);
+        statistics[i] = row < end_row ? make_float2(p.norm.mean[row], p.norm.rstd[row]) : make_float2(0.0f, 0.0f);
+      }
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          int64_t at = set_column + set * 32 + i * 8;
+          gamma[set][i] = beta[set][i] = make_float2(0.0f, 0.0f);
+          if (at >= here) continue;
+          gamma[set][i] = *reinterpret_cast<const float2*>(p.norm.gamma + first_column + at);
+          beta[set][i] = *reinterpret_cast<const float2*>(p.norm.beta + first_column + at);
+        }
+      }
+    }
+    after_previous();  // which made the left values
+  }
+  static_assert(kWarps >= kMostSteps);
+  if (warp < steps) {
     uint4 left[Form::kLefts];
     float2 correction[Form::kTiles] = {};
     Form::make_left(
-        i % kWarp,
-        [&](int token, int rank, int tile) {
-          int64_t row = from + token;
+        [&](int i, int rank, int tile) {
+          int64_t row = step_row + token_of(i);
           if (rank >= p.r || row >= end_row) return 0.0f;
           const Rank& of = p.ranks[rank];
           const float* at = of.left + row * of.left_row;
@@ -194,25 +215,27 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
 #pragma unroll 1
           for (int chunk = 0; chunk < of.chunks; ++chunk) sum += at[chunk * of.left_chunk];
           sum *= p.left_scale;
-          if (corrects) {
-            correction[tile].y += sum;
-            sum *= p.norm.rstd[row];
-            correction[tile].x += sum * p.norm.mean[row];
+          if constexpr (!kLow) {
+            if (corrects) {
+              correction[tile].y += sum;
+              sum *= statistics[i].y;
+              correction[tile].x += sum * statistics[i].x;
+            }
           }
           return sum;
         },
         left);
+#pragma unroll
+    for (int k = 0; k < Form::kLefts; ++k) lefts[warp][k][lane] = left[k];
     if (corrects) {
 #pragma unroll
       for (int tile = 0; tile < Form::kTiles; ++tile) {  // the tokens of a rank are four neighbours'
         float2 sum = correction[tile] + shuffle_xor(correction[tile], 1);
         sum = sum + shuffle_xor(sum, 2);
-        int rank = 8 * tile + i % kWarp / 4;
-        if (i % 4 == 0 && rank < kRanks) corrections[i / kWarp][rank] = sum;
+        int rank = 8 * tile + lane / 4;
+        if (lane % 4 == 0 && rank < kRanks) corrections[warp][rank] = sum;
       }
     }
-#pragma unroll
-    for (int k = 0; k < Form::kLefts; ++k) lefts[i / kWarp][k][i % kWarp] = left[k];
   }
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 
@@ -220,12 +243,12 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
   int own_row = lane / 8 % 2 * 8 + lane % 8;
   int own_column = warp * kWarpColumns + lane / 16 * 8;
   int64_t dropped_neuron = 0;
-  float gamma[kDrops ? kRun : 1] = {}, beta[kDrops ? kRun : 1] = {};
+  float run_gamma[kRun] = {}, run_beta[kRun] = {};
   if constexpr (kDrops) {
     int at = warp * kWarpColumns + lane % 8 * kRun;
     dropped_neuron = at < here ? p.blocks.neuron(list, first_column + at) : 0;
     for (int i = 0; p.norm.present() && at < here && i < kRun; ++i) {
-      gamma[i] = p.norm.gamma[first_column + at + i], beta[i] = p.norm.beta[first_column + at + i];
+      run_gamma[i] = p.norm.gamma[first_column + at + i], run_beta[i] = p.norm.beta[first_column + at + i];
     }
   }
   float sums[kSets][4][4] = {};
@@ -240,7 +263,7 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
           auto* first = reinterpret_cast<__nv_bfloat16*>(rows.row(step, i)) + warp * kWarpColumns;
           auto* run = reinterpret_cast<Pack<__nv_bfloat16, kRun>*>(first + lane % 8 * kRun);
           int64_t row = first_row + step * kStepRows + i;
-          if (p.norm.present()) p.norm.apply(*run, min(row, end_row - 1), gamma, beta);
+          if (p.norm.present()) p.norm.apply(*run, min(row, end_row - 1), run_gamma, run_beta);
           if (drops) drop(*run, DropoutMask(p.dropout), static_cast<uint64_t>(row * p.width + dropped_neuron));
         }
         __syncwarp();
@@ -288,16 +311,13 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       int at = set_column + set * 32 + i * 8;
-      float2 gamma{}, beta{};
-      if (corrects && at < here) {
-        gamma = *reinterpret_cast<const float2*>(p.norm.gamma + first_column + at);
-        beta = *reinterpret_cast<const float2*>(p.norm.beta + first_column + at);
-      }
       Form::results(sums[set][i], [&](int rank, float2 v) {
         if (at >= here || rank >= p.r) return;
-        if (corrects) {
-          float2 c = correction[rank < 8 ? 0 : Form::kTiles - 1];
-          v = make_float2((v.x - c.x) * gamma.x + c.y * beta.x, (v.y - c.x) * gamma.y + c.y * beta.y);
+        if constexpr (!kLow) {
+          if (corrects) {
+            float2 c = correction[rank < 8 ? 0 : Form::kTiles - 1], g = gamma[set][i], b = beta[set][i];
+            v = make_float2((v.x - c.x) * g.x + c.y * b.x, (v.y - c.x) * g.y + c.y * b.y);
+          }
         }
         *reinterpret_cast<float2*>(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + first_column + at) = v;
       });

@@ -15,6 +15,7 @@ import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.data.Batch;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraAdapter.Site;
+import dev.penumbra.model.BatchInputs.Input;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.ValueLayout;
@@ -50,11 +51,8 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
     private final OptAttention attention;
     private final int capacity;
 
-    private final Tensor ids;
-    private final Tensor positions;
+    private final BatchInputs inputs;
     private final Tensor cuSeqlens;
-    private final Tensor rows;
-    private final Tensor targets;
     private final Tensor dropoutState;
     private final @Nullable Tensor embedded;
     private final Tensor[] x;
@@ -71,15 +69,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
     private final @Nullable Tensor dX;
     private final @Nullable Tensor dBlock;
     private final @Nullable Tensor dQkv;
-    private final Tensor validInBands;
-
-    private final Tensor stagedIds;
-    private final Tensor stagedPositions;
-    private final Tensor stagedCuSeqlens;
-    private final Tensor stagedRows;
-    private final Tensor stagedTargets;
     private final Tensor stagedDropout;
-    private final Tensor stagedValidInBands;
 
     private int m;
     private int batchTokens;
@@ -105,17 +95,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         }
         lowest = training ? adapter.sites().getFirst().layer().layer() : config.numHiddenLayers();
 
-        ids = inputs("ids", capacity);
-        positions = inputs("positions", capacity);
-        cuSeqlens = inputs("cu_seqlens", capacity + 1);
-        rows = inputs("rows", capacity);
-        targets = inputs("targets", capacity);
         dropoutState = buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "dropout state", DType.U64, 2);
-        stagedIds = buffers.stage("staged ids", DType.I32, capacity);
-        stagedPositions = buffers.stage("staged positions", DType.I32, capacity);
-        stagedCuSeqlens = buffers.stage("staged cu_seqlens", DType.I32, capacity + 1);
-        stagedRows = buffers.stage("staged rows", DType.I32, capacity);
-        stagedTargets = buffers.stage("staged targets", DType.I32, capacity);
         stagedDropout = buffers.stage("staged dropout state", DType.U64, 2);
 
         adapters = new AdapterTerms(buffers, adapter, dropoutState, capacity, training);
@@ -124,14 +104,14 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
                 : new MlpSelection(options.sparsity(), model.backend(), buffers, capacity, config.hiddenSize(),
                         firstMlpGradient());
         mlp = new OptMlp(model, adapters, buffers, selection, this, capacity, lowest, training, observer != null);
+        int bands = Math.ceilDiv(capacity, mlp.bandRows());
+        inputs = new BatchInputs(buffers, capacity, capacity, capacity + 1, capacity, capacity, bands);
+        cuSeqlens = inputs.get(Input.CU_SEQLENS);
         attentionSelection = options.attention() == null || options.attention().config().policy().isDense()
                 ? null
                 : new AttentionSelection(options.attention(), model.backend(), buffers, this, shape, config,
                         hasAny(lowest, QKV) ? lowest : lowest + 1);
         attention = new OptAttention(config, buffers, this, attentionSelection, options.attentionObserver(), capacity);
-        int bands = Math.ceilDiv(capacity, mlp.bandRows());
-        validInBands = inputs("rows of bands", bands);
-        stagedValidInBands = buffers.stage("staged rows of bands", DType.I32, bands);
 
         DType dtype = model.dtype();
         int h = config.hiddenSize();
@@ -223,10 +203,6 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         return model.config();
     }
 
-    private Tensor inputs(String name, long n) {
-        return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, DType.I32, n);
-    }
-
     private Tensor activations(String name, long width) {
         return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, model.dtype(), capacity, width);
     }
@@ -263,7 +239,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
 
     @Override
     public Tensor validRows(Band band) {
-        return validInBands.slice(0, band.index(), band.index() + 1L);
+        return inputs.get(Input.ROWS_OF_BANDS).slice(0, band.index(), band.index() + 1L);
     }
 
     @Override
@@ -339,17 +315,18 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         samples = recorded ? roundUp(batch.samples(), SIGNATURE_SAMPLES) : batch.samples();
         maxSeqlen = recorded ? Math.max(shape.maxSeqlen(), batch.maxSeqlen()) : batch.maxSeqlen();
         // Rows up to the block's end belong to no sample; token and position 0 are as good as any.
-        send(Arrays.copyOf(batch.ids(), m), stagedIds, ids);
-        send(Arrays.copyOf(batch.positions(), m), stagedPositions, positions);
-        send(padded(batch.cuSeqlens(), samples + 1, batch.cuSeqlens()[batch.samples()]), stagedCuSeqlens, cuSeqlens);
-        send(padded(batch.rows(), supervised, LinearCrossEntropy.NO_ROW), stagedRows, rows);
-        send(Arrays.copyOf(batch.targets(), supervised), stagedTargets, targets);
+        inputs.set(Input.IDS, Arrays.copyOf(batch.ids(), m));
+        inputs.set(Input.POSITIONS, Arrays.copyOf(batch.positions(), m));
+        inputs.set(Input.CU_SEQLENS, padded(batch.cuSeqlens(), samples + 1, batch.cuSeqlens()[batch.samples()]));
+        inputs.set(Input.ROWS, padded(batch.rows(), supervised, LinearCrossEntropy.NO_ROW));
+        inputs.set(Input.TARGETS, Arrays.copyOf(batch.targets(), supervised));
         int valid = batch.cuSeqlens()[batch.samples()];
         int[] inBands = new int[Math.ceilDiv(m, mlp.bandRows())];
         for (int b = 0; b < inBands.length; b++) {
             inBands[b] = Math.clamp(valid - (long) b * mlp.bandRows(), 0, mlp.bandRows());
         }
-        send(inBands, stagedValidInBands, validInBands);
+        inputs.set(Input.ROWS_OF_BANDS, inBands);
+        inputs.upload(model.backend());
     }
 
     /** The next multiple of {@code block}, within the capacity. */
@@ -363,18 +340,10 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         return padded;
     }
 
-    private void send(int[] values, Tensor staged, Tensor device) {
-        if (values.length > 0) {
-            Tensor part = staged.slice(0, 0, values.length);
-            part.copyFrom(values);
-            model.backend().upload(part, device.slice(0, 0, values.length));
-        }
-    }
-
     private void layersForward() {
         Tensor first = top(x[0]);
-        Tensor at = positions.slice(0, 0, m);
-        Tensor tokens = ids.slice(0, 0, m);
+        Tensor at = inputs.get(Input.POSITIONS).slice(0, 0, m);
+        Tensor tokens = inputs.get(Input.IDS).slice(0, 0, m);
         if (embedded == null) {
             buffers.run(new Embedding(tokens, weights.tokens, at, weights.positions, Opt.POSITION_OFFSET, null, first));
         } else {
@@ -496,6 +465,11 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         return cuSeqlens.slice(0, 0, samples + 1L);
     }
 
+    /** The batch's part of an array that has a number for each supervised row. */
+    private Tensor supervised(Input input) {
+        return inputs.get(input).slice(0, 0, supervised);
+    }
+
     private Tensor headInput() {
         return top(projected == null ? hidden : projected);
     }
@@ -504,8 +478,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
     public void addLoss(Tensor loss) {
         if (supervised > 0) {
             buffers.run(new LinearCrossEntropy(
-                    headInput(), weights.head, rows.slice(0, 0, supervised), targets.slice(0, 0, supervised), null, loss,
-                    null,
+                    headInput(), weights.head, supervised(Input.ROWS), supervised(Input.TARGETS), null, loss, null,
                     buffers.workspace()));
         }
     }
@@ -517,8 +490,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         }
         Tensor dInput = top(dHead == null ? dX : dHead);
         buffers.run(new LinearCrossEntropy(
-                headInput(), weights.head, rows.slice(0, 0, supervised), targets.slice(0, 0, supervised), gradScale, loss,
-                dInput,
+                headInput(), weights.head, supervised(Input.ROWS), supervised(Input.TARGETS), gradScale, loss, dInput,
                 buffers.workspace()));
         Tensor dx = top(dX);
         if (dHead != null) {
