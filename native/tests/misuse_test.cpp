@@ -473,6 +473,16 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
   means.pooled = pooled.t, means.valid_rows = valid.t, means.pool_rows = 2;
   refuses<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means, {{"pooled", &F::pooled, true}, {"valid_rows", &F::valid_rows, true}});
   refuses_value<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means, "means of 0 rows", [](F& p) { p.pool_rows = 0; });
+  Tensor factor(PNB_DTYPE_F32, {2, h}), low(PNB_DTYPE_F32, {m, 2});
+  auto project = params<pnb_lora_project_params>();
+  project.x = y.t, project.a = factor.t, project.h = low.t;
+  F projects = f;
+  projects.project = &project;
+  ok(pnb_layer_norm_forward(context, &projects), "layer_norm_forward that projects");
+  project.x = x.t;
+  refused(pnb_layer_norm_forward(context, &projects), "layer_norm_forward", "a projection of another x than y");
+  project.x = y.t, project.h.data = nullptr;
+  refused(pnb_layer_norm_forward(context, &projects), "layer_norm_forward", "a projection without h");
   using B = pnb_layer_norm_backward_params;
   auto b = params<B>();
   b.dy = y.t, b.x = x.t, b.mean = mean.t, b.rstd = rstd.t, b.gamma = gamma.t, b.residual = y.t, b.dx = dx.t;

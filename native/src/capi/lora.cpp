@@ -85,11 +85,13 @@ void check_all_gradients(const Checker& check, const pnb_lora_gradients_params& 
 
 }  // namespace
 
+void pnb::check::projections(const Checker& check, const pnb_lora_project_params& first) { check_chain(check, first, check_projection); }
+
 extern "C" {
 
 pnb_status pnb_lora_project(pnb_context* context, const pnb_lora_project_params* params) {
   return pnb::entry("lora_project", context, params, [&](Backend& backend) {
-    check_chain(Checker("lora_project"), *params, check_projection);
+    pnb::check::projections(Checker("lora_project"), *params);
     backend.lora_project(*params);
   });
 }

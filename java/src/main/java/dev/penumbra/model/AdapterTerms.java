@@ -76,16 +76,23 @@ final class AdapterTerms {
      */
     List<LowRank> project(int layer, List<String> kinds, Tensor in, Map<String, Tensor> h, Band band,
             @Nullable BlockList blocks) {
-        List<Site> sites = sites(layer, kinds);
+        LoraProject projection = projection(layer, kinds, in, h, band, blocks);
+        if (projection != null) {
+            buffers.run(projection);
+        }
+        return projected(layer, kinds, h, band);
+    }
+
+    /** As {@link #project}, for somebody else to run; null where there is no adapter. */
+    @Nullable
+    LoraProject projection(int layer, List<String> kinds, Tensor in, Map<String, Tensor> h, Band band,
+            @Nullable BlockList blocks) {
         LoraProject chain = null;
-        for (Site site : sites.reversed()) {
+        for (Site site : sites(layer, kinds).reversed()) {
             chain = new LoraProject(in, site.a(adapter.parameters()), dropout(site, band),
                     band.of(h.get(site.layer().kind())), blocks, chain);
         }
-        if (chain != null) {
-            buffers.run(chain);
-        }
-        return projected(layer, kinds, h, band);
+        return chain;
     }
 
     /** What the projections that are there already add to the product over their input. */

@@ -11,6 +11,7 @@ import dev.penumbra.backend.op.LayerNormBackward;
 import dev.penumbra.backend.op.LayerNormForward;
 import dev.penumbra.backend.op.LayerNormForward.Pooling;
 import dev.penumbra.backend.op.LinearCrossEntropy;
+import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.data.Batch;
 import dev.penumbra.lora.LoraAdapter;
@@ -374,21 +375,26 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         Tensor attentionInput = input;
         if (pre) {
             attentionInput = top(b.norm1);
-            norm(input, w.attentionNorm(), attentionInput, b.mean1, b.rstd1, attention.pooling(i, attentionRun()));
+            norm(input, w.attentionNorm(), attentionInput, b.mean1, b.rstd1, attention.pooling(i, attentionRun()),
+                    adapters.projection(i, QKV, attentionInput, b.h, rowsOfBatch(), null));
         }
-        linear(i, QKV, attentionInput, w.qkv(), top(b.qkv), null);
+        List<LowRank> terms = pre
+                ? adapters.projected(i, QKV, b.h, rowsOfBatch())
+                : adapters.project(i, QKV, input, b.h, rowsOfBatch(), null);
+        linear(attentionInput, w.qkv(), terms, null, top(b.qkv));
         attention.forward(i, b, attentionRun());
-        linear(i, OUT, top(b.attention), w.out(), middle, input);
+        terms = adapters.project(i, OUT, top(b.attention), b.h, rowsOfBatch(), null);
+        linear(top(b.attention), w.out(), terms, input, middle);
         Tensor mlpInput;
         Tensor mlpResidual;
         if (pre) {
             mlpInput = top(b.norm2);
             mlpResidual = middle;
-            norm(middle, w.mlpNorm(), mlpInput, b.mean2, b.rstd2, pooling(i));
+            norm(middle, w.mlpNorm(), mlpInput, b.mean2, b.rstd2, pooling(i), null);
         } else {
             mlpInput = top(b.norm1);
             mlpResidual = mlpInput;
-            norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1, pooling(i));
+            norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1, pooling(i), null);
         }
         boolean senses = sensing && selection != null && selection.senses();
         if (senses) {
@@ -402,7 +408,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         if (!pre) {
             // Which the next layer's queries and keys are made of.
             norm(top(b.sum2), w.mlpNorm(), output, b.mean2, b.rstd2,
-                    i + 1 < layers.length ? attention.pooling(i + 1, attentionRun()) : null);
+                    i + 1 < layers.length ? attention.pooling(i + 1, attentionRun()) : null, null);
         }
     }
 
@@ -427,12 +433,13 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
     }
 
     private void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd) {
-        norm(in, norm, out, mean, rstd, null);
+        norm(in, norm, out, mean, rstd, null, null);
     }
 
     private void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd,
-            @Nullable Pooling pooling) {
-        buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, top(mean), top(rstd), pooling));
+            @Nullable Pooling pooling, @Nullable LoraProject project) {
+        buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, top(mean), top(rstd), pooling,
+                project));
     }
 
     private @Nullable Pooling pooling(int layer) {
@@ -444,9 +451,8 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
                 : new Pooling(pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())), observer.poolRows(), validRows());
     }
 
-    /** d = x Wᵀ + bias + adapters' terms + residual. Kinds lie side by side in d's columns. */
-    private void linear(int layer, List<String> kinds, Tensor in, OptWeights.Linear w, Tensor d, @Nullable Tensor residual) {
-        List<LowRank> terms = adapters.project(layer, kinds, in, layers[layer].h, rowsOfBatch(), null);
+    /** d = x Wᵀ + bias + adapters' terms + residual. */
+    private void linear(Tensor in, OptWeights.Linear w, List<LowRank> terms, @Nullable Tensor residual, Tensor d) {
         buffers.run(Gemm.forward(in, w.weight(), d).lowRank(terms).bias(w.bias()).residual(residual)
                 .workspace(buffers.workspace()).build());
     }

@@ -324,6 +324,30 @@ abstract class BackendParity {
 
     @ParameterizedTest
     @MethodSource("computed")
+    void projectsWhatItNorms(DType dtype) {
+        for (float p : new float[]{0, 0.3f}) {
+            same("projection of a norm, dropout " + p, tolerance(dtype), b -> {
+                Tensor x = b.normal(dtype, 37, 256);
+                Tensor gamma = b.normal(DType.F32, 256);
+                Tensor beta = b.normal(DType.F32, 256);
+                Tensor y = b.zeros(dtype, 37, 256);
+                Tensor mean = b.zeros(DType.F32, 37);
+                Tensor rstd = b.zeros(DType.F32, 37);
+                Tensor pooled = b.zeros(DType.F32, 3, 256);
+                Tensor h = b.zeros(DType.F32, 37, 4);
+                Tensor other = b.zeros(DType.F32, 37, 3);
+                Dropout dropout = p == 0 ? null : b.dropout(p, 5);
+                LoraProject second = new LoraProject(y, b.normal(DType.F32, 3, 256), dropout, other);
+                LoraProject first = new LoraProject(y, b.normal(DType.F32, 4, 256), dropout, h, null, second);
+                b.backend.run(new LayerNormForward(x, gamma, beta, 1e-5f, y, mean, rstd,
+                        new LayerNormForward.Pooling(pooled, 16, b.ints(36)), first));
+                return List.of(y, mean, rstd, pooled, h, other);
+            });
+        }
+    }
+
+    @ParameterizedTest
+    @MethodSource("computed")
     void differentiatesLoraOfANorm(DType dtype) {
         for (float p : new float[]{0, 0.3f}) {
             // Of a normed row in bf16 a backend may keep no more than its rounding.
@@ -522,9 +546,9 @@ abstract class BackendParity {
             Tensor gamma = b.normal(DType.F32, 17);
             Tensor beta = b.normal(DType.F32, 17);
             b.backend.run(new LayerNormForward(x, gamma, beta, 1e-5f, y, null, null,
-                    new LayerNormForward.Pooling(pooled, 8, b.ints(13))));
+                    new LayerNormForward.Pooling(pooled, 8, b.ints(13)), null));
             b.backend.run(new LayerNormForward(x, gamma, beta, 1e-5f, y, null, null,
-                    new LayerNormForward.Pooling(all, 8, null)));
+                    new LayerNormForward.Pooling(all, 8, null), null));
             return List.of(y, pooled, all);
         });
     }

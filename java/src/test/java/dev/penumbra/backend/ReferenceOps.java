@@ -203,6 +203,9 @@ final class ReferenceOps {
         if (op.pooling() != null) {
             pool(y, op.pooling());
         }
+        if (op.project() != null) {
+            loraProject(op.project());
+        }
     }
 
     private static void pool(double[][] y, LayerNormForward.Pooling pooling) {

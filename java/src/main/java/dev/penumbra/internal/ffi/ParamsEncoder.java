@@ -304,6 +304,7 @@ final class ParamsEncoder {
             put(pnb_layer_norm_forward_params.valid_rows(p), op.pooling().validRows());
             pnb_layer_norm_forward_params.pool_rows(p, op.pooling().rows());
         }
+        pnb_layer_norm_forward_params.project(p, op.project() == null ? MemorySegment.NULL : projection(op.project()));
         return new NativeCall(p, Penumbra::pnb_layer_norm_forward, null);
     }
 
