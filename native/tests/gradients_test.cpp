@@ -211,6 +211,47 @@ void lora(pnb_context* context, float p_dropout) {
   differences(x, dx.values(), loss, 0.5, 1e-5, what + " dx");
 }
 
+// y = (dropout(norm(x)) A^T) B^T: dA from x and what its norm's forward pass left, in the place of the normed rows.
+void lora_of_a_norm(pnb_context* context, float p_dropout) {
+  std::string what = "lora of a norm with dropout " + std::to_string(p_dropout);
+  const int64_t m = 37, in = 40, out = 24, r = 3;
+  Tensor x(PNB_DTYPE_F32, {m, in}), gamma(PNB_DTYPE_F32, {in}), beta(PNB_DTYPE_F32, {in}), normed(PNB_DTYPE_F32, {m, in}, 0.0);
+  Tensor mean(PNB_DTYPE_F32, {m}, 0.0), rstd(PNB_DTYPE_F32, {m}, 0.0), a(PNB_DTYPE_F32, {r, in}), b(PNB_DTYPE_F32, {out, r});
+  Tensor h(PNB_DTYPE_F32, {m, r}, 0.0), dy(PNB_DTYPE_F32, {m, out}), dh(PNB_DTYPE_F32, {m, r}, 0.0), y(PNB_DTYPE_F32, {m, out}, 0.0);
+  Tensor da(PNB_DTYPE_F32, {r, in}), db(PNB_DTYPE_F32, {out, r});
+  for (int64_t i = 0; i < m * in; ++i) x.set(i, x.at(i) + 5.0);
+  for (int64_t i = 0; i < r * in; ++i) da.set(i, 0.0);
+  uint64_t state[2] = {17, 4};
+  pnb_dropout dropout{p_dropout, 9, {state, PNB_DTYPE_U64, 1, {2}, {1}}};
+  auto norm = params<pnb_layer_norm_forward_params>();
+  norm.epsilon = 1e-5f, norm.x = x.t, norm.gamma = gamma.t, norm.beta = beta.t, norm.y = normed.t, norm.mean = mean.t, norm.rstd = rstd.t;
+  auto project = params<pnb_lora_project_params>();
+  project.x = normed.t, project.a = a.t, project.h = h.t, project.dropout = dropout;
+  auto up = params<pnb_gemm_params>();
+  up.a = h.t, up.b = {b.t.data, PNB_DTYPE_F32, 2, {r, out}, {1, r}}, up.d = y.t;
+  uint64_t bytes = 0;
+  ok(pnb_gemm_workspace(context, &up, &bytes), what);
+  Workspace product_space;
+  up.workspace = product_space.at(bytes);
+  auto loss = [&] {
+    ok(pnb_layer_norm_forward(context, &norm), what);
+    ok(pnb_lora_project(context, &project), what);
+    ok(pnb_gemm(context, &up), what);
+    return weighted(y, dy.values());
+  };
+  loss();
+  auto gradients = params<pnb_lora_gradients_params>();
+  gradients.scaling = 1.0f;
+  gradients.dy = dy.t, gradients.x = x.t, gradients.h = h.t, gradients.a = a.t, gradients.b = b.t;
+  gradients.dh = dh.t, gradients.da = da.t, gradients.db = db.t, gradients.dropout = dropout;
+  gradients.norm = {mean.t, rstd.t, gamma.t, beta.t};
+  ok(pnb_lora_gradients_workspace(context, &gradients, &bytes), what);
+  Workspace workspace;
+  gradients.workspace = workspace.at(bytes);
+  ok(pnb_lora_gradients(context, &gradients), what);
+  differences(a, da.values(), loss, 0.5, 1e-5, what + " dA");
+}
+
 // y = relu(x W^T + bias); its gradient is the mask applied to the gradient of the product that follows: d(x) through two products.
 void relu(pnb_context* context) {
   std::string what = "relu between two products";
@@ -253,6 +294,8 @@ int main() {
   lora(context, 0.0f);
   lora(context, 0.3f);
   relu(context);
+  lora_of_a_norm(context, 0.0f);
+  lora_of_a_norm(context, 0.3f);
   pnb_context_destroy(context);
   return finish("gradients_test");
 }

@@ -265,6 +265,16 @@ void adapters(pnb_context* context, const pnb_workspace& workspace) {
   refuses<G>(context, "lora_gradients", pnb_lora_gradients, g,
              {{"dy", &G::dy}, {"x", &G::x}, {"h", &G::h}, {"a", &G::a}, {"b", &G::b}, {"dh", &G::dh}, {"da", &G::da}, {"db", &G::db}});
   refuses_query(context, "lora_gradients", pnb_lora_gradients_workspace, g);
+  Tensor rows(PNB_DTYPE_F32, {m}), columns(PNB_DTYPE_F32, {in});
+  g.norm = {rows.t, rows.t, columns.t, columns.t};
+  ok(pnb_lora_gradients(context, &g), "lora_gradients of a norm");
+  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "means of other rows", [](G& q) { q.norm.mean.shape[0] = 7; });
+  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "a norm without rstd", [](G& q) { q.norm.rstd.data = nullptr; });
+  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "gamma of another width", [](G& q) { q.norm.gamma.shape[0] = 7; });
+  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "a norm without beta", [](G& q) { q.norm.beta.data = nullptr; });
+  G unnormed = g, mixed = g;
+  unnormed.norm = {}, mixed.next = &unnormed;
+  refused(pnb_lora_gradients(context, &mixed), "lora_gradients", "a next adapter without the norm");
   Tensor param(PNB_DTYPE_F32, {n}), grad(PNB_DTYPE_F32, {n}), first(PNB_DTYPE_F32, {n}), second(PNB_DTYPE_F32, {n}), norm(PNB_DTYPE_F32, {1});
   Tensor schedule(PNB_DTYPE_F32, {3});
   for (int i = 0; i < 3; ++i) schedule.set(i, 0.1);
@@ -369,6 +379,10 @@ void sparsity(pnb_context* context, const pnb_workspace& workspace) {
   down.scaling = 2.0f, down.dy = y.t, down.x = hidden.t, down.h = low.t, down.a = wide_a.t, down.b = up.t, down.dh = dh.t, down.da = wide_da.t;
   down.db = d_up.t, down.x_blocks = blocks.list(), down.workspace = workspace;
   refuses_lists<L>(context, "lora_gradients", pnb_lora_gradients, down, &L::x_blocks);
+  Tensor rows(PNB_DTYPE_F32, {m}), columns(PNB_DTYPE_F32, {n});
+  L normed = down;
+  normed.norm = {rows.t, rows.t, columns.t, columns.t};
+  refused(pnb_lora_gradients(context, &normed), "lora_gradients", "a norm of compact columns");
   auto gradients = params<L>();
   gradients.scaling = 2.0f, gradients.dy = hidden.t, gradients.x = x.t, gradients.h = low.t, gradients.a = a.t, gradients.b = b.t;
   gradients.dh = dh.t, gradients.da = da.t, gradients.db = db.t, gradients.dy_blocks = blocks.list(), gradients.workspace = workspace;
@@ -459,6 +473,16 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
   means.pooled = pooled.t, means.valid_rows = valid.t, means.pool_rows = 2;
   refuses<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means, {{"pooled", &F::pooled, true}, {"valid_rows", &F::valid_rows, true}});
   refuses_value<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means, "means of 0 rows", [](F& p) { p.pool_rows = 0; });
+  Tensor factor(PNB_DTYPE_F32, {2, h}), low(PNB_DTYPE_F32, {m, 2});
+  auto project = params<pnb_lora_project_params>();
+  project.x = y.t, project.a = factor.t, project.h = low.t;
+  F projects = f;
+  projects.project = &project;
+  ok(pnb_layer_norm_forward(context, &projects), "layer_norm_forward that projects");
+  project.x = x.t;
+  refused(pnb_layer_norm_forward(context, &projects), "layer_norm_forward", "a projection of another x than y");
+  project.x = y.t, project.h.data = nullptr;
+  refused(pnb_layer_norm_forward(context, &projects), "layer_norm_forward", "a projection without h");
   using B = pnb_layer_norm_backward_params;
   auto b = params<B>();
   b.dy = y.t, b.x = x.t, b.mean = mean.t, b.rstd = rstd.t, b.gamma = gamma.t, b.residual = y.t, b.dx = dx.t;

@@ -12,7 +12,16 @@ void layer_norm(pnb_context* context, int32_t dtype, int64_t m, int64_t h, bool 
   auto f = params<pnb_layer_norm_forward_params>();
   f.epsilon = 1e-5f;
   f.x = x.t, f.gamma = gamma.t, f.beta = beta.t, f.y = y.t, f.mean = mean.t, f.rstd = rstd.t;
+  Tensor a(PNB_DTYPE_F32, {3, h}), low(PNB_DTYPE_F32, {m, 3}, 0.0);
+  auto project = params<pnb_lora_project_params>();
+  project.x = y.t, project.a = a.t, project.h = low.t;
+  f.project = &project;
   ok(pnb_layer_norm_forward(context, &f), what);
+  std::vector<double> projected(m * 3);
+  for (int64_t i = 0; i < m * h; ++i) {
+    for (int64_t r = 0; r < 3; ++r) projected[i / h * 3 + r] += y.at(i) * a.at(r * h + i % h);
+  }
+  close(low.values(), projected, PNB_DTYPE_F32, what + " projected");
   auto b = params<pnb_layer_norm_backward_params>();
   b.dy = dy.t, b.x = x.t, b.mean = mean.t, b.rstd = rstd.t, b.gamma = gamma.t, b.dx = dx.t;
   if (with_residual) b.residual = residual.t;

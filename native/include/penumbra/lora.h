@@ -4,6 +4,7 @@
 #define PENUMBRA_LORA_H
 
 #include "penumbra/gemm.h"
+#include "penumbra/norm.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -24,7 +25,7 @@ typedef struct pnb_lora_project_params {
 
 PNB_API pnb_status pnb_lora_project(pnb_context* context, const pnb_lora_project_params* params);
 
-/* From dy: dh = scaling * dy * B;  dB += scaling * dy^T * h;  dA += dh^T * dropout(x).
+/* From dy: dh = scaling * dy * B;  dB += scaling * dy^T * h;  dA += dh^T * dropout(x), or dA += dh^T * dropout(norm(x)).
    What x's gradient gains, dropout(dh * A), is a low-rank term of the product that makes dx:
    {h = dh, b = A^T, scale = 1, dropout as here}. */
 typedef struct pnb_lora_gradients_params {
@@ -40,9 +41,10 @@ typedef struct pnb_lora_gradients_params {
   pnb_tensor da; /* f32 [r, in]: += */
   pnb_tensor db; /* f32 [out, r]: += */
   pnb_dropout dropout; /* as in the forward pass */
+  pnb_layer_norm norm; /* over x, which has no blocks then; without a mean: x itself is the adapters' input */
   pnb_block_list x_blocks;  /* x is compact, a and da are not; without indices: none is */
   pnb_block_list dy_blocks; /* dy is compact, b and db are not; without indices: none is */
-  const struct pnb_lora_gradients_params* next; /* another adapter of the same x and scaling, computed in the same passes;
+  const struct pnb_lora_gradients_params* next; /* another adapter of the same x, norm and scaling, computed in the same passes;
                                                    its own workspace is not read; NULL: none */
   pnb_workspace workspace;
 } pnb_lora_gradients_params;

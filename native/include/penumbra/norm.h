@@ -8,6 +8,16 @@
 extern "C" {
 #endif
 
+struct pnb_lora_project_params;
+
+/* What a forward pass leaves to those that need its output again: y = (x - mean) * rstd * gamma + beta. */
+typedef struct pnb_layer_norm {
+  pnb_tensor mean;  /* f32 [m] */
+  pnb_tensor rstd;  /* f32 [m] */
+  pnb_tensor gamma; /* f32 [h] */
+  pnb_tensor beta;  /* f32 [h] */
+} pnb_layer_norm;
+
 /* y = (x - mean) * rstd * gamma + beta, rstd = 1 / sqrt(var + epsilon), var the biased variance. */
 typedef struct pnb_layer_norm_forward_params {
   uint32_t struct_size;
@@ -22,6 +32,7 @@ typedef struct pnb_layer_norm_forward_params {
   pnb_tensor pooled;     /* f32 [ceil(m / pool_rows), h]: = the mean of y over each pool_rows rows before it is rounded; absent: none */
   pnb_tensor valid_rows; /* i32 [1] on the device: rows from it on are no part of a mean, and a mean of none is 0; absent: m */
   int64_t pool_rows;     /* read with pooled */
+  const struct pnb_lora_project_params* project; /* adapters of y, each with y as its x: pnb_lora_project in the same pass; NULL: none */
 } pnb_layer_norm_forward_params;
 
 PNB_API pnb_status pnb_layer_norm_forward(pnb_context* context, const pnb_layer_norm_forward_params* params);

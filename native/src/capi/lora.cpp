@@ -51,6 +51,13 @@ void check_gradients(const Checker& check, const pnb_lora_gradients_params& p) {
     check.shape(matrix.t, matrix.name, {matrix.rows, matrix.columns});
   }
   pnb::check::dropout(check, p.dropout);
+  if (check.optional(p.norm.mean, "norm.mean", 1, {PNB_DTYPE_F32})) {
+    pnb::check::vector_of(check, p.norm.mean, "norm.mean", m);
+    pnb::check::vector_of(check, p.norm.rstd, "norm.rstd", m);
+    pnb::check::vector_of(check, p.norm.gamma, "norm.gamma", in);
+    pnb::check::vector_of(check, p.norm.beta, "norm.beta", in);
+    check.that(!check.optional(p.x_blocks.indices, "x_blocks", 2, {PNB_DTYPE_I32}), "expected a normed x without blocks, found some");
+  }
 }
 
 // Every adapter of a chain, each over the first one's x.
@@ -70,16 +77,21 @@ void check_all_gradients(const Checker& check, const pnb_lora_gradients_params& 
   check_chain(check, first, check_gradients);
   for (const auto* p = first.next; p != nullptr; p = p->next) {
     check.that(p->scaling == first.scaling, "expected the next adapter to have the same scaling, found another");
+    check.that(p->norm.mean.data == first.norm.mean.data && p->norm.rstd.data == first.norm.rstd.data &&
+                   p->norm.gamma.data == first.norm.gamma.data && p->norm.beta.data == first.norm.beta.data,
+               "expected the next adapter to have the same norm, found another");
   }
 }
 
 }  // namespace
 
+void pnb::check::projections(const Checker& check, const pnb_lora_project_params& first) { check_chain(check, first, check_projection); }
+
 extern "C" {
 
 pnb_status pnb_lora_project(pnb_context* context, const pnb_lora_project_params* params) {
   return pnb::entry("lora_project", context, params, [&](Backend& backend) {
-    check_chain(Checker("lora_project"), *params, check_projection);
+    pnb::check::projections(Checker("lora_project"), *params);
     backend.lora_project(*params);
   });
 }

@@ -1,8 +1,20 @@
 #include "capi/check.h"
 #include "capi/entry.h"
+#include "capi/shared_checks.h"
+
+namespace pnb::check {
+
+void vector_of(const Checker& check, const pnb_tensor& t, const char* name, int64_t size) {
+  check.tensor(t, name, 1, {PNB_DTYPE_F32});
+  check.shape(t, name, {size});
+  check.contiguous(t, name);
+}
+
+}  // namespace pnb::check
 
 using pnb::Backend;
 using pnb::check::Checker;
+using pnb::check::vector_of;
 
 namespace {
 
@@ -10,12 +22,6 @@ void matrix_like(const Checker& check, const pnb_tensor& t, const char* name, co
   check.tensor(t, name, 2, {x.dtype});
   check.shape(t, name, {x.shape[0], x.shape[1]});
   check.rows_contiguous(t, name);
-}
-
-void vector_of(const Checker& check, const pnb_tensor& t, const char* name, int64_t size) {
-  check.tensor(t, name, 1, {PNB_DTYPE_F32});
-  check.shape(t, name, {size});
-  check.contiguous(t, name);
 }
 
 }  // namespace
@@ -45,6 +51,13 @@ pnb_status pnb_layer_norm_forward(pnb_context* context, const pnb_layer_norm_for
         check.tensor(p.valid_rows, "valid_rows", 1, {PNB_DTYPE_I32});
         check.shape(p.valid_rows, "valid_rows", {1});
       }
+    }
+    if (p.project != nullptr) {
+      pnb::check::projections(check, *p.project);
+      const pnb_tensor& x = p.project->x;
+      check.that(x.data == p.y.data && x.stride[0] == p.y.stride[0] && x.dtype == p.y.dtype && !pnb::present(p.project->x_blocks.indices),
+                 "expected the projected adapters to read y, found another x");
+      check.shape(x, "the projected adapters' x", {p.y.shape[0], p.y.shape[1]});
     }
     check.that(p.epsilon > 0, "expected an epsilon above 0, found %g", static_cast<double>(p.epsilon));
     backend.layer_norm_forward(p);

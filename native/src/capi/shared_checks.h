@@ -3,11 +3,16 @@
 
 #include "capi/check.h"
 #include "penumbra/gemm.h"
+#include "penumbra/lora.h"
 #include "penumbra/sparse.h"
 
 namespace pnb::check {
 
 void dropout(const Checker& check, const pnb_dropout& d);
+// A contiguous f32 vector that is there.
+void vector_of(const Checker& check, const pnb_tensor& t, const char* name, int64_t size);
+// A chain of adapters that project the same x.
+void projections(const Checker& check, const pnb_lora_project_params& first);
 // A weight that is there, packed where the operation computes with it.
 void weight(const Checker& check, Place place, const pnb_weight* weight);
 // Whether there are lists; where there are, that they fit a batch of m rows and so many neurons.

@@ -52,7 +52,10 @@ class CpuBackend final : public Backend {
   uint64_t attention_backward_workspace(const pnb_attention_backward_params& p) override {
     return cpu::attention_backward_workspace(p, threads_);
   }
-  void layer_norm_forward(const pnb_layer_norm_forward_params& p) override { cpu::layer_norm_forward(p, threads_); }
+  void layer_norm_forward(const pnb_layer_norm_forward_params& p) override {
+    cpu::layer_norm_forward(p, threads_);
+    if (p.project != nullptr) lora_project(*p.project);
+  }
   void layer_norm_backward(const pnb_layer_norm_backward_params& p) override { cpu::layer_norm_backward(p, threads_); }
   void embedding(const pnb_embedding_params& p) override { cpu::embedding(p, threads_); }
   void linear_cross_entropy(const pnb_linear_cross_entropy_params& p) override {

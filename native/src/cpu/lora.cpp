@@ -68,11 +68,22 @@ struct Columns {
       : runs(lists.runs(row)), width(width), count(lists.columns(row)), padded(padded_columns(count)) {}
 };
 
-// Rows [first, first + count) of t in f32 with dropout, as [kRows, padded columns]; what is missing is zero.
-void widen(const pnb_tensor& t, int64_t first, int64_t count, const Columns& columns, const DropoutMask& mask, float* d) {
+// row[c] becomes its layer norm.
+PNB_MULTIVERSION void normalise(float* row, float mean, float rstd, const float* gamma, const float* beta, int64_t count) {
+  for (int64_t c = 0; c < count; ++c) row[c] = (row[c] - mean) * rstd * gamma[c] + beta[c];
+}
+
+// Rows [first, first + count) of t, or of its norm where there is one, in f32 with dropout, as [kRows, padded columns]; what is
+// missing is zero.
+void widen(const pnb_tensor& t, const pnb_layer_norm& norm, int64_t first, int64_t count, const Columns& columns, const DropoutMask& mask,
+           float* d) {
   for (int64_t i = 0; i < count; ++i) {
     float* row = d + i * columns.padded;
     row_to_float(static_cast<const char*>(t.data) + (first + i) * t.stride[0] * dtype_size(t.dtype), t.dtype, row, columns.count);
+    if (present(norm.mean)) {
+      normalise(row, static_cast<const float*>(norm.mean.data)[first + i], static_cast<const float*>(norm.rstd.data)[first + i],
+                static_cast<const float*>(norm.gamma.data), static_cast<const float*>(norm.beta.data), columns.count);
+    }
     for (const Run& run : columns.runs) {
       if (mask.active()) mask.apply(row + run.column, (first + i) * columns.width + run.neuron, run.count);
     }
@@ -160,7 +171,7 @@ void project_rows(const pnb_lora_project_params& p, int64_t begin, int64_t end, 
     Share share(begin, end, part, threads);
     for (int64_t first = share.first; first < share.last; first += kRows) {
       int64_t count = std::min(kRows, share.last - first);
-      widen(p.x, first, count, columns, mask, rows);
+      widen(p.x, pnb_layer_norm{}, first, count, columns, mask, rows);
       dot_rows(rows, factor, columns.padded, ranks, sums);
       store_ranks(sums, 1.0f, p.h, first, count);
     }
@@ -186,12 +197,12 @@ void gradients_of_rows(const pnb_lora_gradients_params& p, int64_t begin, int64_
     Share share(begin, end, part, threads);
     for (int64_t first = share.first; first < share.last; first += kRows) {
       int64_t count = std::min(kRows, share.last - first);
-      widen(p.dy, first, count, out, none, rows);
+      widen(p.dy, pnb_layer_norm{}, first, count, out, none, rows);
       dot_rows(rows, factor, out.padded, layout.ranks, dh);
       store_ranks(dh, p.scaling, p.dh, first, count);
       load_ranks(p.h, first, count, h);
       add_outer(db, h, rows, out.padded, layout.ranks);
-      widen(p.x, first, count, in, mask, rows);
+      widen(p.x, p.norm, first, count, in, mask, rows);
       add_outer(da, dh, rows, in.padded, layout.ranks);
     }
   }

@@ -56,7 +56,7 @@ struct Operand {
   std::vector<double> full;  // [m, width]; zero where no list has the neuron
   Tensor tensor;
 
-  Operand(int32_t dtype, int64_t m, int64_t width, const Lists* lists, int64_t pad)
+  Operand(int32_t dtype, int64_t m, int64_t width, const Lists* lists, int64_t pad, double centre = 0)
       : m(m), width(width), columns(lists == nullptr ? width : lists->capacity * lists->size), pad(pad), lists(lists), full(m * width),
         tensor(dtype, {m, columns + pad}) {
     auto values = tensor.values();
@@ -64,6 +64,7 @@ struct Operand {
       const std::vector<int32_t>* list = lists == nullptr ? nullptr : &lists->lists[i / lists->rows_per_list];
       for (int64_t j = 0; j < columns; ++j) {
         double& value = values[i * (columns + pad) + j];
+        if (centre != 0) value = bf16_to_float(float_to_bf16(static_cast<float>(value + centre)));
         if (list == nullptr) full[i * width + j] = value;
         else if (j / lists->size >= static_cast<int64_t>(list->size())) value = NAN;
         else full[i * width + (*list)[j / lists->size] * lists->size + j % lists->size] = value;
@@ -84,6 +85,8 @@ struct Case {
   int64_t rows_per_list = 1 << 20;
   int64_t pad = 8;  // columns beside those of an operand: an odd number makes rows unaligned
   float dropout = 0.0f;
+  bool normed = false;   // dA of a layer norm of x
+  double centre = 0.0;   // of x's rows, whose deviation is 1
 
   std::string text() const {
     std::string s = std::string("lora ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " + std::to_string(in) + "]";
@@ -91,9 +94,12 @@ struct Case {
     if (x_size != 0) s += ", x in blocks of " + std::to_string(x_size);
     if (dy_size != 0) s += ", dy in blocks of " + std::to_string(dy_size);
     if (x_size + dy_size != 0) s += ", lists of " + std::to_string(rows_per_list) + " rows";
+    if (normed) s += ", normed, centre " + std::to_string(centre);
     return s + ", pad " + std::to_string(pad) + ", dropout " + std::to_string(dropout);
   }
 };
+
+const bool verbose = std::getenv("LORA_TEST_VERBOSE") != nullptr;
 
 struct Adapter {
   Operand dy;
@@ -110,6 +116,46 @@ struct Adapter {
   }
 };
 
+// The layer norm of an operand, with the statistics that it is given in f32.
+struct Normed {
+  Tensor mean, rstd, gamma, beta;
+
+  Normed(const std::vector<double>& x, int64_t m, int64_t in)
+      : mean(PNB_DTYPE_F32, {m}), rstd(PNB_DTYPE_F32, {m}), gamma(PNB_DTYPE_F32, {in}), beta(PNB_DTYPE_F32, {in}) {
+    std::vector<double> means(m), rstds(m);
+    for (int64_t i = 0; i < m; ++i) {
+      double squares = 0;
+      for (int64_t j = 0; j < in; ++j) means[i] += x[i * in + j] / static_cast<double>(in);
+      for (int64_t j = 0; j < in; ++j) squares += std::pow(x[i * in + j] - means[i], 2) / static_cast<double>(in);
+      rstds[i] = 1 / std::sqrt(squares + 1e-5);
+    }
+    mean.set(means), rstd.set(rstds);
+  }
+
+  pnb_layer_norm norm() const { return {mean.t, rstd.t, gamma.t, beta.t}; }
+
+  std::vector<double> of(const std::vector<double>& x) const {
+    auto means = mean.values(), rstds = rstd.values(), gammas = gamma.values(), betas = beta.values();
+    std::vector<double> y(x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+      size_t row = i / gammas.size(), column = i % gammas.size();
+      y[i] = (x[i] - means[row]) * rstds[row] * gammas[column] + betas[column];
+    }
+    return y;
+  }
+};
+
+// left [m, r]^T times right [m, columns].
+std::vector<double> product_of_rows(const std::vector<double>& left, int64_t r, const std::vector<double>& right, int64_t columns) {
+  std::vector<double> sums(r * columns);
+  for (int64_t i = 0; i < static_cast<int64_t>(right.size()) / columns; ++i) {
+    for (int64_t k = 0; k < r; ++k) {
+      for (int64_t j = 0; j < columns; ++j) sums[k * columns + j] += left[i * r + k] * right[i * columns + j];
+    }
+  }
+  return sums;
+}
+
 struct Results {
   std::vector<std::vector<char>> bits;
 };
@@ -123,7 +169,9 @@ Results run(const Case& c) {
     return std::make_unique<Lists>(c.m, c.rows_per_list, size, blocks, std::max<int64_t>(1, blocks * 3 / 4));
   };
   auto x_lists = lists_of(c.in, c.x_size);
-  Operand x(c.dtype, c.m, c.in, x_lists.get(), c.pad);
+  Operand x(c.dtype, c.m, c.in, x_lists.get(), c.pad, c.centre);
+  std::unique_ptr<Normed> normed;
+  if (c.normed) normed = std::make_unique<Normed>(x.full, c.m, c.in);
   Tensor state(PNB_DTYPE_U64, {2});
   state.set({12345, 678});
   std::vector<std::unique_ptr<Lists>> dy_lists;
@@ -143,6 +191,7 @@ Results run(const Case& c) {
     auto& g = gradients[i] = params<pnb_lora_gradients_params>();
     g.scaling = 1.5f, g.dy = one.dy.view(), g.dy_blocks = one.dy.list(), g.x = x.view(), g.x_blocks = x.list(), g.h = one.h.t, g.a = one.a.t;
     g.b = one.b(), g.dh = one.dh.t, g.da = one.da.t, g.db = one.db.t, g.dropout = dropout;
+    if (c.normed) g.norm = normed->norm();
   }
   for (size_t i = 0; i + 1 < c.outs.size(); ++i) project[i].next = &project[i + 1], gradients[i].next = &gradients[i + 1];
   ok(what, [&] {
@@ -160,7 +209,7 @@ Results run(const Case& c) {
     if (c.dropout != 0) continue;
     int64_t r = c.ranks[i], out = c.outs[i];
     auto as = one.a.values(), bs = one.b_t.values();
-    std::vector<double> hs(c.m * r), dhs(c.m * r), das = da0[i], dbs = db0[i];
+    std::vector<double> hs(c.m * r), dhs(c.m * r), dbs = db0[i];
     for (int64_t row = 0; row < c.m; ++row) {
       const double* xs = &x.full[row * c.in];
       const double* ds = &one.dy.full[row * out];
@@ -169,14 +218,24 @@ Results run(const Case& c) {
         for (int64_t j = 0; j < c.in; ++j) h += xs[j] * as[k * c.in + j];
         for (int64_t j = 0; j < out; ++j) dh += 1.5 * ds[j] * bs[k * out + j];
         hs[row * r + k] = h, dhs[row * r + k] = dh;
-        for (int64_t j = 0; j < c.in; ++j) das[k * c.in + j] += dh * xs[j];
         for (int64_t j = 0; j < out; ++j) dbs[j * r + k] += 1.5 * ds[j] * h;
       }
     }
     std::string which = what + ", adapter " + std::to_string(i);
     close(one.h.values(), hs, 3e-6, which + " h");
     close(one.dh.values(), dhs, 3e-6, which + " dh");
-    close(one.da.values(), das, 3e-6, which + " dA");
+    auto expected = c.normed ? normed->of(x.full) : x.full;
+    auto das = product_of_rows(dhs, r, expected, c.in);
+    double allowed = 3e-6;
+    if (c.normed && c.dtype == PNB_DTYPE_BF16) {
+      std::vector<double> rounded(expected.size());
+      for (size_t k = 0; k < rounded.size(); ++k) rounded[k] = bf16_to_float(float_to_bf16(static_cast<float>(expected[k])));
+      allowed += 2 * relative_error(product_of_rows(dhs, r, rounded, c.in), das);
+    }
+    auto found = one.da.values();
+    for (size_t k = 0; k < found.size(); ++k) found[k] -= da0[i][k];
+    close(found, das, allowed, which + " dA");
+    if (verbose && c.normed) std::printf("%s: dA off by %.2e, allowed %.2e\n", which.c_str(), relative_error(found, das), allowed);
     close(one.db.values(), dbs, 3e-6, which + " dB");
   }
   return results;
@@ -222,6 +281,39 @@ void dropout_has_no_lists(int64_t m, int64_t in, int32_t size, int64_t rows_per_
   }
 }
 
+// Dropout draws from the normed input: dA is what it would be from a norm that was stored.
+void dropout_follows_the_norm(int64_t m, int64_t in, int64_t pad, int32_t dtype) {
+  std::string what = std::string("lora dropout of a norm ") + pnb::dtype_name(dtype) + ", pad " + std::to_string(pad);
+  int64_t out = 64;
+  Tensor x(dtype, {m, in + pad}), y(dtype, {m, in}, 0), state(PNB_DTYPE_U64, {2}), a(PNB_DTYPE_F32, {4, in}), b(PNB_DTYPE_F32, {out, 4});
+  Tensor dy(dtype, {m, out}), low(PNB_DTYPE_F32, {m, 4}), dh(PNB_DTYPE_F32, {m, 4}, 0), db(PNB_DTYPE_F32, {out, 4});
+  state.set({99, 3});
+  Operand values(dtype, m, in, nullptr, 0);
+  Normed normed(values.full, m, in);
+  auto forward = params<pnb_layer_norm_forward_params>();
+  forward.epsilon = 1e-5f, forward.x = x.columns(0, in), forward.y = y.t, forward.gamma = normed.gamma.t, forward.beta = normed.beta.t;
+  forward.mean = normed.mean.t, forward.rstd = normed.rstd.t;
+  std::vector<double> da[2];
+  for (bool stored : {true, false}) {
+    Tensor gradient(PNB_DTYPE_F32, {4, in});
+    gradient.set(std::vector<double>(4 * in, 0.0));
+    auto g = params<pnb_lora_gradients_params>();
+    g.scaling = 1, g.dy = dy.t, g.h = low.t, g.a = a.t, g.b = b.t, g.dh = dh.t, g.da = gradient.t, g.db = db.t;
+    g.dropout.p = 0.3f, g.dropout.stream = 5, g.dropout.state = state.t;
+    if (stored) g.x = y.t;
+    else g.x = x.columns(0, in), g.norm = normed.norm();
+    ok(what, [&] {
+      if (stored) backend().layer_norm_forward(forward);
+      Workspace space(backend().lora_gradients_workspace(g));
+      g.workspace = space.w;
+      backend().lora_gradients(g);
+      cuda(cudaDeviceSynchronize(), what.c_str());
+    });
+    da[stored] = gradient.values();
+  }
+  close(da[0], da[1], dtype == PNB_DTYPE_BF16 ? 2e-4 : 3e-6, what);
+}
+
 }  // namespace
 
 // With an argument: a few small cases, for tools that slow kernels down.
@@ -233,6 +325,9 @@ int main(int argc, char**) {
     run({300, 640, {72}, {7}, PNB_DTYPE_BF16, 32});
     run({260, 256, {1088}, {4}, PNB_DTYPE_BF16, 32, 64, 128});
     run({100, 256, {256, 256}, {4, 4}, PNB_DTYPE_BF16, 0, 0, 1 << 20, 8, 0.1f});
+    run({203, 264, {328, 40}, {4, 4}, PNB_DTYPE_BF16, 0, 0, 1 << 20, 8, 0.0f, true});
+    run({100, 256, {256}, {16}, PNB_DTYPE_BF16, 0, 0, 1 << 20, 8, 0.0f, true});
+    dropout_follows_the_norm(100, 256, 8, PNB_DTYPE_BF16);
     return finish("lora");
   }
   for (int32_t dtype : {PNB_DTYPE_BF16, PNB_DTYPE_F32}) {
@@ -254,6 +349,14 @@ int main(int argc, char**) {
       run({600, 1280, {640}, {8}, dtype, size, size, 256});
       run({600, 1280, {640}, {16}, dtype, size, size, 256, 9});
     }
+    for (int64_t pad : {8, 9}) {
+      for (double centre : {0.0, 3.0, 100.0}) {
+        for (int64_t r : {4, 7, 16, 40}) run({300, 640, {72}, {r}, dtype, 0, 0, 1 << 20, pad, 0.0f, true, centre});
+        run({1000, 2048, {2048, 1032}, {4, 4}, dtype, 0, 0, 1 << 20, pad, 0.0f, true, centre});
+        run({77, 104, {56, 40, 40}, {3, 8, 5}, dtype, 0, 0, 1 << 20, pad, 0.0f, true, centre});
+      }
+      dropout_follows_the_norm(300, 640, pad, dtype);
+    }
     dropout_has_no_lists(300, 640, 32, 128, dtype);
     dropout_has_no_lists(300, 640, 64, 300, dtype);
     // Every product's bits again.
@@ -267,6 +370,7 @@ int main(int argc, char**) {
   // So many rows that a block takes more steps of them than it has room for.
   run({3210, 2048, {2048, 2048}, {4, 4}, PNB_DTYPE_BF16});
   run({3210, 4096, {64}, {4}, PNB_DTYPE_BF16});
+  run({3210, 4096, {64, 64}, {4, 4}, PNB_DTYPE_BF16, 0, 0, 1 << 20, 8, 0.0f, true, 1.0});
   dropout_has_no_lists(3210, 4096, 64, 3210, PNB_DTYPE_BF16);
   return finish("lora");
 }

@@ -1,5 +1,7 @@
 // The streaming operations against doubles on the host, on sizes that reach the kernels for aligned rows and the plain ones:
 // norms, LoRA's passes, the head with its cross-entropy over more than one chunk, AdamW.
+#include <memory>
+
 #include "cuda/harness.cuh"
 
 using namespace test;
@@ -50,6 +52,42 @@ void norms(int64_t m, int64_t h, int32_t dtype) {
   }
   close(y.values(), ys, allowed(ys, dtype), named("norm y", m, h, dtype));
   close(dx.values(), dxs, allowed(dxs, dtype), named("norm dx", m, h, dtype));
+}
+
+// A norm that projects on its way leaves what it does without, and what pnb_lora_project makes of that.
+void projected_norms(int64_t m, int64_t h, const std::vector<int64_t>& ranks, int64_t pool_rows, float dropout, int32_t dtype) {
+  std::string what = named("projected norm", m, h, dtype) + ", pools of " + std::to_string(pool_rows) + ", dropout " + std::to_string(dropout);
+  for (int64_t r : ranks) what += ", rank " + std::to_string(r);
+  Tensor x(dtype, {m, h}), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), state(PNB_DTYPE_U64, {2});
+  state.set({7, 9});
+  int64_t pools = pool_rows > 0 ? (m + pool_rows - 1) / pool_rows : 1;
+  std::vector<std::unique_ptr<Tensor>> a;
+  for (int64_t r : ranks) a.push_back(std::make_unique<Tensor>(PNB_DTYPE_F32, std::vector<int64_t>{r, h}));
+  std::vector<std::vector<double>> found[2];
+  for (bool together : {false, true}) {
+    Tensor y(dtype, {m, h}, 0), mean(PNB_DTYPE_F32, {m}, 0), rstd(PNB_DTYPE_F32, {m}, 0), pooled(PNB_DTYPE_F32, {pools, h}, 0);
+    std::vector<std::unique_ptr<Tensor>> low;
+    std::vector<pnb_lora_project_params> chain(ranks.size());
+    for (size_t i = 0; i < ranks.size(); ++i) {
+      low.push_back(std::make_unique<Tensor>(PNB_DTYPE_F32, std::vector<int64_t>{m, ranks[i]}, 0));
+      chain[i] = params<pnb_lora_project_params>();
+      chain[i].x = y.t, chain[i].a = a[i]->t, chain[i].h = low[i]->t;
+      chain[i].dropout.p = dropout, chain[i].dropout.stream = i, chain[i].dropout.state = state.t;
+      if (i > 0) chain[i - 1].next = &chain[i];
+    }
+    auto p = params<pnb_layer_norm_forward_params>();
+    p.epsilon = 1e-5f, p.x = x.t, p.gamma = gamma.t, p.beta = beta.t, p.y = y.t, p.mean = mean.t, p.rstd = rstd.t;
+    if (pool_rows > 0) p.pooled = pooled.t, p.pool_rows = pool_rows;
+    if (together) p.project = &chain[0];
+    ok(what, [&] {
+      backend().layer_norm_forward(p);
+      if (!together) backend().lora_project(chain[0]);
+    });
+    found[together] = {y.values(), mean.values(), rstd.values()};
+    if (pool_rows > 0) found[together].push_back(pooled.values());
+    for (const auto& h_of : low) found[together].push_back(h_of->values());
+  }
+  for (size_t i = 0; i < found[0].size(); ++i) close(found[1][i], found[0][i], 2e-6, what + ", result " + std::to_string(i));
 }
 
 // Without dropout: that its mask is the CPU's is philox_test's and the Java tests' to show.
@@ -176,11 +214,24 @@ void adamw(int64_t n, float max_norm) {
 
 }  // namespace
 
-int main() {
+// With an argument: a few small cases, for tools that slow kernels down.
+int main(int argc, char**) {
   backend();  // without a GPU the test ends here
+  if (argc > 1) {
+    norms(37, 768, PNB_DTYPE_BF16), norms(70, 2048, PNB_DTYPE_BF16), norms(21, 5120, PNB_DTYPE_BF16);
+    projected_norms(37, 768, {8, 8}, 0, 0, PNB_DTYPE_BF16), projected_norms(70, 2048, {4, 4}, 48, 0, PNB_DTYPE_BF16);
+    projected_norms(70, 2048, {4, 4}, 0, 0, PNB_DTYPE_BF16), projected_norms(21, 5120, {4, 3}, 16, 0, PNB_DTYPE_BF16);
+    return finish("ops");
+  }
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
     norms(37, 768, dtype), norms(3, 2048, dtype), norms(700, 256, dtype), norms(290, 5120, dtype);
     norms(33, 776, dtype), norms(5, 1001, dtype), norms(2, 16384, dtype);
+    for (int64_t pool_rows : {0, 16, 48, 300}) {
+      projected_norms(4100, 2048, {4, 4}, pool_rows, 0, dtype), projected_norms(37, 768, {8, 8}, pool_rows, 0, dtype);
+      projected_norms(700, 5120, {4, 3}, pool_rows, 0, dtype), projected_norms(5, 256, {16}, pool_rows, 0, dtype);
+    }
+    projected_norms(77, 8192, {4}, 0, 0, dtype), projected_norms(77, 512, {16, 1}, 0, 0, dtype), projected_norms(50, 512, {4}, 0, 0.2f, dtype);
+    projected_norms(33, 776, {4, 4}, 0, 0, dtype), projected_norms(5, 1001, {4}, 0, 0, dtype);
     for (int64_t r : {1, 4, 5, 8, 9, 16, 65}) lora(203, 264, 328, r, dtype);
     lora(77, 101, 53, 4, dtype);
     lora(1030, 512, 128, 4, dtype);

@@ -108,14 +108,17 @@ struct Norm {
         residual(tensors(PNB_DTYPE_BF16, {kTokens, h})), pooled(tensors(PNB_DTYPE_F32, {kTokens / 16, h})), gamma(PNB_DTYPE_F32, {h}),
         beta(PNB_DTYPE_F32, {h}), mean(PNB_DTYPE_F32, {kTokens}), rstd(PNB_DTYPE_F32, {kTokens}) {}
 
+  void forward(int set, cudaStream_t stream, bool with_pool, const pnb_lora_project_params* project) {
+    auto p = params<pnb_layer_norm_forward_params>();
+    p.stream = stream, p.epsilon = 1e-5f, p.x = x[set]->t, p.y = y[set]->t, p.gamma = gamma.t, p.beta = beta.t, p.mean = mean.t, p.rstd = rstd.t;
+    if (with_pool) p.pooled = pooled[set]->t, p.pool_rows = 16;
+    p.project = project;
+    backend().layer_norm_forward(p);
+  }
+
   double forward(bool with_pool) {
     std::string what = "norm forward, h " + std::to_string(h) + (with_pool ? ", pools of 16 rows" : "");
-    double us = microseconds([&](int i, cudaStream_t stream) {
-      auto p = params<pnb_layer_norm_forward_params>();
-      p.stream = stream, p.epsilon = 1e-5f, p.x = x[i]->t, p.y = y[i]->t, p.gamma = gamma.t, p.beta = beta.t, p.mean = mean.t, p.rstd = rstd.t;
-      if (with_pool) p.pooled = pooled[i]->t, p.pool_rows = 16;
-      backend().layer_norm_forward(p);
-    });
+    double us = microseconds([&](int i, cudaStream_t stream) { forward(i, stream, with_pool, nullptr); });
     return print(what.c_str(), us, 2 * megabytes(*x[0]) + (with_pool ? megabytes(*pooled[0]) : 0));
   }
 
@@ -150,13 +153,25 @@ void lora(int64_t h, int64_t r, int adapters) {
     }
     backend().lora_project(p[0]);
   };
+  Norm norm(h);
+  auto project_normed = [&](int set, cudaStream_t stream) {
+    std::vector<pnb_lora_project_params> p(adapters);
+    for (int i = 0; i < adapters; ++i) {
+      p[i] = params<pnb_lora_project_params>();
+      p[i].x = norm.y[set]->t, p[i].a = a[i]->t, p[i].h = low[i]->t;
+      if (i > 0) p[i - 1].next = &p[i];
+    }
+    norm.forward(set, stream, false, &p[0]);
+  };
   std::unique_ptr<Workspace> space;
+  bool normed = false;
   auto gradients = [&](int set, cudaStream_t stream) {
     std::vector<pnb_lora_gradients_params> g(adapters);
     for (int i = 0; i < adapters; ++i) {
       g[i] = params<pnb_lora_gradients_params>();
       g[i].stream = stream, g[i].scaling = 1e-6f, g[i].x = x[set]->t, g[i].dy = dy[set]->columns(2 * i * h, h), g[i].h = low[i]->t;
       g[i].a = a[i]->t, g[i].b = b[i]->t, g[i].dh = dh[i]->t, g[i].da = da[i]->t, g[i].db = db[i]->t;
+      if (normed) g[i].norm = {norm.mean.t, norm.rstd.t, norm.gamma.t, norm.beta.t};
       if (i > 0) g[i - 1].next = &g[i];
     }
     if (space == nullptr) space = std::make_unique<Workspace>(backend().lora_gradients_workspace(g[0]));
@@ -166,7 +181,10 @@ void lora(int64_t h, int64_t r, int adapters) {
   std::string what = ", h " + std::to_string(h) + ", " + std::to_string(adapters) + " of rank " + std::to_string(r);
   double mb = megabytes(*x[0]);
   print(("lora project" + what).c_str(), microseconds(project), mb);
+  print(("norm forward and lora project" + what).c_str(), microseconds(project_normed), 2 * mb);
   print(("lora gradients" + what).c_str(), microseconds(gradients), (adapters + 1) * mb);
+  normed = true;
+  print(("lora gradients of a norm" + what).c_str(), microseconds(gradients), (adapters + 1) * mb);
 }
 
 void masses() {

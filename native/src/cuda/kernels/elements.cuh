@@ -54,6 +54,31 @@ struct Pack {
   }
 };
 
+// Eight neighbours as floats, and back. bf16 is taken apart and put together by pairs: an instruction for each, and one for two.
+__device__ inline void to_floats(const Pack<float, 8>& pack, float (&v)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = pack.v[i];
+}
+__device__ inline void to_floats(const Pack<__nv_bfloat16, 8>& pack, float (&v)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    uint32_t pair = reinterpret_cast<const uint32_t*>(pack.v)[i];
+    v[2 * i] = __uint_as_float(pair << 16);
+    v[2 * i + 1] = __uint_as_float(pair & 0xffff0000u);
+  }
+}
+__device__ inline void from_floats(const float (&v)[8], Pack<float, 8>& pack) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) pack.v[i] = v[i];
+}
+__device__ inline void from_floats(const float (&v)[8], Pack<__nv_bfloat16, 8>& pack) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+    reinterpret_cast<uint32_t*>(pack.v)[i] = *reinterpret_cast<uint32_t*>(&pair);
+  }
+}
+
 // Whether every row of a matrix starts at a multiple of sixteen bytes. An absent matrix stops nobody.
 inline bool rows_aligned(const pnb_tensor& t) {
   if (!present(t)) return true;

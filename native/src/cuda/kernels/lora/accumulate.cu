@@ -31,6 +31,7 @@ struct Sum {
   const float* left;
   float* d;
   DropoutParams dropout;
+  Norm norm;
   Columns blocks;
   int64_t columns, width, x_stride, left_row, left_rank, d_rank, d_column;
   float scale;
@@ -70,6 +71,18 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads) acc
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       runs[i] = load_run<kAligned>(x + (token + i) * s.x_stride, column, token + i < block_end ? columns : 0);
+    }
+    if (s.norm.present()) {
+      float gamma[kRun], beta[kRun];
+#pragma unroll
+      for (int n = 0; n < kRun; ++n) {
+        bool inside = column + n < columns;
+        gamma[n] = inside ? s.norm.gamma[column + n] : 0.0f, beta[n] = inside ? s.norm.beta[column + n] : 0.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (token + i < block_end) s.norm.apply(runs[i], p.first + token + i, gamma, beta);
+      }
     }
     if (drops) {
       DropoutMask mask(s.dropout);
@@ -160,6 +173,7 @@ void accumulate_rows(Args args, const Accumulation* accumulations, int count, bo
     Sum& s = args.sums[k];
     s.x = a.x.data;
     s.dropout = DropoutParams(a.dropout);
+    s.norm = Norm(a.norm);
     s.blocks = Columns(a.blocks);
     s.columns = a.x.shape[1];
     s.width = a.d.shape[1];

@@ -7,6 +7,7 @@
 
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/philox.cuh"
+#include "penumbra/norm.h"
 
 namespace pnb::cuda::lora {
 
@@ -58,6 +59,30 @@ __device__ Pack<T, kRun> load_run(const T* row, int64_t column, int64_t columns)
   }
   return run;
 }
+
+// The layer norm between x and adapters, as kernels take it.
+struct Norm {
+  const float* mean = nullptr;  // NULL: no norm
+  const float* rstd = nullptr;
+  const float* gamma = nullptr;
+  const float* beta = nullptr;
+
+  Norm() = default;
+  explicit Norm(const pnb_layer_norm& norm)
+      : mean(static_cast<const float*>(norm.mean.data)), rstd(static_cast<const float*>(norm.rstd.data)),
+        gamma(static_cast<const float*>(norm.gamma.data)), beta(static_cast<const float*>(norm.beta.data)) {}
+
+  __host__ __device__ bool present() const { return mean != nullptr; }
+  bool pairs_aligned() const { return reinterpret_cast<uintptr_t>(gamma) % 8 == 0 && reinterpret_cast<uintptr_t>(beta) % 8 == 0; }
+
+  // Normalises eight neighbours of a row, whose gammas and betas these are.
+  template <typename T>
+  __device__ void apply(Pack<T, kRun>& run, int64_t row, const float (&gammas)[kRun], const float (&betas)[kRun]) const {
+    float m = mean[row], s = rstd[row];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) run.v[i] = from_float<T>((to_float(run.v[i]) - m) * s * gammas[i] + betas[i]);
+  }
+};
 
 // Zeroes what dropout drops of eight neighbours, the first of which is element `first` of the stream. What stays is not
 // scaled: the whole sum is, at its end.

@@ -28,8 +28,8 @@ void lora_gradients(const Device& device, const pnb_lora_gradients_params& p) {
   cudaStream_t stream = stream_of(p.stream);
   for (const auto* one = &p; one != nullptr; one = one->next) {
     lora::project({one->dy, transposed(one->b), one->dh, one->dy_blocks, pnb_dropout{}, one->scaling}, stream);
-    lora::accumulate({{one->dy, one->h, transposed(one->db), one->dy_blocks, pnb_dropout{}, one->scaling},
-                      {one->x, one->dh, one->da, one->x_blocks, one->dropout, 1.0f}},
+    lora::accumulate({{one->dy, one->h, transposed(one->db), one->dy_blocks, pnb_dropout{}, pnb_layer_norm{}, one->scaling},
+                      {one->x, one->dh, one->da, one->x_blocks, one->dropout, one->norm, 1.0f}},
                      stream);
   }
 }

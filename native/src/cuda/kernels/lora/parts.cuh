@@ -25,6 +25,29 @@ __device__ inline void load_matrices(uint32_t address, uint32_t (&words)[4]) {
 
 __device__ inline uint32_t word(const Pack<__nv_bfloat16, kRun>& run, int i) { return reinterpret_cast<const uint32_t*>(run.v)[i]; }
 
+// A rank of an adapter's A, and where its column of h lies.
+struct RankOfProjection {
+  const float* factor;
+  int64_t factor_column;
+  float* h;
+  int64_t h_row;
+
+  __device__ void load(int64_t column, float (&v)[kRun]) const {
+    const float* from = factor + column * factor_column;
+    if (factor_column == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+      auto pack = Pack<float, kRun>::load(from);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) v[i] = pack.v[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) v[i] = from[i * factor_column];
+    }
+  }
+};
+
+// The tokens whose left values a lane holds.
+__device__ inline int token_of(int i) { return i / 2 * 8 + 2 * (threadIdx.x % 4) + i % 2; }
+
 template <int kRanks>
 struct Parts {
   static_assert(kRanks == 4 || kRanks == 8 || kRanks == 16);
@@ -88,16 +111,16 @@ struct Parts {
     }
   }
 
-  // The left operand for sixteen tokens, of lane `lane`; value(token, rank) for all kRanks of them.
+  // The left operand for sixteen tokens; value(i, rank, tile) is asked for the lane's four tokens, token_of(0 .. 3).
   template <typename Value>
-  static __device__ void make_left(int lane, Value value, uint4 (&left)[kLefts]) {
-    int group = lane / 4, token = 2 * (lane % 4);
+  static __device__ void make_left(Value value, uint4 (&left)[kLefts]) {
+    int group = threadIdx.x % 32 / 4;
     uint32_t low[kTiles][kFloatParts], high[kTiles][kFloatParts];  // tokens from 0 and from 8 on
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       int rank = kRanks == 4 ? group % 4 : 8 * tile + group;
-      split(value(token, rank), value(token + 1, rank), low[tile]);
-      split(value(token + 8, rank), value(token + 9, rank), high[tile]);
+      split(value(0, rank, tile), value(1, rank, tile), low[tile]);
+      split(value(2, rank, tile), value(3, rank, tile), high[tile]);
     }
     if constexpr (kRanks == 4) {
       bool first = group < 4;

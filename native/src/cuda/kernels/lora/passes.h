@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/kernels/columns.cuh"
+#include "cuda/kernels/lora/parts.cuh"
 #include "cuda/runtime/device.h"
 
 namespace pnb::cuda::lora {
@@ -17,11 +18,13 @@ struct Projection {
 
 void project(const Projection& p, cudaStream_t stream);
 
-// d[r, width] += scale * left[m, r]^T * dropout(x)[m, columns]; left and d with any strides, x's rows contiguous.
+// d[r, width] += scale * left[m, r]^T * dropout(norm(x))[m, columns], or of x itself where there is no norm; left and d with any
+// strides, x's rows contiguous.
 struct Accumulation {
   pnb_tensor x, left, d;
   pnb_block_list blocks;
   pnb_dropout dropout;
+  pnb_layer_norm norm;
   float scale;
 };
 
@@ -35,6 +38,9 @@ void stream_project(const pnb_lora_project_params& p);
 bool streams(const pnb_lora_gradients_params& p);
 uint64_t stream_gradients_workspace(const Device& device, const pnb_lora_gradients_params& p);
 void stream_gradients(const Device& device, const pnb_lora_gradients_params& p);
+
+// Appends an adapter's ranks to those of a projection, of which there are r.
+void add_ranks(const pnb_lora_project_params& p, RankOfProjection* ranks, int& r);
 
 // Ranks that the streaming kernels take: the tensor cores' sixteen rows.
 constexpr int kStreamRanks = 16;

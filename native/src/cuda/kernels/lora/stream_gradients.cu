@@ -18,6 +18,10 @@
 // One warp of a block feeds a ring of shared memory with steps of sixteen rows by bulk copies. Each of the others takes 64
 // columns of a step: as they lie there they are the left operand of a product over columns, transposed on their way to the
 // registers the right operand of a product over rows.
+//
+// Where the adapters' input is a layer norm of x, dh^T norm(x) = (((dh rstd)^T x) - (dh rstd)^T mean) gamma + (dh^T 1) beta:
+// the left values are scaled, and each block corrects its part of dA, of few rows, before it stores it. Dropout takes another
+// choice of rows out of each column's sums, so there a step is normalised where it lies.
 
 namespace pnb::cuda::lora {
 
@@ -45,6 +49,7 @@ struct Pass {
   int64_t columns, width, x_stride;
   int r;
   float left_scale;
+  Norm norm;
   float* partial;  // [ranges, kRanks, columns]
   float* low;      // [column blocks, m, kRanks], or NULL: no product over columns
   Rank ranks[kStreamRanks];
@@ -104,6 +109,7 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
   constexpr int kThreads = kConsumers + kWarp;
   extern __shared__ __align__(128) char memory[];
   __shared__ uint4 lefts[kMostSteps][Form::kLefts][kWarp];
+  __shared__ float2 corrections[kMostSteps][kRanks];  // sums of left * mean, and of dh
   __shared__ uint64_t barriers[2 * Rows::kSlots];
   auto* low_found = reinterpret_cast<float*>(memory + Rows::kBytes);  // [kWarps][rows][kRanks]
   // The pass over x reads x and its lists without waiting: they were there before the first pass, which lets this one begin only
@@ -170,26 +176,66 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
           factor[set]);
     }
   }
-  if constexpr (!kLow) after_previous();  // which made the left values
-#pragma unroll 1
-  for (int i = threadIdx.x; i < steps * kWarp; i += kConsumers) {
-    int64_t from = first_row + i / kWarp * kStepRows;
+  // What corrects a norm's part was there before, too; it comes from far.
+  const bool corrects = !kLow && !kDrops && p.norm.present();
+  int64_t step_row = first_row + warp * kStepRows;  // of the step whose left values this warp makes
+  float2 statistics[kLow ? 1 : 4], gamma[kLow ? 1 : kSets][4], beta[kLow ? 1 : kSets][4];
+  if constexpr (!kLow) {
+    if (corrects) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        int64_t row = step_row + token_of(i);
+        statistics[i] = row < end_row ? make_float2(p.norm.mean[row], p.norm.rstd[row]) : make_float2(0.0f, 0.0f);
+      }
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          int64_t at = set_column + set * 32 + i * 8;
+          gamma[set][i] = beta[set][i] = make_float2(0.0f, 0.0f);
+          if (at >= here) continue;
+          gamma[set][i] = *reinterpret_cast<const float2*>(p.norm.gamma + first_column + at);
+          beta[set][i] = *reinterpret_cast<const float2*>(p.norm.beta + first_column + at);
+        }
+      }
+    }
+    after_previous();  // which made the left values
+  }
+  static_assert(kWarps >= kMostSteps);
+  if (warp < steps) {
     uint4 left[Form::kLefts];
+    float2 correction[Form::kTiles] = {};
     Form::make_left(
-        i % kWarp,
-        [&](int token, int rank) {
-          int64_t row = from + token;
+        [&](int i, int rank, int tile) {
+          int64_t row = step_row + token_of(i);
           if (rank >= p.r || row >= end_row) return 0.0f;
           const Rank& of = p.ranks[rank];
           const float* at = of.left + row * of.left_row;
           float sum = 0.0f;
 #pragma unroll 1
           for (int chunk = 0; chunk < of.chunks; ++chunk) sum += at[chunk * of.left_chunk];
-          return p.left_scale * sum;
+          sum *= p.left_scale;
+          if constexpr (!kLow) {
+            if (corrects) {
+              correction[tile].y += sum;
+              sum *= statistics[i].y;
+              correction[tile].x += sum * statistics[i].x;
+            }
+          }
+          return sum;
         },
         left);
 #pragma unroll
-    for (int k = 0; k < Form::kLefts; ++k) lefts[i / kWarp][k][i % kWarp] = left[k];
+    for (int k = 0; k < Form::kLefts; ++k) lefts[warp][k][lane] = left[k];
+    if (corrects) {
+#pragma unroll
+      for (int tile = 0; tile < Form::kTiles; ++tile) {  // the tokens of a rank are four neighbours'
+        float2 sum = correction[tile] + shuffle_xor(correction[tile], 1);
+        sum = sum + shuffle_xor(sum, 2);
+        int rank = 8 * tile + lane / 4;
+        if (lane % 4 == 0 && rank < kRanks) corrections[warp][rank] = sum;
+      }
+    }
   }
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 
@@ -197,22 +243,28 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
   int own_row = lane / 8 % 2 * 8 + lane % 8;
   int own_column = warp * kWarpColumns + lane / 16 * 8;
   int64_t dropped_neuron = 0;
+  float run_gamma[kRun] = {}, run_beta[kRun] = {};
   if constexpr (kDrops) {
     int at = warp * kWarpColumns + lane % 8 * kRun;
     dropped_neuron = at < here ? p.blocks.neuron(list, first_column + at) : 0;
+    for (int i = 0; p.norm.present() && at < here && i < kRun; ++i) {
+      run_gamma[i] = p.norm.gamma[first_column + at + i], run_beta[i] = p.norm.beta[first_column + at + i];
+    }
   }
   float sums[kSets][4][4] = {};
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     rows.wait(step);
     if constexpr (kDrops) {
-      if (p.dropout.active()) {  // of the passes of one launch, some may drop and others not
-        DropoutMask mask(p.dropout);
+      bool drops = p.dropout.active();  // of the passes of one launch, some may drop and others not
+      if (drops || p.norm.present()) {
 #pragma unroll
         for (int i = lane / 8; i < kStepRows; i += 4) {
           auto* first = reinterpret_cast<__nv_bfloat16*>(rows.row(step, i)) + warp * kWarpColumns;
           auto* run = reinterpret_cast<Pack<__nv_bfloat16, kRun>*>(first + lane % 8 * kRun);
-          drop(*run, mask, static_cast<uint64_t>((first_row + step * kStepRows + i) * p.width + dropped_neuron));
+          int64_t row = first_row + step * kStepRows + i;
+          if (p.norm.present()) p.norm.apply(*run, min(row, end_row - 1), run_gamma, run_beta);
+          if (drops) drop(*run, DropoutMask(p.dropout), static_cast<uint64_t>(row * p.width + dropped_neuron));
         }
         __syncwarp();
       }
@@ -248,6 +300,12 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
     __syncwarp();
     if (lane == 0) rows.release(step);
   }
+  float2 correction[Form::kTiles] = {};
+#pragma unroll
+  for (int tile = 0; corrects && tile < Form::kTiles; ++tile) {
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) correction[tile] = correction[tile] + corrections[step][(8 * tile + lane / 4) % kRanks];
+  }
 #pragma unroll
   for (int set = 0; set < kSets; ++set) {
 #pragma unroll
@@ -255,6 +313,12 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
       int at = set_column + set * 32 + i * 8;
       Form::results(sums[set][i], [&](int rank, float2 v) {
         if (at >= here || rank >= p.r) return;
+        if constexpr (!kLow) {
+          if (corrects) {
+            float2 c = correction[rank < 8 ? 0 : Form::kTiles - 1], g = gamma[set][i], b = beta[set][i];
+            v = make_float2((v.x - c.x) * g.x + c.y * b.x, (v.y - c.x) * g.y + c.y * b.y);
+          }
+        }
         *reinterpret_cast<float2*>(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + first_column + at) = v;
       });
     }
@@ -525,6 +589,7 @@ void run(const Plan& plan, const pnb_lora_gradients_params& first, cudaStream_t 
       over_x = pass_over(one.x, one.x_blocks, one.a.shape[1]);
       over_x.dropout = DropoutParams(one.dropout);
       over_x.left_scale = one.scaling;
+      over_x.norm = Norm(one.norm);
       over_x.partial = space + plan.in_partial[i];
     }
     for (int64_t k = 0; k < r; ++k) {
@@ -545,7 +610,7 @@ void run(const Plan& plan, const pnb_lora_gradients_params& first, cudaStream_t 
 bool streams(const pnb_lora_gradients_params& p) {
   bool fits = streams(p.x);
   for (const auto* one = &p; one != nullptr; one = one->next) {
-    fits = fits && streams(one->dy) && one->a.shape[0] >= 1 && one->a.shape[0] <= kStreamRanks;
+    fits = fits && streams(one->dy) && Norm(one->norm).pairs_aligned() && one->a.shape[0] >= 1 && one->a.shape[0] <= kStreamRanks;
   }
   return fits;
 }

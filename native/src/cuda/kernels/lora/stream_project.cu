@@ -19,32 +19,14 @@ constexpr int kSets = 4;               // of 32 columns: four lanes' runs
 constexpr int kWarpColumns = kSets * 4 * kRun;
 constexpr int kMostWarps = 16;
 
-struct Rank {
-  const float* factor;
-  int64_t factor_column;
-  float* h;
-  int64_t h_row;
-};
-
 struct Args {
   const __nv_bfloat16* x;
   DropoutParams dropout;
   Columns blocks;
   int64_t m, columns, width, x_stride;
-  Rank ranks[kStreamRanks];
+  RankOfProjection ranks[kStreamRanks];
   int r;
 };
-
-__device__ inline void load_neighbours(const float* from, int64_t step, float (&v)[kRun]) {
-  if (step == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-    auto pack = Pack<float, kRun>::load(from);
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) v[i] = pack.v[i];
-  } else {
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) v[i] = from[i * step];
-  }
-}
 
 template <int kRanks, bool kDrops>
 __global__ void __launch_bounds__(kMostWarps * kWarp) stream_project_kernel(const __grid_constant__ Args p) {
@@ -82,8 +64,8 @@ __global__ void __launch_bounds__(kMostWarps * kWarp) stream_project_kernel(cons
       uint32_t factor[2][Form::kFactors][2];
       Form::load_factor(
           p.ranks, p.r,
-          [&](const Rank& rank, float(&v)[kRun]) {
-            if (inside) load_neighbours(rank.factor + neuron * rank.factor_column, rank.factor_column, v);
+          [&](const RankOfProjection& rank, float(&v)[kRun]) {
+            if (inside) rank.load(neuron, v);
           },
           factor);
 #pragma unroll
@@ -139,6 +121,13 @@ bool streams(const pnb_lora_project_params& p) {
   return fits;
 }
 
+void add_ranks(const pnb_lora_project_params& p, RankOfProjection* ranks, int& r) {
+  for (int64_t rank = 0; rank < p.a.shape[0]; ++rank) {
+    ranks[r++] = {static_cast<const float*>(p.a.data) + rank * p.a.stride[0], p.a.stride[1],
+                  static_cast<float*>(p.h.data) + rank * p.h.stride[1], p.h.stride[0]};
+  }
+}
+
 void stream_project(const pnb_lora_project_params& p) {
   if (p.x.shape[0] == 0) return;
   Args args{};
@@ -150,10 +139,7 @@ void stream_project(const pnb_lora_project_params& p) {
   args.x_stride = p.x.stride[0];
   for (const auto* one = &p; one != nullptr; one = one->next) {
     args.dropout = DropoutParams(one->dropout);
-    for (int64_t rank = 0; rank < one->a.shape[0]; ++rank) {
-      args.ranks[args.r++] = {static_cast<const float*>(one->a.data) + rank * one->a.stride[0], one->a.stride[1],
-                              static_cast<float*>(one->h.data) + rank * one->h.stride[1], one->h.stride[0]};
-    }
+    add_ranks(*one, args.ranks, args.r);
     // The next adapter joins where its ranks fit and no dropout makes its x another one.
     const auto* next = one->next;
     if (next != nullptr && !args.dropout.active() && next->dropout.p == 0.0f && args.r + next->a.shape[0] <= kStreamRanks) continue;

@@ -1,9 +1,13 @@
 #include "cuda/kernels/norm/norm.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/launch.cuh"
+#include "cuda/kernels/lora/lora.h"
+#include "cuda/kernels/lora/parts.cuh"
+#include "cuda/kernels/lora/passes.h"
 #include "cuda/kernels/norm/rows.cuh"
 #include "cuda/kernels/reduce.cuh"
 
@@ -22,7 +26,15 @@ namespace cg = cooperative_groups;
 constexpr int kVectors = 4;
 constexpr int kThreads = 512;       // at most; 512 * 4 vectors hold 16384 elements of bf16, 8192 of f32
 constexpr int kPlainThreads = 256;  // of the kernels for other rows
+constexpr int kProjectedRows = 16;  // of a block that projects them: the tensor cores' sixteen
+constexpr size_t kMostProjected = 200 << 10;  // bytes that these may fill
 constexpr int kPoolRows = 16;       // of a block, where it has a cluster to share a pool with
+
+// Ranks that rows are projected on when they have been normed.
+struct Projection {
+  lora::RankOfProjection ranks[lora::kStreamRanks];
+  int r;  // 0: none
+};
 
 struct Forward {
   const void* x;
@@ -37,8 +49,9 @@ struct Forward {
   int64_t rows;  // of a block that takes several
   int stages;    // of rows on their way to it
   int h;
-  float epsilon;
+  float inverse_h, epsilon;
   bool parameters_aligned;
+  Projection projection;
 
   // How many rows of the pool that starts at `first` count.
   __device__ int64_t pooled_rows(int64_t first) const {
@@ -59,6 +72,7 @@ struct Backward {
   int64_t rows;  // of a block that takes several
   int stages;    // of rows on their way to it
   int h;
+  float inverse_h;
   bool parameters_aligned;
 };
 
@@ -180,10 +194,73 @@ __global__ void forward_pooled_plain(Forward p) {
   for (int i = threadIdx.x; i < p.h; i += blockDim.x) pooled[i] = counted > 0 ? pooled[i] / static_cast<float>(counted) : 0.0f;
 }
 
+// A bit for each of kRows rows, of which so many are left. Comparisons would let the compiler write the rest of a loop again for
+// every number of rows.
+template <int kRows>
+__device__ uint32_t rows_there(int left) {
+  return left >= kRows ? (1u << kRows) - 1 : (1u << left) - 1;
+}
+
+// (v - mean) * rstd * gamma + beta. What rounds to bf16 takes the mean off in the product: its last bits are far below.
+template <typename T>
+__device__ void normalise(float (&v)[kRowColumns], float mean, float rstd, const float (&gamma)[kRowColumns], const float (&beta)[kRowColumns]) {
+#pragma unroll
+  for (int j = 0; j < kRowColumns; ++j) {
+    float normal;
+    if constexpr (sizeof(T) == sizeof(float)) normal = (v[j] - mean) * rstd;
+    else normal = v[j] * rstd - mean * rstd;
+    v[j] = normal * gamma[j] + beta[j];
+  }
+}
+
+// What the warps of a block find of their rows' projections.
+__host__ __device__ constexpr int projection_bytes(int ranks, int threads) {
+  return threads / kWarp * kProjectedRows * ranks * static_cast<int>(sizeof(float));
+}
+
+// h[first + i] = row i of sixteen in shared memory, of which `rows` are there, times the factors; every warp has some columns of
+// all rows. `found` has room for [warps][16][kRanks] floats.
+template <int kRanks>
+__device__ void project_rows(const Projection& p, const __nv_bfloat16* rows_of_tile, int pitch, int h, int64_t first, int rows, char* found_memory) {
+  using Form = lora::Parts<kRanks>;
+  auto* found = reinterpret_cast<float*>(found_memory);
+  int warps = static_cast<int>(blockDim.x) / kWarp;
+  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  float sums[Form::kTiles][4] = {};
+  const char* upper = reinterpret_cast<const char*>(rows_of_tile + lane % 4 * lora::kRun) + lane / 4 * pitch;
+  const char* lower = upper + 8 * pitch;
+  __syncthreads();
+#pragma unroll 2
+  for (int from = warp * kWarp; from < h; from += warps * kWarp) {
+    uint32_t factor[2][Form::kFactors][2];
+    Form::load_factor(
+        p.ranks, p.r,
+        [&](const lora::RankOfProjection& rank, float(&v)[lora::kRun]) { rank.load(from + lane % 4 * lora::kRun, v); }, factor);
+    Pack<__nv_bfloat16, lora::kRun> both[2] = {Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(upper) + from),
+                                               Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(lower) + from)};
+#pragma unroll
+    for (int product = 0; product < 2; ++product) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) words[i] = lora::word(both[i % 2], 2 * product + i / 2);
+      Form::project(words, factor[product], sums);
+    }
+  }
+  Form::store_low(sums, found + warp * kProjectedRows * kRanks);
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < rows * kRanks; i += static_cast<int>(blockDim.x)) {
+    int rank = i % kRanks;
+    if (rank >= p.r) continue;
+    float sum = 0.0f;
+    for (int k = 0; k < warps; ++k) sum += found[k * kProjectedRows * kRanks + i];
+    p.ranks[rank].h[(first + i / kRanks) * p.ranks[rank].h_row] = sum;
+  }
+}
+
 // A block takes p.rows rows, of one pool where there are pools; the blocks of a cluster share a pool and their sums meet in
-// shared memory.
-template <typename T, int kRows, int kMostThreads, bool kPooled>
-__global__ void __launch_bounds__(kMostThreads) forward_rows(Forward p) {
+// shared memory. Where the rows are projected, on kRanks ranks, they stay where they were brought.
+template <typename T, int kRows, int kMostThreads, bool kPooled, int kRanks>
+__global__ void __launch_bounds__(kMostThreads) forward_rows(const __grid_constant__ Forward p) {
   __shared__ Statistics<kRows> shared[2];
   after_previous();
   int64_t first = blockIdx.x * p.rows;
@@ -197,52 +274,57 @@ __global__ void __launch_bounds__(kMostThreads) forward_rows(Forward p) {
   }
   int column = threadIdx.x * kRowColumns;
   RowRing<T, kRows, 1> ring({static_cast<const T*>(p.x)}, {p.x_stride}, p.h, p.stages, first, end);
-  T* y = static_cast<T*>(p.y) + column;
+  T* y = static_cast<T*>(p.y) + first * p.y_stride + column;
   float gamma[kRowColumns], beta[kRowColumns], sums[kRowColumns] = {};
   load_parameter(p.gamma + column, p.parameters_aligned, gamma);
   load_parameter(p.beta + column, p.parameters_aligned, beta);
+  int rows = static_cast<int>(end - first);
+  int counted = static_cast<int>(counted_end - first);
   int buffer = 0;
-  for (int64_t row = first; row < end; row += kRows, buffer ^= 1) {
+#pragma unroll 1
+  for (int row = 0; row < rows; row += kRows, buffer ^= 1) {
     Pack<T, kRowColumns> now[1][kRows];
     ring.take(now, column);
     float2 of[kRows];  // sum, and sum of squared distances from the mean
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      float sum = 0.0f, squares = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kRowColumns; ++j) sum += to_float(now[0][i].v[j]);
+      float v[kRowColumns], squares = 0.0f;
+      to_floats(now[0][i], v);
+      float sum = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) {
-        float distance = to_float(now[0][i].v[j]) - sum * (1.0f / kRowColumns);
+        float distance = v[j] - sum * (1.0f / kRowColumns);
         squares += distance * distance;
       }
       of[i] = make_float2(sum, squares);
     }
-    Moments moments[kRows];
-    moments_of_rows(of, shared[buffer], p.h, moments, [&] { ring.refill(); });
+    float2 found = statistics_of_rows<kMostThreads>(of, shared[buffer], p.inverse_h, p.epsilon, [&] { ring.refill(); });
+    int own = row + static_cast<int>(threadIdx.x);
+    if (threadIdx.x < kRows && own < rows && p.mean != nullptr) {
+      p.mean[first + own] = found.x;
+      p.rstd[first + own] = found.y;
+    }
+    uint32_t there = rows_there<kRows>(rows - row), counts = rows_there<kRows>(max(0, counted - row));
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (row + i >= end) break;
-      float mean = moments[i].mean;
-      float rstd = 1.0f / sqrtf(moments[i].variance + p.epsilon);
-      bool counts = kPooled && row + i < counted_end;
+    for (int i = 0; i < kRows; ++i, y += p.y_stride) {
+      float2 statistics = lane_value(found, i);
+      float v[kRowColumns];
+      to_floats(now[0][i], v);
+      normalise<T>(v, statistics.x, statistics.y, gamma, beta);
+      if (kPooled && (counts >> i & 1)) {
 #pragma unroll
-      for (int j = 0; j < kRowColumns; ++j) {
-        float value = (to_float(now[0][i].v[j]) - mean) * rstd * gamma[j] + beta[j];
-        now[0][i].v[j] = from_float<T>(value);
-        if (counts) sums[j] += value;
+        for (int j = 0; j < kRowColumns; ++j) sums[j] += v[j];
       }
-      now[0][i].store(y + (row + i) * p.y_stride);
-      if (threadIdx.x == 0 && p.mean != nullptr) {
-        p.mean[row + i] = mean;
-        p.rstd[row + i] = rstd;
-      }
+      from_floats(v, now[0][i]);
+      if (there >> i & 1) now[0][i].store(y);
+      if constexpr (kRanks > 0) now[0][i].store(ring.place(row + i) + column);
     }
   }
+  if constexpr (kRanks > 0) project_rows<kRanks>(p.projection, ring.place(0), ring.pitch(), p.h, first, rows, ring.after());
   if constexpr (kPooled) {
     cg::cluster_group cluster = cg::this_cluster();
     if (cluster.num_blocks() > 1) {
-      float* pool_sums = reinterpret_cast<float*>(ring.after());
+      float* pool_sums = reinterpret_cast<float*>(ring.after() + projection_bytes(kRanks, static_cast<int>(blockDim.x)));
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) pool_sums[column + j] = sums[j];
       cluster.sync();
@@ -350,7 +432,7 @@ __global__ void backward_plain(Backward p) {
 }
 
 template <typename T, int kRows, int kMostThreads, bool kResidual>
-__global__ void __launch_bounds__(kMostThreads) backward_rows(Backward p) {
+__global__ void __launch_bounds__(kMostThreads) backward_rows(const __grid_constant__ Backward p) {
   constexpr int kOperands = kResidual ? 3 : 2;
   __shared__ Statistics<kRows> shared[2];
   after_previous();
@@ -364,53 +446,58 @@ __global__ void __launch_bounds__(kMostThreads) backward_rows(Backward p) {
 #pragma unroll
   for (int k = 0; k < kOperands; ++k) from[k] = static_cast<const T*>(operands[k]), stride[k] = strides[k];
   RowRing<T, kRows, kOperands> ring(from, stride, p.h, p.stages, first, end);
-  T* dx = static_cast<T*>(p.dx) + column;
-  float next_mean[kRows], next_rstd[kRows];
-  auto load_statistics = [&](int64_t row) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (row + i >= end) break;
-      next_mean[i] = p.mean[row + i];
-      next_rstd[i] = p.rstd[row + i];
-    }
+  T* dx = static_cast<T*>(p.dx) + first * p.dx_stride + column;
+  // The statistics of the rows of a stage, each in the lanes that will have their sums.
+  auto statistics_of = [&](int64_t row) {
+    row += threadIdx.x % kRows;
+    return row < end ? make_float2(p.mean[row], p.rstd[row]) : make_float2(0.0f, 0.0f);
   };
-  load_statistics(first);
+  float2 next = statistics_of(first);
   float gamma[kRowColumns];
   load_parameter(p.gamma + column, p.parameters_aligned, gamma);
+  int rows = static_cast<int>(end - first);
   int buffer = 0;
-  for (int64_t row = first; row < end; row += kRows, buffer ^= 1) {
-    float mean[kRows], rstd[kRows];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) mean[i] = next_mean[i], rstd[i] = next_rstd[i];
-    load_statistics(row + kRows);
+#pragma unroll 1
+  for (int row = 0; row < rows; row += kRows, buffer ^= 1) {
+    float2 statistics = next;
+    next = statistics_of(first + row + kRows);
     Pack<T, kRowColumns> now[kOperands][kRows];
     ring.take(now, column);
-    float2 of[kRows];  // sums of g and of g times the normalised input, where g = dy * gamma
+    float2 of[kRows];  // sums of g and of g times the input's distance from its mean, where g = dy * gamma
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
+      float mean = __shfl_sync(~0u, statistics.x, i), x[kRowColumns], g[kRowColumns];
+      to_floats(now[0][i], x);
+      to_floats(now[1][i], g);
       of[i] = make_float2(0.0f, 0.0f);
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) {
-        float g = to_float(now[1][i].v[j]) * gamma[j];
-        of[i].x += g;
-        of[i].y += g * ((to_float(now[0][i].v[j]) - mean[i]) * rstd[i]);
+        g[j] *= gamma[j];
+        of[i].x += g[j];
+        of[i].y += g[j] * (x[j] - mean);
       }
     }
-    sums_of_rows(of, shared[buffer], [&] { ring.refill(); });
+    float2 means = sums_of_rows<kMostThreads>(of, shared[buffer], p.inverse_h, [&] { ring.refill(); });
+    // With n the normalised input, dx = rstd * (g - mean(g) - n * mean(g * n)) + residual.
+    float slope = -statistics.y * statistics.y * statistics.y * means.y;
+    float offset = -statistics.y * means.x;
+    uint32_t there = rows_there<kRows>(rows - row);
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (row + i >= end) break;
-      float mean_g = of[i].x / p.h;
-      float mean_gx = of[i].y / p.h;
-      Pack<T, kRowColumns> result;
+    for (int i = 0; i < kRows; ++i, dx += p.dx_stride) {
+      float mean = __shfl_sync(~0u, statistics.x, i), rstd = __shfl_sync(~0u, statistics.y, i);
+      float of_distance = __shfl_sync(~0u, slope, i), constant = __shfl_sync(~0u, offset, i);
+      float x[kRowColumns], g[kRowColumns], d[kRowColumns];
+      to_floats(now[0][i], x);
+      to_floats(now[1][i], g);
+      if constexpr (kResidual) to_floats(now[kOperands - 1][i], d);
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) {
-        float normalised = (to_float(now[0][i].v[j]) - mean[i]) * rstd[i];
-        float d = rstd[i] * (to_float(now[1][i].v[j]) * gamma[j] - mean_g - normalised * mean_gx);
-        if constexpr (kResidual) d += to_float(now[kOperands - 1][i].v[j]);
-        result.v[j] = from_float<T>(d);
+        float change = g[j] * gamma[j] * rstd + ((x[j] - mean) * of_distance + constant);
+        d[j] = kResidual ? d[j] + change : change;
       }
-      result.store(dx + (row + i) * p.dx_stride);
+      Pack<T, kRowColumns> result;
+      from_floats(d, result);
+      if (there >> i & 1) result.store(dx);
     }
   }
 }
@@ -425,6 +512,45 @@ int64_t rows_of_block(const Device& device, int64_t m, int threads, int step) {
 int stages_of(size_t bytes) {
   constexpr size_t kRing = 96 << 10;
   return static_cast<int>(std::clamp<size_t>(kRing / bytes, 2, 4));
+}
+
+template <typename T>
+size_t row_bytes(int64_t h) {
+  return static_cast<size_t>(h) * sizeof(T) + kRowPadding;
+}
+
+// Rows of a stage of the forward kernel.
+int rows_of_stage(int64_t h) { return h <= kRowColumns * kMostRowThreads / 2 ? 4 : 2; }
+
+// How many ranks a chain projects on where rows can be projected as they are normed; else 0.
+int ranks_to_project(const pnb_lora_project_params* chain) {
+  int64_t ranks = 0;
+  for (const auto* one = chain; one != nullptr; one = one->next) {
+    if (one->dropout.p > 0.0f) return 0;
+    ranks += one->a.shape[0];
+  }
+  return ranks <= lora::kStreamRanks ? static_cast<int>(ranks) : 0;
+}
+
+// Calls body with the ranks that a kernel computes with.
+template <typename T, typename Body>
+void with_ranks(int ranks, Body&& body) {
+  if constexpr (sizeof(T) != sizeof(float)) {
+    if (ranks > 8) return body(std::integral_constant<int, 16>());
+    if (ranks > 0) return body(std::integral_constant<int, 8>());
+  }
+  body(std::integral_constant<int, 0>());
+}
+
+template <typename T, bool kPooled, int kRanks>
+void launch_forward(Forward args, int64_t blocks, int cluster, cudaStream_t stream) {
+  int threads = args.h / kRowColumns, stage = rows_of_stage(args.h);
+  args.stages = kRanks > 0 ? kProjectedRows / stage : stages_of(stage * row_bytes<T>(args.h));
+  size_t shared = stage * args.stages * row_bytes<T>(args.h) + projection_bytes(kRanks, threads);
+  if (cluster > 1) shared += args.h * sizeof(float);
+  auto kernel = stage == 4 ? forward_rows<T, 4, kMostRowThreads / 2, kPooled, kRanks> : forward_rows<T, 2, kMostRowThreads, kPooled, kRanks>;
+  allow_shared_memory(kernel, shared, "layer_norm_forward");
+  launch(kernel, {dim3(static_cast<unsigned>(blocks)), threads, shared, stream, cluster, true}, "layer_norm_forward", args);
 }
 
 // Whether the kernels that keep a thread at its columns can take rows of this length.
@@ -456,6 +582,7 @@ void layer_norm_forward(const Device& device, const pnb_layer_norm_forward_param
   args.x_stride = p.x.stride[0];
   args.y_stride = p.y.stride[0];
   args.h = static_cast<int>(h);
+  args.inverse_h = 1.0f / static_cast<float>(h);
   args.epsilon = p.epsilon;
   args.parameters_aligned = aligned(args.gamma) && aligned(args.beta);
   bool pooled = present(p.pooled);
@@ -467,27 +594,30 @@ void layer_norm_forward(const Device& device, const pnb_layer_norm_forward_param
   }
   int64_t pools = pooled ? ceil_div(m, p.pool_rows) : 0;
   bool all_aligned = rows_aligned(p.x) && rows_aligned(p.y);
+  bool projected = false;
   with_type(p.x.dtype, [&](auto type) {
     using T = decltype(type);
     if (many_rows(h, all_aligned)) {
-      int threads = static_cast<int>(h / kRowColumns);
-      bool narrow = threads <= kMostRowThreads / 2;
-      size_t stage = (narrow ? 4 : 2) * static_cast<size_t>(h) * sizeof(T);
-      args.stages = stages_of(stage);
-      size_t ring = stage * args.stages;
+      int ranks = sizeof(T) == sizeof(float) ? 0 : ranks_to_project(p.project);
+      int64_t blocks;
+      int cluster = 1;
       if (pooled) {
-        int cluster = cluster_for(pools, pools * ceil_div(std::min(m, p.pool_rows), kPoolRows));
+        cluster = cluster_for(pools, pools * ceil_div(std::min(m, p.pool_rows), kPoolRows));
         args.rows = ceil_div(p.pool_rows, cluster);
-        auto kernel = narrow ? forward_rows<T, 4, kMostRowThreads / 2, true> : forward_rows<T, 2, kMostRowThreads, true>;
-        size_t shared = ring + (cluster > 1 ? h * sizeof(float) : 0);
-        allow_shared_memory(kernel, shared, "layer_norm_forward");
-        launch(kernel, {dim3(static_cast<unsigned>(pools * cluster)), threads, shared, stream, cluster, true}, "layer_norm_forward", args);
+        blocks = pools * cluster;
       } else {
-        args.rows = rows_of_block(device, m, threads, narrow ? 4 : 2);
-        auto kernel = narrow ? forward_rows<T, 4, kMostRowThreads / 2, false> : forward_rows<T, 2, kMostRowThreads, false>;
-        allow_shared_memory(kernel, ring, "layer_norm_forward");
-        launch(kernel, {dim3(static_cast<unsigned>(ceil_div(m, args.rows))), threads, ring, stream, 1, true}, "layer_norm_forward", args);
+        args.rows = ranks > 0 ? kProjectedRows : rows_of_block(device, m, static_cast<int>(h / kRowColumns), rows_of_stage(h));
+        blocks = ceil_div(m, args.rows);
       }
+      if (args.rows > kProjectedRows || kProjectedRows * row_bytes<T>(h) > kMostProjected) ranks = 0;
+      for (const auto* one = ranks > 0 ? p.project : nullptr; one != nullptr; one = one->next) {
+        lora::add_ranks(*one, args.projection.ranks, args.projection.r);
+      }
+      with_ranks<T>(ranks, [&](auto form) {
+        if (pooled) launch_forward<T, true, form>(args, blocks, cluster, stream);
+        else launch_forward<T, false, form>(args, blocks, cluster, stream);
+      });
+      projected = ranks > 0;
       return;
     }
     if (pooled) {
@@ -499,6 +629,7 @@ void layer_norm_forward(const Device& device, const pnb_layer_norm_forward_param
     else forward_plain<T><<<static_cast<unsigned>(m), kPlainThreads, 0, stream>>>(args);
   });
   check_launch("layer_norm_forward");
+  if (p.project != nullptr && !projected) lora_project(device, *p.project);
 }
 
 void layer_norm_backward(const Device& device, const pnb_layer_norm_backward_params& p) {
@@ -520,6 +651,7 @@ void layer_norm_backward(const Device& device, const pnb_layer_norm_backward_par
   args.residual_stride = p.residual.stride[0];
   args.dx_stride = p.dx.stride[0];
   args.h = static_cast<int>(h);
+  args.inverse_h = 1.0f / static_cast<float>(h);
   args.parameters_aligned = aligned(args.gamma);
   bool all_aligned = rows_aligned(p.x) && rows_aligned(p.dy) && rows_aligned(p.residual) && rows_aligned(p.dx);
   with_type(p.x.dtype, [&](auto type) {
@@ -531,7 +663,7 @@ void layer_norm_backward(const Device& device, const pnb_layer_norm_backward_par
       auto kernel = present(p.residual)
                         ? (narrow ? backward_rows<T, 2, kMostRowThreads / 2, true> : backward_rows<T, 1, kMostRowThreads, true>)
                         : (narrow ? backward_rows<T, 2, kMostRowThreads / 2, false> : backward_rows<T, 1, kMostRowThreads, false>);
-      size_t stage = (narrow ? 2 : 1) * (present(p.residual) ? 3 : 2) * static_cast<size_t>(h) * sizeof(T);
+      size_t stage = (narrow ? 2 : 1) * (present(p.residual) ? 3 : 2) * row_bytes<T>(h);
       args.stages = stages_of(stage);
       allow_shared_memory(kernel, stage * args.stages, "layer_norm_backward");
       dim3 grid(static_cast<unsigned>(ceil_div(m, args.rows)));

@@ -10,20 +10,29 @@ namespace pnb::cuda {
 constexpr int kRowColumns = 8;
 constexpr int kMostRowThreads = 1024;
 constexpr int kMostRowWarps = kMostRowThreads / kWarp;
+constexpr int kMostRowStages = 8;
+constexpr int kRowPadding = 64;  // bytes behind a row in shared memory: the same columns of neighbours lie in different banks
 
 // Rows of some operands on their way to a block, kRows of each at a stage. They lie at the start of dynamic shared memory.
 template <typename T, int kRows, int kOperands>
 class RowRing {
  public:
   __device__ RowRing(const T* const (&operands)[kOperands], const int64_t (&strides)[kOperands], int h, int stages, int64_t first, int64_t end)
-      : h_(h), stages_(stages), next_(first), end_(end) {
+      : h_(h), pitch_(h * static_cast<int>(sizeof(T)) + kRowPadding), stages_(stages), next_(first), end_(end) {
 #pragma unroll
     for (int k = 0; k < kOperands; ++k) operands_[k] = operands[k], strides_[k] = strides[k];
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < stages; ++i) barrier_init(barriers() + i);
+    if (threadIdx.x < kWarp) {
+      int lane = static_cast<int>(threadIdx.x);
+      if (lane < stages) barrier_init(barriers() + lane);
       barrier_init_visible();
-      for (int i = 0; i < stages; ++i) fill(i);
+      __syncwarp();
+      // All stages at once, a row a lane: one thread would take longer to ask than the first row to come.
+      int64_t rows = end - first - lane * kRows;
+      if (lane < stages && rows > 0) expect(lane, rows);
+      __syncwarp();
+      if (lane < stages * kRows && first + lane < end) ask(lane / kRows, lane % kRows, first + lane);
     }
+    next_ += stages * kRows;
     __syncthreads();
   }
 
@@ -39,19 +48,30 @@ class RowRing {
 
   // Once all threads have taken a stage, the rows that will be its next are asked for.
   __device__ void refill() {
-    if (threadIdx.x == 0) fill(stage_);
+    if (threadIdx.x < kWarp && next_ < end_) {
+      int lane = static_cast<int>(threadIdx.x);
+      if (lane == 0) expect(stage_, end_ - next_);
+      __syncwarp();
+      if (lane < kRows && next_ + lane < end_) ask(stage_, lane, next_ + lane);
+    }
+    next_ += kRows;
     if (++stage_ < stages_) return;
     stage_ = 0;
     phase_ ^= 1;
   }
 
-  __device__ char* after() { return memory() + sizeof(T) * kRows * kOperands * stages_ * h_; }
+  __device__ char* after() { return memory() + kRows * kOperands * stages_ * pitch_; }
+
+  // Where the i-th of all rows came to lie, before any place was used again.
+  __device__ T* place(int i) const {
+    static_assert(kOperands == 1);
+    return reinterpret_cast<T*>(memory() + i * pitch_);
+  }
+  __device__ int pitch() const { return pitch_; }
 
  private:
-  static constexpr int kMostStages = 4;
-
   __device__ static uint64_t* barriers() {
-    __shared__ uint64_t barriers[kMostStages];
+    __shared__ uint64_t barriers[kMostRowStages];
     return barriers;
   }
   __device__ static char* memory() {
@@ -59,37 +79,32 @@ class RowRing {
     return row_memory;
   }
   __device__ T* row(int stage, int operand, int i) {
-    return reinterpret_cast<T*>(memory()) + static_cast<int64_t>((stage * kOperands + operand) * kRows + i) * h_;
+    return reinterpret_cast<T*>(memory() + ((stage * kOperands + operand) * kRows + i) * pitch_);
   }
 
-  // By one thread.
-  __device__ void fill(int stage) {
-    if (next_ >= end_) return;
-    int rows = static_cast<int>(min(static_cast<int64_t>(kRows), end_ - next_));
-    uint32_t bytes = static_cast<uint32_t>(h_ * sizeof(T));
-    barrier_expect(barriers() + stage, bytes * rows * kOperands);
-    for (int i = 0; i < rows; ++i) {
+  // A stage's phase waits for so many rows, or for all that it has room for.
+  __device__ void expect(int stage, int64_t rows) {
+    auto bytes = static_cast<uint32_t>(h_ * sizeof(T)) * kOperands;
+    barrier_expect(barriers() + stage, bytes * static_cast<uint32_t>(min(rows, static_cast<int64_t>(kRows))));
+  }
+  __device__ void ask(int stage, int i, int64_t row_of_matrix) {
 #pragma unroll
-      for (int k = 0; k < kOperands; ++k) copy_bulk(row(stage, k, i), operands_[k] + (next_ + i) * strides_[k], bytes, barriers() + stage);
+    for (int k = 0; k < kOperands; ++k) {
+      copy_bulk(row(stage, k, i), operands_[k] + row_of_matrix * strides_[k], static_cast<uint32_t>(h_ * sizeof(T)), barriers() + stage);
     }
-    next_ += kRows;
   }
 
   const T* operands_[kOperands];
   int64_t strides_[kOperands];
-  int h_, stages_, stage_ = 0;
+  int h_, pitch_, stages_, stage_ = 0;
   uint32_t phase_ = 0;
-  int64_t next_, end_;  // rows that were not asked for; next_ counts in thread 0
+  int64_t next_, end_;  // rows that were not asked for
 };
 
 // What each warp found of each row. A block alternates between two of them: one barrier for each set of rows is then enough.
 template <int kRows>
 struct Statistics {
   float2 of[kMostRowWarps][kRows];
-};
-
-struct Moments {
-  float mean, variance;
 };
 
 // Rows change places with lanes: lane l ends with row l / (32 / kRows) of the warp's kRows rows, combined over all lanes.
@@ -133,25 +148,51 @@ __device__ void leave(float2 found, Statistics<kRows>& shared, Met met) {
 
 __device__ inline float2 lane_value(float2 v, int lane) { return make_float2(__shfl_sync(~0u, v.x, lane), __shfl_sync(~0u, v.y, lane)); }
 
-// of[i] becomes the sum of of[i] over the block, for every thread.
-template <int kRows, typename Met>
-__device__ void sums_of_rows(float2 (&of)[kRows], Statistics<kRows>& shared, Met met) {
+// What a lane reads of what the warps left of row lane % kRows: of every kWarp / kRows warps one.
+template <int kMostThreads, int kRows>
+struct Found {
+  static constexpr int kLanes = kWarp / kRows;
+  static constexpr int kCount = (kMostThreads / kWarp + kLanes - 1) / kLanes;
+  float2 of[kCount];
+  bool any[kCount];
+
+  __device__ explicit Found(const Statistics<kRows>& shared) {
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      int warp = i * kLanes + lane / kRows;
+      any[i] = warp < static_cast<int>(blockDim.x) / kWarp;
+      of[i] = any[i] ? shared.of[warp][lane % kRows] : make_float2(0.0f, 0.0f);
+    }
+  }
+
+  // Over the lanes of a row.
+  template <typename V>
+  static __device__ V sum(V v) {
+#pragma unroll
+    for (int mask = kRows; mask < kWarp; mask *= 2) v = v + shuffle_xor(v, mask);
+    return v;
+  }
+};
+
+// scale times the sums of of[lane % kRows] over the block.
+template <int kMostThreads, int kRows, typename Met>
+__device__ float2 sums_of_rows(float2 (&of)[kRows], Statistics<kRows>& shared, float scale, Met met) {
   leave(combine_rows(of, [](float2 a, float2 b, int) { return a + b; }), shared, met);
-  int lane = threadIdx.x % kWarp;
-  int warps = static_cast<int>(blockDim.x) / kWarp;
-  float2 sum = make_float2(0.0f, 0.0f);
-  for (int warp = lane / kRows; warp < warps; warp += kWarp / kRows) sum = sum + shared.of[warp][lane % kRows];
+  Found<kMostThreads, kRows> found(shared);
+  float2 sum = found.of[0];
 #pragma unroll
-  for (int mask = kRows; mask < kWarp; mask *= 2) sum = sum + shuffle_xor(sum, mask);
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) of[i] = lane_value(sum, i);
+  for (int i = 1; i < found.kCount; ++i) sum = sum + found.of[i];
+  sum = found.sum(sum);
+  return make_float2(scale * sum.x, scale * sum.y);
 }
 
-// From the sum of a thread's kRowColumns values and the sum of their squared distances from their own mean, the mean and the
-// biased variance of whole rows of h values. Two sets of n values each have together the sum of their squares about their own
-// means, and the squared difference of their sums over 2 n (Chan, Golub, LeVeque): nothing large is subtracted from anything.
-template <int kRows, typename Met>
-__device__ void moments_of_rows(float2 (&of)[kRows], Statistics<kRows>& shared, int h, Moments (&moments)[kRows], Met met) {
+// From the sum of a thread's kRowColumns values and the sum of their squared distances from their own mean, the mean and rstd
+// of row lane % kRows, of 1 / inverse_h values. Two sets of n values each have together the sum of their squares about their
+// own means, and the squared difference of their sums over 2 n (Chan, Golub, LeVeque): nothing large is subtracted from
+// anything.
+template <int kMostThreads, int kRows, typename Met>
+__device__ float2 statistics_of_rows(float2 (&of)[kRows], Statistics<kRows>& shared, float inverse_h, float epsilon, Met met) {
   leave(combine_rows(of,
                      [](float2 a, float2 b, int lanes) {
                        float apart = a.x - b.x;
@@ -159,24 +200,17 @@ __device__ void moments_of_rows(float2 (&of)[kRows], Statistics<kRows>& shared, 
                      }),
         shared, met);
   constexpr float kWarpValues = kRowColumns * kWarp;
-  int lane = threadIdx.x % kWarp;
-  int warps = static_cast<int>(blockDim.x) / kWarp;
-  float sum = 0.0f;
-  for (int warp = lane / kRows; warp < warps; warp += kWarp / kRows) sum += shared.of[warp][lane % kRows].x;
+  Found<kMostThreads, kRows> found(shared);
+  float sum = 0.0f, squares = 0.0f;
 #pragma unroll
-  for (int mask = kRows; mask < kWarp; mask *= 2) sum += shuffle_xor(sum, mask);
-  float mean = sum / static_cast<float>(h);
-  float squares = 0.0f;
-  for (int warp = lane / kRows; warp < warps; warp += kWarp / kRows) {
-    float2 found = shared.of[warp][lane % kRows];
-    float distance = found.x * (1.0f / kWarpValues) - mean;
-    squares += found.y + kWarpValues * distance * distance;
+  for (int i = 0; i < found.kCount; ++i) sum += found.of[i].x;
+  float mean = found.sum(sum) * inverse_h;
+#pragma unroll
+  for (int i = 0; i < found.kCount; ++i) {
+    float distance = found.of[i].x * (1.0f / kWarpValues) - mean;
+    if (found.any[i]) squares += found.of[i].y + kWarpValues * distance * distance;
   }
-#pragma unroll
-  for (int mask = kRows; mask < kWarp; mask *= 2) squares += shuffle_xor(squares, mask);
-  float variance = squares / static_cast<float>(h);
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) moments[i] = {__shfl_sync(~0u, mean, i), __shfl_sync(~0u, variance, i)};
+  return make_float2(mean, 1.0f / sqrtf(found.sum(squares) * inverse_h + epsilon));
 }
 
 }  // namespace pnb::cuda

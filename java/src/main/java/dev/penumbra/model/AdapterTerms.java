@@ -76,16 +76,23 @@ final class AdapterTerms {
      */
     List<LowRank> project(int layer, List<String> kinds, Tensor in, Map<String, Tensor> h, Band band,
             @Nullable BlockList blocks) {
-        List<Site> sites = sites(layer, kinds);
+        LoraProject projection = projection(layer, kinds, in, h, band, blocks);
+        if (projection != null) {
+            buffers.run(projection);
+        }
+        return projected(layer, kinds, h, band);
+    }
+
+    /** As {@link #project}, for somebody else to run; null where there is no adapter. */
+    @Nullable
+    LoraProject projection(int layer, List<String> kinds, Tensor in, Map<String, Tensor> h, Band band,
+            @Nullable BlockList blocks) {
         LoraProject chain = null;
-        for (Site site : sites.reversed()) {
+        for (Site site : sites(layer, kinds).reversed()) {
             chain = new LoraProject(in, site.a(adapter.parameters()), dropout(site, band),
                     band.of(h.get(site.layer().kind())), blocks, chain);
         }
-        if (chain != null) {
-            buffers.run(chain);
-        }
-        return projected(layer, kinds, h, band);
+        return chain;
     }
 
     /** What the projections that are there already add to the product over their input. */
@@ -105,7 +112,7 @@ final class AdapterTerms {
      * @param inBlocks of {@code in}, where it is compact
      * @param dyBlocks of {@code dy}, where it is compact
      */
-    List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, Tensor in, Map<String, Tensor> h, Band band,
+    List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, AdapterInput in, Map<String, Tensor> h, Band band,
             Tensor grad,
             @Nullable BlockList inBlocks, @Nullable BlockList dyBlocks) {
         List<Site> sites = sites(layer, kinds);
@@ -117,9 +124,9 @@ final class AdapterTerms {
             Tensor dhOfSite = band.of(dh.get(k));
             long column = column(site, kinds);
             Tensor dyOfSite = kinds.size() == 1 ? dy : dy.slice(1, column, column + site.layer().out());
-            chain = new LoraGradients((float) adapter.config().scaling(), dyOfSite, in,
-                    band.of(h.get(site.layer().kind())), a, site.b(adapter.parameters()), dropout(site, band), dhOfSite,
-                    site.a(grad), site.b(grad), inBlocks, dyBlocks, chain, buffers.workspace());
+            chain = new LoraGradients((float) adapter.config().scaling(), dyOfSite, in.x(),
+                    band.of(h.get(site.layer().kind())), a, site.b(adapter.parameters()), dropout(site, band), in.norm(),
+                    dhOfSite, site.a(grad), site.b(grad), inBlocks, dyBlocks, chain, buffers.workspace());
             terms.addFirst(new LowRank(dhOfSite, a.transpose(), 0, 1, dropout(site, band)));
         }
         if (chain != null) {

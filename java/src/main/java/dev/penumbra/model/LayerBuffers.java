@@ -15,7 +15,8 @@ final class LayerBuffers {
     final Tensor attention;
     final Tensor lse;
     final Tensor middle;
-    final Tensor norm2;
+    /** Pre-norm only. */
+    final @Nullable Tensor norm2;
     final Tensor mask;
     /** mean and rstd of both norms, f32 [tokens] each. */
     final Tensor mean1;
@@ -29,30 +30,20 @@ final class LayerBuffers {
     final Map<String, Tensor> h = new HashMap<>();
 
     /**
-     * What no layer keeps. A backward pass that reads a norm's output computes it
-     * again: that takes a hundredth of a layer's time and saves a seventh of its memory.
+     * @param scratch what no pre-norm layer keeps, the output of its norms: where the backward pass needs one, it starts from
+     *     the norm's input, mean and rstd
      */
-    record Scratch(Tensor norm1, Tensor norm2) {
-
-        static Scratch allocate(Buffers buffers, OptConfig config, DType dtype, int tokens) {
-            MemoryPlan.Kind kind = MemoryPlan.Kind.ACTIVATIONS;
-            return new Scratch(
-                    buffers.allocate(kind, "scratch norm1", dtype, tokens, config.hiddenSize()),
-                    buffers.allocate(kind, "scratch norm2", dtype, tokens, config.hiddenSize()));
-        }
-    }
-
-    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, int tokens, String at, Scratch scratch) {
+    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, int tokens, String at, @Nullable Tensor scratch) {
         long hidden = config.hiddenSize();
         MemoryPlan.Kind kind = MemoryPlan.Kind.ACTIVATIONS;
         boolean post = !config.doLayerNormBefore();
         // In post-norm layers the first norm's output is the second block's residual and the first's gradient starts there.
-        norm1 = post ? buffers.allocate(kind, at + "norm1", dtype, tokens, hidden) : scratch.norm1();
+        norm1 = post ? buffers.allocate(kind, at + "norm1", dtype, tokens, hidden) : scratch;
         qkv = buffers.allocate(kind, at + "qkv", dtype, tokens, 3 * hidden);
         attention = buffers.allocate(kind, at + "attention", dtype, tokens, hidden);
         lse = buffers.allocate(kind, at + "lse", DType.F32, (long) tokens * config.numAttentionHeads());
         middle = buffers.allocate(kind, at + "middle", dtype, tokens, hidden);
-        norm2 = scratch.norm2();
+        norm2 = scratch;
         mask = reluMask(buffers, config, tokens, at);
         mean1 = buffers.allocate(kind, at + "mean1", DType.F32, tokens);
         rstd1 = buffers.allocate(kind, at + "rstd1", DType.F32, tokens);

@@ -143,8 +143,8 @@ final class OptMlp {
         return sparse && selection != null && selection.isSparse(layer);
     }
 
-    /** Whether an activation that the backward pass reads does not fit where it would be kept. */
-    private boolean recomputes(int layer, boolean sparse) {
+    /** Whether an activation that the backward pass reads does not fit where it would be kept, and is computed again. */
+    boolean recomputes(int layer, boolean sparse) {
         return kept[layer] != null && !isSparse(layer, sparse) && selection != null && !selection.isBackwardOnly()
                 && selection.isSparse(layer);
     }
@@ -206,22 +206,17 @@ final class OptMlp {
                 .blocks(blocks).workspace(buffers.workspace()).build());
     }
 
-    /** Whether {@link #backward} reads the layer's input. */
-    boolean readsInput(int i, boolean sparse) {
-        return adapters.has(i, FC1) || recomputes(i, sparse);
-    }
-
     /**
      * grad += the adapters' gradients; dInput = the input's gradient + residual.
      *
-     * @param input read only where {@link #readsInput} says so
+     * @param input whose rows are fc1's input itself where the layer {@link #recomputes}
      * @param dy of the output
      * @param residual null: none
      * @param dInput null: no layer needs it
      * @param needsFc1 whether fc1's output has a gradient that something reads
      */
-    void backward(int i, Tensor input, Tensor dy, @Nullable Tensor residual, @Nullable Tensor dInput, boolean needsFc1,
-            Tensor grad, boolean sparse) {
+    void backward(int i, AdapterInput input, Tensor dy, @Nullable Tensor residual, @Nullable Tensor dInput,
+            boolean needsFc1, Tensor grad, boolean sparse) {
         if (isSparse(i, sparse)) {
             sparseBackward(i, input, dy, residual, dInput, needsFc1, grad);
             return;
@@ -231,14 +226,14 @@ final class OptMlp {
         for (Band band : bands()) {
             Tensor activation = activation(i, band, keeps);
             if (recomputes) {
-                fc1(i, band, band.of(input), activation, null, false);
+                fc1(i, band, band.of(input.x()), activation, null, false);
             }
-            backward(i, band, activation, band.of(input), band.of(dy), residual == null ? null : band.of(residual),
+            backward(i, band, activation, input.of(band), band.of(dy), residual == null ? null : band.of(residual),
                     dInput == null ? null : band.of(dInput), needsFc1, grad, null, null);
         }
     }
 
-    private void sparseBackward(int i, Tensor input, Tensor dy, @Nullable Tensor residual, @Nullable Tensor dInput,
+    private void sparseBackward(int i, AdapterInput input, Tensor dy, @Nullable Tensor residual, @Nullable Tensor dInput,
             boolean needsFc1, Tensor grad) {
         Band whole = whole();
         if (selection.isBackwardOnly() && selection.readsActivations() && needsFc1) {
@@ -257,11 +252,12 @@ final class OptMlp {
      * @param ofActivation the activation's list, where it is compact
      * @param blocks which of the neurons get a gradient; null: all
      */
-    private void backward(int i, Band band, Tensor activation, Tensor input, Tensor dy, @Nullable Tensor residual,
+    private void backward(int i, Band band, Tensor activation, AdapterInput input, Tensor dy, @Nullable Tensor residual,
             @Nullable Tensor dInput, boolean needsFc1, Tensor grad, @Nullable BlockList ofActivation,
             @Nullable BlockList blocks) {
         OptWeights.Layer w = weights.layers.get(i);
-        List<LowRank> terms = adapters.gradients(i, FC2, dy, activation, batch.layer(i).h, band, grad, ofActivation, null);
+        List<LowRank> terms = adapters.gradients(i, FC2, dy, new AdapterInput(activation, null), batch.layer(i).h, band,
+                grad, ofActivation, null);
         if (!needsFc1) {
             return;
         }

@@ -6,14 +6,17 @@ import static dev.penumbra.model.AdapterTerms.QKV;
 
 import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.backend.op.Gemm;
+import dev.penumbra.backend.op.LayerNorm;
 import dev.penumbra.backend.op.LayerNormBackward;
 import dev.penumbra.backend.op.LayerNormForward;
 import dev.penumbra.backend.op.LayerNormForward.Pooling;
 import dev.penumbra.backend.op.LinearCrossEntropy;
+import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.data.Batch;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraAdapter.Site;
+import dev.penumbra.model.BatchInputs.Input;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.ValueLayout;
@@ -49,11 +52,8 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
     private final OptAttention attention;
     private final int capacity;
 
-    private final Tensor ids;
-    private final Tensor positions;
+    private final BatchInputs inputs;
     private final Tensor cuSeqlens;
-    private final Tensor rows;
-    private final Tensor targets;
     private final Tensor dropoutState;
     private final @Nullable Tensor embedded;
     private final Tensor[] x;
@@ -70,15 +70,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
     private final @Nullable Tensor dX;
     private final @Nullable Tensor dBlock;
     private final @Nullable Tensor dQkv;
-    private final Tensor validInBands;
-
-    private final Tensor stagedIds;
-    private final Tensor stagedPositions;
-    private final Tensor stagedCuSeqlens;
-    private final Tensor stagedRows;
-    private final Tensor stagedTargets;
     private final Tensor stagedDropout;
-    private final Tensor stagedValidInBands;
 
     private int m;
     private int batchTokens;
@@ -104,17 +96,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         }
         lowest = training ? adapter.sites().getFirst().layer().layer() : config.numHiddenLayers();
 
-        ids = inputs("ids", capacity);
-        positions = inputs("positions", capacity);
-        cuSeqlens = inputs("cu_seqlens", capacity + 1);
-        rows = inputs("rows", capacity);
-        targets = inputs("targets", capacity);
         dropoutState = buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "dropout state", DType.U64, 2);
-        stagedIds = buffers.stage("staged ids", DType.I32, capacity);
-        stagedPositions = buffers.stage("staged positions", DType.I32, capacity);
-        stagedCuSeqlens = buffers.stage("staged cu_seqlens", DType.I32, capacity + 1);
-        stagedRows = buffers.stage("staged rows", DType.I32, capacity);
-        stagedTargets = buffers.stage("staged targets", DType.I32, capacity);
         stagedDropout = buffers.stage("staged dropout state", DType.U64, 2);
 
         adapters = new AdapterTerms(buffers, adapter, dropoutState, capacity, training);
@@ -123,14 +105,14 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
                 : new MlpSelection(options.sparsity(), model.backend(), buffers, capacity, config.hiddenSize(),
                         firstMlpGradient());
         mlp = new OptMlp(model, adapters, buffers, selection, this, capacity, lowest, training, observer != null);
+        int bands = Math.ceilDiv(capacity, mlp.bandRows());
+        inputs = new BatchInputs(buffers, capacity, capacity, capacity + 1, capacity, capacity, bands);
+        cuSeqlens = inputs.get(Input.CU_SEQLENS);
         attentionSelection = options.attention() == null || options.attention().config().policy().isDense()
                 ? null
                 : new AttentionSelection(options.attention(), model.backend(), buffers, this, shape, config,
                         hasAny(lowest, QKV) ? lowest : lowest + 1);
         attention = new OptAttention(config, buffers, this, attentionSelection, options.attentionObserver(), capacity);
-        int bands = Math.ceilDiv(capacity, mlp.bandRows());
-        validInBands = inputs("rows of bands", bands);
-        stagedValidInBands = buffers.stage("staged rows of bands", DType.I32, bands);
 
         DType dtype = model.dtype();
         int h = config.hiddenSize();
@@ -138,7 +120,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         x = new Tensor[config.numHiddenLayers() + 1];
         layers = new LayerBuffers[config.numHiddenLayers()];
         reluMasks = new Tensor[layers.length];
-        LayerBuffers.Scratch scratch = LayerBuffers.Scratch.allocate(buffers, config, dtype, capacity);
+        Tensor scratch = config.doLayerNormBefore() ? activations("scratch norm", h) : null;
         LayerBuffers shared = lowest == 0
                 ? null
                 : new LayerBuffers(buffers, config, dtype, capacity, "shared ", scratch);
@@ -222,10 +204,6 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         return model.config();
     }
 
-    private Tensor inputs(String name, long n) {
-        return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, DType.I32, n);
-    }
-
     private Tensor activations(String name, long width) {
         return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, model.dtype(), capacity, width);
     }
@@ -262,7 +240,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
 
     @Override
     public Tensor validRows(Band band) {
-        return validInBands.slice(0, band.index(), band.index() + 1L);
+        return inputs.get(Input.ROWS_OF_BANDS).slice(0, band.index(), band.index() + 1L);
     }
 
     @Override
@@ -338,17 +316,18 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         samples = recorded ? roundUp(batch.samples(), SIGNATURE_SAMPLES) : batch.samples();
         maxSeqlen = recorded ? Math.max(shape.maxSeqlen(), batch.maxSeqlen()) : batch.maxSeqlen();
         // Rows up to the block's end belong to no sample; token and position 0 are as good as any.
-        send(Arrays.copyOf(batch.ids(), m), stagedIds, ids);
-        send(Arrays.copyOf(batch.positions(), m), stagedPositions, positions);
-        send(padded(batch.cuSeqlens(), samples + 1, batch.cuSeqlens()[batch.samples()]), stagedCuSeqlens, cuSeqlens);
-        send(padded(batch.rows(), supervised, LinearCrossEntropy.NO_ROW), stagedRows, rows);
-        send(Arrays.copyOf(batch.targets(), supervised), stagedTargets, targets);
+        inputs.set(Input.IDS, Arrays.copyOf(batch.ids(), m));
+        inputs.set(Input.POSITIONS, Arrays.copyOf(batch.positions(), m));
+        inputs.set(Input.CU_SEQLENS, padded(batch.cuSeqlens(), samples + 1, batch.cuSeqlens()[batch.samples()]));
+        inputs.set(Input.ROWS, padded(batch.rows(), supervised, LinearCrossEntropy.NO_ROW));
+        inputs.set(Input.TARGETS, Arrays.copyOf(batch.targets(), supervised));
         int valid = batch.cuSeqlens()[batch.samples()];
         int[] inBands = new int[Math.ceilDiv(m, mlp.bandRows())];
         for (int b = 0; b < inBands.length; b++) {
             inBands[b] = Math.clamp(valid - (long) b * mlp.bandRows(), 0, mlp.bandRows());
         }
-        send(inBands, stagedValidInBands, validInBands);
+        inputs.set(Input.ROWS_OF_BANDS, inBands);
+        inputs.upload(model.backend());
     }
 
     /** The next multiple of {@code block}, within the capacity. */
@@ -362,18 +341,10 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         return padded;
     }
 
-    private void send(int[] values, Tensor staged, Tensor device) {
-        if (values.length > 0) {
-            Tensor part = staged.slice(0, 0, values.length);
-            part.copyFrom(values);
-            model.backend().upload(part, device.slice(0, 0, values.length));
-        }
-    }
-
     private void layersForward() {
         Tensor first = top(x[0]);
-        Tensor at = positions.slice(0, 0, m);
-        Tensor tokens = ids.slice(0, 0, m);
+        Tensor at = inputs.get(Input.POSITIONS).slice(0, 0, m);
+        Tensor tokens = inputs.get(Input.IDS).slice(0, 0, m);
         if (embedded == null) {
             buffers.run(new Embedding(tokens, weights.tokens, at, weights.positions, Opt.POSITION_OFFSET, null, first));
         } else {
@@ -404,21 +375,26 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         Tensor attentionInput = input;
         if (pre) {
             attentionInput = top(b.norm1);
-            norm(input, w.attentionNorm(), attentionInput, b.mean1, b.rstd1, attention.pooling(i, attentionRun()));
+            norm(input, w.attentionNorm(), attentionInput, b.mean1, b.rstd1, attention.pooling(i, attentionRun()),
+                    adapters.projection(i, QKV, attentionInput, b.h, rowsOfBatch(), null));
         }
-        linear(i, QKV, attentionInput, w.qkv(), top(b.qkv), null);
+        List<LowRank> terms = pre
+                ? adapters.projected(i, QKV, b.h, rowsOfBatch())
+                : adapters.project(i, QKV, input, b.h, rowsOfBatch(), null);
+        linear(attentionInput, w.qkv(), terms, null, top(b.qkv));
         attention.forward(i, b, attentionRun());
-        linear(i, OUT, top(b.attention), w.out(), middle, input);
+        terms = adapters.project(i, OUT, top(b.attention), b.h, rowsOfBatch(), null);
+        linear(top(b.attention), w.out(), terms, input, middle);
         Tensor mlpInput;
         Tensor mlpResidual;
         if (pre) {
             mlpInput = top(b.norm2);
             mlpResidual = middle;
-            norm(middle, w.mlpNorm(), mlpInput, b.mean2, b.rstd2, pooling(i));
+            norm(middle, w.mlpNorm(), mlpInput, b.mean2, b.rstd2, pooling(i), null);
         } else {
             mlpInput = top(b.norm1);
             mlpResidual = mlpInput;
-            norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1, pooling(i));
+            norm(middle, w.attentionNorm(), mlpInput, b.mean1, b.rstd1, pooling(i), null);
         }
         boolean senses = sensing && selection != null && selection.senses();
         if (senses) {
@@ -432,7 +408,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         if (!pre) {
             // Which the next layer's queries and keys are made of.
             norm(top(b.sum2), w.mlpNorm(), output, b.mean2, b.rstd2,
-                    i + 1 < layers.length ? attention.pooling(i + 1, attentionRun()) : null);
+                    i + 1 < layers.length ? attention.pooling(i + 1, attentionRun()) : null, null);
         }
     }
 
@@ -457,12 +433,13 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
     }
 
     private void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd) {
-        norm(in, norm, out, mean, rstd, null);
+        norm(in, norm, out, mean, rstd, null, null);
     }
 
     private void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd,
-            @Nullable Pooling pooling) {
-        buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, top(mean), top(rstd), pooling));
+            @Nullable Pooling pooling, @Nullable LoraProject project) {
+        buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, top(mean), top(rstd), pooling,
+                project));
     }
 
     private @Nullable Pooling pooling(int layer) {
@@ -474,9 +451,8 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
                 : new Pooling(pooled.slice(0, 0, Math.ceilDiv(m, observer.poolRows())), observer.poolRows(), validRows());
     }
 
-    /** d = x Wᵀ + bias + adapters' terms + residual. Kinds lie side by side in d's columns. */
-    private void linear(int layer, List<String> kinds, Tensor in, OptWeights.Linear w, Tensor d, @Nullable Tensor residual) {
-        List<LowRank> terms = adapters.project(layer, kinds, in, layers[layer].h, rowsOfBatch(), null);
+    /** d = x Wᵀ + bias + adapters' terms + residual. */
+    private void linear(Tensor in, OptWeights.Linear w, List<LowRank> terms, @Nullable Tensor residual, Tensor d) {
         buffers.run(Gemm.forward(in, w.weight(), d).lowRank(terms).bias(w.bias()).residual(residual)
                 .workspace(buffers.workspace()).build());
     }
@@ -495,6 +471,11 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         return cuSeqlens.slice(0, 0, samples + 1L);
     }
 
+    /** The batch's part of an array that has a number for each supervised row. */
+    private Tensor supervised(Input input) {
+        return inputs.get(input).slice(0, 0, supervised);
+    }
+
     private Tensor headInput() {
         return top(projected == null ? hidden : projected);
     }
@@ -503,8 +484,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
     public void addLoss(Tensor loss) {
         if (supervised > 0) {
             buffers.run(new LinearCrossEntropy(
-                    headInput(), weights.head, rows.slice(0, 0, supervised), targets.slice(0, 0, supervised), null, loss,
-                    null,
+                    headInput(), weights.head, supervised(Input.ROWS), supervised(Input.TARGETS), null, loss, null,
                     buffers.workspace()));
         }
     }
@@ -516,8 +496,7 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         }
         Tensor dInput = top(dHead == null ? dX : dHead);
         buffers.run(new LinearCrossEntropy(
-                headInput(), weights.head, rows.slice(0, 0, supervised), targets.slice(0, 0, supervised), gradScale, loss,
-                dInput,
+                headInput(), weights.head, supervised(Input.ROWS), supervised(Input.TARGETS), gradScale, loss, dInput,
                 buffers.workspace()));
         Tensor dx = top(dX);
         if (dHead != null) {
@@ -546,9 +525,12 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
             normBackward(dx, b.sum2, b.mean2, b.rstd2, w.mlpNorm(), null, dx);
         }
         boolean sparse = mode == Mode.SPARSE;
-        Tensor mlpInput = top(pre ? b.norm2 : b.norm1);
-        if (pre && needsFc1 && mlp.readsInput(i, sparse)) {
-            norm(top(b.middle), w.mlpNorm(), mlpInput, b.mean2, b.rstd2);
+        AdapterInput mlpInput = new AdapterInput(top(b.norm1), null);
+        if (pre && mlp.recomputes(i, sparse)) {
+            norm(top(b.middle), w.mlpNorm(), top(b.norm2), b.mean2, b.rstd2);
+            mlpInput = new AdapterInput(top(b.norm2), null);
+        } else if (pre) {
+            mlpInput = normed(b.middle, w.mlpNorm(), b.mean2, b.rstd2);
         }
         Tensor dMlpInput = !needsAttention ? null : pre ? block : dx;
         mlp.backward(i, mlpInput, dx, pre ? null : dx, dMlpInput, needsFc1, grad, sparse);
@@ -560,16 +542,16 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         } else {
             normBackward(dx, b.middle, b.mean1, b.rstd1, w.attentionNorm(), null, dx);
         }
-        List<LowRank> terms = gradients(i, OUT, dx, top(b.attention), grad);
+        List<LowRank> terms = gradients(i, OUT, dx, new AdapterInput(top(b.attention), null), grad);
         if (!needsQkv) {
             return;
         }
         product(dx, w.out(), terms, null, block);
         attention.backward(i, b, block, top(dQkv), attentionRun());
-        if (pre && hasAny(i, QKV)) {
-            norm(top(x[i]), w.attentionNorm(), top(b.norm1), b.mean1, b.rstd1);
-        }
-        terms = gradients(i, QKV, top(dQkv), top(pre ? b.norm1 : x[i]), grad);
+        AdapterInput qkvInput = pre
+                ? normed(x[i], w.attentionNorm(), b.mean1, b.rstd1)
+                : new AdapterInput(top(x[i]), null);
+        terms = gradients(i, QKV, top(dQkv), qkvInput, grad);
         if (i == lowest) {
             return;
         }
@@ -592,7 +574,12 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
         buffers.run(new LayerNormBackward(dy, top(in), top(mean), top(rstd), norm.gamma(), residual, dx));
     }
 
-    private List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, Tensor in, Tensor grad) {
+    /** The output of a norm over {@code in}, which is not kept. */
+    private AdapterInput normed(Tensor in, OptWeights.LayerNorm norm, Tensor mean, Tensor rstd) {
+        return new AdapterInput(top(in), new LayerNorm(top(mean), top(rstd), norm.gamma(), norm.beta()));
+    }
+
+    private List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, AdapterInput in, Tensor grad) {
         return adapters.gradients(layer, kinds, dy, in, layers[layer].h, rowsOfBatch(), grad, null, null);
     }
 

@@ -12,6 +12,7 @@ import dev.penumbra.backend.op.Dropout;
 import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.backend.op.Fill;
 import dev.penumbra.backend.op.Gemm;
+import dev.penumbra.backend.op.LayerNorm;
 import dev.penumbra.backend.op.LayerNormBackward;
 import dev.penumbra.backend.op.LayerNormForward;
 import dev.penumbra.backend.op.LinearCrossEntropy;
@@ -126,7 +127,9 @@ final class ReferenceOps {
         double[][] da = new double[rank][in];
         double[][] db = new double[out][rank];
         for (int i = 0; i < size(op.x(), 0); i++) {
-            double[] x = row(op.x(), op.xBlocks(), in, op.dropout(), i);
+            double[] x = op.norm() == null
+                    ? row(op.x(), op.xBlocks(), in, op.dropout(), i)
+                    : normedRow(op.x(), op.norm(), op.dropout(), i);
             double[] dy = row(op.dy(), op.dyBlocks(), out, null, i);
             for (int r = 0; r < rank; r++) {
                 double sum = 0;
@@ -163,6 +166,17 @@ final class ReferenceOps {
         return values;
     }
 
+    private static double[] normedRow(Tensor x, LayerNorm norm, @Nullable Dropout dropout, int i) {
+        int width = size(x, 1);
+        double[] values = new double[width];
+        for (int j = 0; j < width; j++) {
+            double y = (get(x, i, j) - get(norm.mean(), i)) * get(norm.rstd(), i) * get(norm.gamma(), j)
+                    + get(norm.beta(), j);
+            values[j] = y * ReferencePhilox.factor(dropout, (long) i * width + j);
+        }
+        return values;
+    }
+
     static void layerNormForward(LayerNormForward op) {
         int h = size(op.x(), 1);
         int m = size(op.x(), 0);
@@ -188,6 +202,9 @@ final class ReferenceOps {
         }
         if (op.pooling() != null) {
             pool(y, op.pooling());
+        }
+        if (op.project() != null) {
+            loraProject(op.project());
         }
     }
 

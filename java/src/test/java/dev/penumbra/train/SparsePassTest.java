@@ -218,9 +218,12 @@ class SparsePassTest {
     }
 
     @ParameterizedTest
-    @CsvSource({"cpu, true, 0", "cpu, false, 0", "cpu, true, 128"})
-    void aDenseBatchThroughCompactBuffersIsDense(String name, boolean preNorm, int rows) throws IOException {
-        try (SparseFixture f = new SparseFixture(folder, backend(name), preNorm)) {
+    @CsvSource({"cpu, true, 0, false", "cpu, false, 0, false", "cpu, true, 128, false", "cpu, true, 0, true",
+            "cpu, false, 0, true"})
+    void aDenseBatchThroughCompactBuffersIsDense(String name, boolean preNorm, int rows, boolean fc2Alone)
+            throws IOException {
+        try (SparseFixture f = new SparseFixture(folder, backend(name), preNorm, 3,
+                fc2Alone ? Set.of("fc2") : SparseFixture.ALL, n -> false, List.of())) {
             Result dense = f.dense();
             ModelPass pass = f.open(f.sparsity(SparseFixture.config(SelectionPolicy.PREDICTED, Pass.BOTH, 1, 0.2, rows)));
             Result first = f.run(pass, Mode.DENSE, null);

@@ -49,7 +49,7 @@ public class BlockChoiceBenchmark extends DeviceState {
         Tensor means = uniform(1, DType.F32, Math.ceilDiv(tokens(), POOL_ROWS), h);
         pooled = new LayerNormForward(uniform(1, dtype, tokens(), h), uniform(1, DType.F32, h), uniform(1, DType.F32, h),
                 1e-5f, zeros(dtype, tokens(), h), zeros(DType.F32, tokens()), zeros(DType.F32, tokens()),
-                new LayerNormForward.Pooling(means, POOL_ROWS, null));
+                new LayerNormForward.Pooling(means, POOL_ROWS, null), null);
         Tensor ofValues = zeros(DType.F32, lists, blocks);
         Function<@Nullable Tensor, ActivationMass> values = space -> new ActivationMass(x, null, norms, null, blockSize,
                 rows,

@@ -13,6 +13,7 @@ import org.jspecify.annotations.Nullable;
  * @param mean f32 [m]: {@code =}; null together with rstd when no backward follows
  * @param rstd f32 [m]: {@code =}
  * @param pooling what else is computed of y on the way; null: nothing
+ * @param project adapters of y, each with y as its x, computed in the same pass; null: none
  */
 public record LayerNormForward(
         Tensor x,
@@ -22,7 +23,8 @@ public record LayerNormForward(
         Tensor y,
         @Nullable Tensor mean,
         @Nullable Tensor rstd,
-        @Nullable Pooling pooling)
+        @Nullable Pooling pooling,
+        @Nullable LoraProject project)
         implements
             Operation {
 
@@ -38,6 +40,11 @@ public record LayerNormForward(
 
     public LayerNormForward(Tensor x, Tensor gamma, Tensor beta, float epsilon, Tensor y, @Nullable Tensor mean,
             @Nullable Tensor rstd) {
-        this(x, gamma, beta, epsilon, y, mean, rstd, null);
+        this(x, gamma, beta, epsilon, y, mean, rstd, null, null);
+    }
+
+    @Override
+    public long flops() {
+        return project == null ? 0 : project.flops();
     }
 }

@@ -13,6 +13,7 @@ import dev.penumbra.backend.op.Dropout;
 import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.backend.op.Fill;
 import dev.penumbra.backend.op.Gemm;
+import dev.penumbra.backend.op.LayerNorm;
 import dev.penumbra.backend.op.LayerNormBackward;
 import dev.penumbra.backend.op.LayerNormForward;
 import dev.penumbra.backend.op.LinearCrossEntropy;
@@ -38,6 +39,7 @@ import dev.penumbra.internal.ffi.penumbra.pnb_dropout;
 import dev.penumbra.internal.ffi.penumbra.pnb_embedding_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_fill_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_gemm_params;
+import dev.penumbra.internal.ffi.penumbra.pnb_layer_norm;
 import dev.penumbra.internal.ffi.penumbra.pnb_layer_norm_backward_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_layer_norm_forward_params;
 import dev.penumbra.internal.ffi.penumbra.pnb_linear_cross_entropy_params;
@@ -192,11 +194,21 @@ final class ParamsEncoder {
         put(pnb_lora_gradients_params.da(p), op.da());
         put(pnb_lora_gradients_params.db(p), op.db());
         dropout(pnb_lora_gradients_params.dropout(p), op.dropout());
+        norm(pnb_lora_gradients_params.norm(p), op.norm());
         blocks(pnb_lora_gradients_params.x_blocks(p), op.xBlocks());
         blocks(pnb_lora_gradients_params.dy_blocks(p), op.dyBlocks());
         pnb_lora_gradients_params.next(p, op.next() == null ? MemorySegment.NULL : gradients(op.next()));
         workspace(pnb_lora_gradients_params.workspace(p), op.workspace());
         return p;
+    }
+
+    private void norm(MemorySegment struct, @Nullable LayerNorm norm) {
+        if (norm != null) {
+            put(pnb_layer_norm.mean(struct), norm.mean());
+            put(pnb_layer_norm.rstd(struct), norm.rstd());
+            put(pnb_layer_norm.gamma(struct), norm.gamma());
+            put(pnb_layer_norm.beta(struct), norm.beta());
+        }
     }
 
     private NativeCall attentionForward(AttentionForward op) {
@@ -292,6 +304,7 @@ final class ParamsEncoder {
             put(pnb_layer_norm_forward_params.valid_rows(p), op.pooling().validRows());
             pnb_layer_norm_forward_params.pool_rows(p, op.pooling().rows());
         }
+        pnb_layer_norm_forward_params.project(p, op.project() == null ? MemorySegment.NULL : projection(op.project()));
         return new NativeCall(p, Penumbra::pnb_layer_norm_forward, null);
     }
 

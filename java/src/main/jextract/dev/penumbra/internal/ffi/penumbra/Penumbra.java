@@ -1445,6 +1445,128 @@ public class Penumbra extends Penumbra$shared {
         }
     }
 
+    private static class pnb_layer_norm_forward {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_layer_norm_forward").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_layer_norm_forward(pnb_context *context, const pnb_layer_norm_forward_params *params)
+     * }
+     */
+    public static FunctionDescriptor pnb_layer_norm_forward$descriptor() {
+        return pnb_layer_norm_forward.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_layer_norm_forward(pnb_context *context, const pnb_layer_norm_forward_params *params)
+     * }
+     */
+    public static MethodHandle pnb_layer_norm_forward$handle() {
+        return pnb_layer_norm_forward.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_layer_norm_forward(pnb_context *context, const pnb_layer_norm_forward_params *params)
+     * }
+     */
+    public static MemorySegment pnb_layer_norm_forward$address() {
+        return pnb_layer_norm_forward.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_layer_norm_forward(pnb_context *context, const pnb_layer_norm_forward_params *params)
+     * }
+     */
+    public static int pnb_layer_norm_forward(MemorySegment context, MemorySegment params) {
+        var mh$ = pnb_layer_norm_forward.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_layer_norm_forward", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class pnb_layer_norm_backward {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            Penumbra.C_INT,
+            Penumbra.C_POINTER,
+            Penumbra.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_layer_norm_backward").orElseThrow();
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * pnb_status pnb_layer_norm_backward(pnb_context *context, const pnb_layer_norm_backward_params *params)
+     * }
+     */
+    public static FunctionDescriptor pnb_layer_norm_backward$descriptor() {
+        return pnb_layer_norm_backward.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * pnb_status pnb_layer_norm_backward(pnb_context *context, const pnb_layer_norm_backward_params *params)
+     * }
+     */
+    public static MethodHandle pnb_layer_norm_backward$handle() {
+        return pnb_layer_norm_backward.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * pnb_status pnb_layer_norm_backward(pnb_context *context, const pnb_layer_norm_backward_params *params)
+     * }
+     */
+    public static MemorySegment pnb_layer_norm_backward$address() {
+        return pnb_layer_norm_backward.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * pnb_status pnb_layer_norm_backward(pnb_context *context, const pnb_layer_norm_backward_params *params)
+     * }
+     */
+    public static int pnb_layer_norm_backward(MemorySegment context, MemorySegment params) {
+        var mh$ = pnb_layer_norm_backward.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("pnb_layer_norm_backward", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Error | RuntimeException ex) {
+           throw ex;
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
     private static class pnb_lora_project {
         public static final FunctionDescriptor DESC = FunctionDescriptor.of(
             Penumbra.C_INT,
@@ -1929,128 +2051,6 @@ public class Penumbra extends Penumbra$shared {
                 traceDowncall("pnb_find_not_finite", context, tensor, index);
             }
             return (int)mh$.invokeExact(context, tensor, index);
-        } catch (Error | RuntimeException ex) {
-           throw ex;
-        } catch (Throwable ex$) {
-           throw new AssertionError("should not reach here", ex$);
-        }
-    }
-
-    private static class pnb_layer_norm_forward {
-        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
-            Penumbra.C_INT,
-            Penumbra.C_POINTER,
-            Penumbra.C_POINTER
-        );
-
-        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_layer_norm_forward").orElseThrow();
-
-        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
-    }
-
-    /**
-     * Function descriptor for:
-     * {@snippet lang=c :
-     * pnb_status pnb_layer_norm_forward(pnb_context *context, const pnb_layer_norm_forward_params *params)
-     * }
-     */
-    public static FunctionDescriptor pnb_layer_norm_forward$descriptor() {
-        return pnb_layer_norm_forward.DESC;
-    }
-
-    /**
-     * Downcall method handle for:
-     * {@snippet lang=c :
-     * pnb_status pnb_layer_norm_forward(pnb_context *context, const pnb_layer_norm_forward_params *params)
-     * }
-     */
-    public static MethodHandle pnb_layer_norm_forward$handle() {
-        return pnb_layer_norm_forward.HANDLE;
-    }
-
-    /**
-     * Address for:
-     * {@snippet lang=c :
-     * pnb_status pnb_layer_norm_forward(pnb_context *context, const pnb_layer_norm_forward_params *params)
-     * }
-     */
-    public static MemorySegment pnb_layer_norm_forward$address() {
-        return pnb_layer_norm_forward.ADDR;
-    }
-
-    /**
-     * {@snippet lang=c :
-     * pnb_status pnb_layer_norm_forward(pnb_context *context, const pnb_layer_norm_forward_params *params)
-     * }
-     */
-    public static int pnb_layer_norm_forward(MemorySegment context, MemorySegment params) {
-        var mh$ = pnb_layer_norm_forward.HANDLE;
-        try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("pnb_layer_norm_forward", context, params);
-            }
-            return (int)mh$.invokeExact(context, params);
-        } catch (Error | RuntimeException ex) {
-           throw ex;
-        } catch (Throwable ex$) {
-           throw new AssertionError("should not reach here", ex$);
-        }
-    }
-
-    private static class pnb_layer_norm_backward {
-        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
-            Penumbra.C_INT,
-            Penumbra.C_POINTER,
-            Penumbra.C_POINTER
-        );
-
-        public static final MemorySegment ADDR = SYMBOL_LOOKUP.find("pnb_layer_norm_backward").orElseThrow();
-
-        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
-    }
-
-    /**
-     * Function descriptor for:
-     * {@snippet lang=c :
-     * pnb_status pnb_layer_norm_backward(pnb_context *context, const pnb_layer_norm_backward_params *params)
-     * }
-     */
-    public static FunctionDescriptor pnb_layer_norm_backward$descriptor() {
-        return pnb_layer_norm_backward.DESC;
-    }
-
-    /**
-     * Downcall method handle for:
-     * {@snippet lang=c :
-     * pnb_status pnb_layer_norm_backward(pnb_context *context, const pnb_layer_norm_backward_params *params)
-     * }
-     */
-    public static MethodHandle pnb_layer_norm_backward$handle() {
-        return pnb_layer_norm_backward.HANDLE;
-    }
-
-    /**
-     * Address for:
-     * {@snippet lang=c :
-     * pnb_status pnb_layer_norm_backward(pnb_context *context, const pnb_layer_norm_backward_params *params)
-     * }
-     */
-    public static MemorySegment pnb_layer_norm_backward$address() {
-        return pnb_layer_norm_backward.ADDR;
-    }
-
-    /**
-     * {@snippet lang=c :
-     * pnb_status pnb_layer_norm_backward(pnb_context *context, const pnb_layer_norm_backward_params *params)
-     * }
-     */
-    public static int pnb_layer_norm_backward(MemorySegment context, MemorySegment params) {
-        var mh$ = pnb_layer_norm_backward.HANDLE;
-        try {
-            if (TRACE_DOWNCALLS) {
-                traceDowncall("pnb_layer_norm_backward", context, params);
-            }
-            return (int)mh$.invokeExact(context, params);
         } catch (Error | RuntimeException ex) {
            throw ex;
         } catch (Throwable ex$) {

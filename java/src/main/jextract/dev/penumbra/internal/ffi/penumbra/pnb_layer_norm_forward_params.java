@@ -28,6 +28,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     pnb_tensor pooled;
  *     pnb_tensor valid_rows;
  *     int64_t pool_rows;
+ *     const struct pnb_lora_project_params *project;
  * }
  * }
  */
@@ -49,7 +50,8 @@ public class pnb_layer_norm_forward_params {
         pnb_tensor.layout().withName("rstd"),
         pnb_tensor.layout().withName("pooled"),
         pnb_tensor.layout().withName("valid_rows"),
-        Penumbra.C_LONG.withName("pool_rows")
+        Penumbra.C_LONG.withName("pool_rows"),
+        Penumbra.C_POINTER.withName("project")
     ).withName("pnb_layer_norm_forward_params");
 
     /**
@@ -585,6 +587,50 @@ public class pnb_layer_norm_forward_params {
      */
     public static void pool_rows(MemorySegment struct, long fieldValue) {
         struct.set(pool_rows$LAYOUT, pool_rows$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout project$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("project"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_project_params *project
+     * }
+     */
+    public static final AddressLayout project$layout() {
+        return project$LAYOUT;
+    }
+
+    private static final long project$OFFSET = $LAYOUT.byteOffset(groupElement("project"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_project_params *project
+     * }
+     */
+    public static final long project$offset() {
+        return project$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_project_params *project
+     * }
+     */
+    public static MemorySegment project(MemorySegment struct) {
+        return struct.get(project$LAYOUT, project$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const struct pnb_lora_project_params *project
+     * }
+     */
+    public static void project(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(project$LAYOUT, project$OFFSET, fieldValue);
     }
 
     /**

@@ -28,6 +28,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     pnb_tensor da;
  *     pnb_tensor db;
  *     pnb_dropout dropout;
+ *     pnb_layer_norm norm;
  *     pnb_block_list x_blocks;
  *     pnb_block_list dy_blocks;
  *     const struct pnb_lora_gradients_params *next;
@@ -54,6 +55,7 @@ public class pnb_lora_gradients_params {
         pnb_tensor.layout().withName("da"),
         pnb_tensor.layout().withName("db"),
         pnb_dropout.layout().withName("dropout"),
+        pnb_layer_norm.layout().withName("norm"),
         pnb_block_list.layout().withName("x_blocks"),
         pnb_block_list.layout().withName("dy_blocks"),
         Penumbra.C_POINTER.withName("next"),
@@ -593,6 +595,50 @@ public class pnb_lora_gradients_params {
      */
     public static void dropout(MemorySegment struct, MemorySegment fieldValue) {
         MemorySegment.copy(fieldValue, 0L, struct, dropout$OFFSET, dropout$LAYOUT.byteSize());
+    }
+
+    private static final GroupLayout norm$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("norm"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * pnb_layer_norm norm
+     * }
+     */
+    public static final GroupLayout norm$layout() {
+        return norm$LAYOUT;
+    }
+
+    private static final long norm$OFFSET = $LAYOUT.byteOffset(groupElement("norm"));
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * pnb_layer_norm norm
+     * }
+     */
+    public static final long norm$offset() {
+        return norm$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * pnb_layer_norm norm
+     * }
+     */
+    public static MemorySegment norm(MemorySegment struct) {
+        return struct.asSlice(norm$OFFSET, norm$LAYOUT.byteSize());
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * pnb_layer_norm norm
+     * }
+     */
+    public static void norm(MemorySegment struct, MemorySegment fieldValue) {
+        MemorySegment.copy(fieldValue, 0L, struct, norm$OFFSET, norm$LAYOUT.byteSize());
     }
 
     private static final GroupLayout x_blocks$LAYOUT = (GroupLayout)$LAYOUT.select(groupElement("x_blocks"));
