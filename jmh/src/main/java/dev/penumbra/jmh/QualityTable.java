@@ -31,8 +31,8 @@ final class QualityTable {
                 100 * (extreme(dense, true) - extreme(dense, false)) / denseMean));
         if (byKey.values().stream().anyMatch(rows -> rows.getFirst().has("attention"))) {
             text.append("| MLPs' blocks | kept | attention's blocks | pass | asked for | kept | dense loss | beside dense | "
-                    + "seeds apart | true coverage before, after | part of the best choice's | gradient cosine: mean, least | "
-                    + "step ms |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+                    + "seeds | seeds apart | true coverage before, after | part of the best choice's | "
+                    + "gradient cosine: mean, least | step ms |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
             byKey.values().forEach(rows -> attentionRow(text, rows, denseMean));
         } else {
             mlpTable(text, byKey, denseMean);
@@ -44,9 +44,9 @@ final class QualityTable {
 
     private static void mlpTable(StringBuilder text, Map<String, List<JsonNode>> byKey, double denseMean) {
         text.append(
-                "| policy | pass | block | rows of a list | asked for | kept | dense loss | beside dense | seeds apart | "
+                "| policy | pass | block | rows of a list | asked for | kept | dense loss | beside dense | seeds | seeds apart | "
                         + "true coverage before, after | part of the best choice's | gradient cosine: mean, least | step ms |\n");
-        text.append("|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+        text.append("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
         byKey.values().forEach(rows -> row(text, rows, denseMean));
     }
 
@@ -57,7 +57,7 @@ final class QualityTable {
         boolean dense = !mlp && attention.isMissingNode();
         double loss = mean(rows, QualityTable::loss);
         text.append(String.format(Locale.ROOT,
-                "| %s | %.3f | %s | %s | %s | %s | %.4f | %s | %.4f | %s | %s | %s | %.1f |%n",
+                "| %s | %.3f | %s | %s | %s | %s | %.4f | %s | %d | %s | %s | %s | %s | %.1f |%n",
                 mlp
                         ? first.get("policy").stringValue() + ", " + first.get("pass").stringValue() + ", " + asked(first)
                         : "dense",
@@ -67,8 +67,12 @@ final class QualityTable {
                 attention.isMissingNode()
                         ? ""
                         : String.format(Locale.ROOT, "%.3f", mean(rows, r -> r.path("attention").get("kept").doubleValue())),
-                loss, dense ? "" : besideDense(loss, denseMean), extreme(rows, true) - extreme(rows, false),
+                loss, dense ? "" : besideDense(loss, denseMean), rows.size(), apart(rows),
                 coverages(attention), shares(attention), cosines(first), mean(rows, r -> r.get("step_ms").doubleValue())));
+    }
+
+    private static String apart(List<JsonNode> rows) {
+        return rows.size() < 2 ? "" : String.format(Locale.ROOT, "%.4f", extreme(rows, true) - extreme(rows, false));
     }
 
     private static String besideDense(double loss, double denseMean) {
@@ -110,13 +114,13 @@ final class QualityTable {
         boolean off = first.get("policy").stringValue().equals("off");
         double loss = mean(rows, QualityTable::loss);
         text.append(String.format(Locale.ROOT,
-                "| %s%s | %s | %s | %s | %s | %.3f | %.4f | %s | %.4f | %s | %s | %s | %.1f |%n",
+                "| %s%s | %s | %s | %s | %s | %.3f | %.4f | %s | %d | %s | %s | %s | %s | %.1f |%n",
                 off ? "dense" : first.get("policy").stringValue(),
                 first.get("ordered").booleanValue() ? "" : ", neurons as stored",
                 off ? "" : first.get("pass").stringValue(), off ? "" : first.get("block").intValue(),
                 off ? "" : first.get("rows_per_list").intValue() == 0 ? "all" : first.get("rows_per_list").intValue(),
                 off ? "" : asked(first), mean(rows, r -> r.get("kept").doubleValue()), loss,
-                off ? "" : besideDense(loss, denseMean), extreme(rows, true) - extreme(rows, false), coverages(first),
+                off ? "" : besideDense(loss, denseMean), rows.size(), apart(rows), coverages(first),
                 shares(first), cosines(first), mean(rows, r -> r.get("step_ms").doubleValue())));
     }
 

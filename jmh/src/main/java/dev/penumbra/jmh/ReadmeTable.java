@@ -22,14 +22,12 @@ final class ReadmeTable {
     static String of(List<JsonNode> reports) {
         StringBuilder text = new StringBuilder();
         List<JsonNode> comparisons = reports.stream().filter(r -> r.has("comparisons")).toList();
-        // A table for each machine, with what it is below.
+        // A table for each run; below the last of a machine's, what that is.
         Map<String, List<JsonNode>> byConditions = new LinkedHashMap<>();
         comparisons.forEach(r -> byConditions.computeIfAbsent(conditions(r), conditions -> new ArrayList<>()).add(r));
         byConditions.forEach((conditions, measured) -> {
-            text.append(
-                    "| measured in one run | Penumbra | transformers + PEFT, or what the row names | times better | command |\n|---|---|---|---|---|\n");
             measured.forEach(report -> comparisons(text, report));
-            text.append('\n').append(conditions).append("\n\n");
+            text.append(conditions).append("\n\n");
         });
         Map<String, List<JsonNode>> byBackend = new LinkedHashMap<>();
         reports.stream().filter(r -> r.has("benchmarks"))
@@ -64,13 +62,15 @@ final class ReadmeTable {
     }
 
     private static void comparisons(StringBuilder text, JsonNode report) {
+        text.append('`').append(report.required("command").stringValue()).append(
+                "`\n\n| | Penumbra | transformers + PEFT, or what the row names | times better |\n|---|---|---|---|\n");
         for (JsonNode figure : report.required("comparisons")) {
             String unit = " " + figure.required("unit").stringValue();
             row(text, figure.required("what").stringValue(), plain(figure.required("penumbra")) + unit,
                     plain(figure.required("peer")) + unit,
-                    String.format(Locale.ROOT, "%.2f", figure.required("factor").doubleValue()),
-                    "`" + report.required("command").stringValue() + "`");
+                    String.format(Locale.ROOT, "%.2f", figure.required("factor").doubleValue()));
         }
+        text.append('\n');
     }
 
     private static void benchmarks(StringBuilder text, JsonNode report, boolean withCeilings) {
@@ -116,9 +116,10 @@ final class ReadmeTable {
         return !params.path("dtype").asString("BF16").equals("F32");
     }
 
-    /** Whether an attention computes listed blocks alone. */
+    /** Whether listed blocks are computed alone: attention's have a word for none, an MLP's list of all blocks is none. */
     private static boolean byLists(JsonNode params) {
-        return !params.path("kept").asString(AttentionBenchmark.DENSE).equals(AttentionBenchmark.DENSE);
+        String kept = params.path("kept").asString(AttentionBenchmark.DENSE);
+        return !kept.equals(AttentionBenchmark.DENSE) && (params.has("sampleLength") || !kept.equals("1"));
     }
 
     private static double number(JsonNode params, String name) {
@@ -137,8 +138,13 @@ final class ReadmeTable {
                         : "samples of " + params.get(own).stringValue());
             }
         }
-        if (params.has("sampleLength") && byLists(params)) {
+        if (params.has("kept") && byLists(params)) {
             text.add(params.get("kept").stringValue() + " of its blocks of " + params.required("blockSize").stringValue());
+        } else if (!params.has("kept") && params.has("blockSize")) {
+            text.add("blocks of " + params.get("blockSize").stringValue());
+        }
+        if (!params.path("rowsPerList").asString("0").equals("0")) {
+            text.add("a list for " + params.get("rowsPerList").stringValue() + " rows");
         }
         return text.toString();
     }

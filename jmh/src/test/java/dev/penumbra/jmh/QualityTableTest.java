@@ -33,9 +33,9 @@ class QualityTableTest {
         assertThat(QualityTable.of(new JsonMapper().readTree(json)))
                 .contains("opt-125m, trained on 100M tokens of Python (held-out loss 1.250)")
                 .contains("Dense LoRA: 2.0100, its seeds from 2.0000 to 2.0200 (1.00%)")
-                .contains("| dense |  |  |  |  | 1.000 | 2.0100 |  | 0.0200 |  |  |  | 4.0 |")
+                .contains("| dense |  |  |  |  | 1.000 | 2.0100 |  | 2 | 0.0200 |  |  |  | 4.0 |")
                 .contains(
-                        "| oracle | backward | 32 | 256 | 0.50 a layer | 0.500 | 2.0300 | +1.00% | 0.0200 | 0.8000, 0.9000 | "
+                        "| oracle | backward | 32 | 256 | 0.50 a layer | 0.500 | 2.0300 | +1.00% | 2 | 0.0200 | 0.8000, 0.9000 | "
                                 + "0.800, 0.900 | 0.8000, 0.7000 | 3.0 |")
                 .endsWith("`jmh/run quality`; a device; 2026-01-02.\n");
     }

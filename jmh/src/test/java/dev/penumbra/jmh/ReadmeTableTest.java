@@ -34,7 +34,8 @@ class ReadmeTableTest {
                 , "comparisons": [{"what": "a step", "unit": "ms", "penumbra": 1500.4, "peer": 2500, "factor": 1.667}]}""");
 
         assertThat(ReadmeTable.of(List.of(report)))
-                .contains("| a step | 1500 ms | 2500 ms | 1.67 | `jmh/run something` |\n")
+                .startsWith("`jmh/run something`\n\n| | Penumbra |")
+                .contains("| a step | 1500 ms | 2500 ms | 1.67 |\n")
                 .contains("2 x A processor; 24 GiB; jvm 25; 2026-01-02.");
     }
 
@@ -49,6 +50,19 @@ class ReadmeTableTest {
         assertThat(ReadmeTable.of(List.of(report)))
                 .contains("| gemm.forward | opt-1.3b, 2 x 512, fc1 | 1.25 | 301 |  |\n")
                 .doesNotContain("9.75");
+    }
+
+    @Test
+    void rowsOfListedBlocksSayHowMany() {
+        String benchmark = """
+                {"benchmark": "mlp.together", "ms": 1.5, "params": {"shape": "OPT_1_3B", "batch": "4", "seqLen": "1024",
+                "kept": "%s", "blockSize": "32", "rowsPerList": "%s"}}""";
+        JsonNode report = JSON.readTree("{" + CONDITIONS + ", \"benchmarks\": [" + benchmark.formatted("1", "0") + ","
+                + benchmark.formatted("0.25", "256") + "]}");
+
+        assertThat(ReadmeTable.of(List.of(report)))
+                .contains("| mlp.together | opt-1.3b, 4 x 1024 | 1.50 |")
+                .contains("| mlp.together | opt-1.3b, 4 x 1024, 0.25 of its blocks of 32, a list for 256 rows | 1.50 |");
     }
 
     @Test
