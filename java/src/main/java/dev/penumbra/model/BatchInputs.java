@@ -17,9 +17,15 @@ final class BatchInputs {
     private final Tensor device;
     private final Tensor staged;
     private final int[] starts = new int[Input.values().length + 1];
+    private final int[] sizes;
 
     /** @param sizes of the arrays, in the order of {@link Input} */
     BatchInputs(Buffers buffers, int... sizes) {
+        if (sizes.length != Input.values().length) {
+            throw new IllegalArgumentException(
+                    "expected " + Input.values().length + " sizes, one of each array, found " + sizes.length);
+        }
+        this.sizes = sizes.clone();
         for (int i = 0; i < sizes.length; i++) {
             starts[i + 1] = starts[i] + Math.ceilDiv(sizes[i], ALIGNMENT) * ALIGNMENT;
         }
@@ -38,6 +44,10 @@ final class BatchInputs {
 
     /** Sets the first numbers of an array for the next {@link #upload}. */
     void set(Input input, int[] values) {
+        if (values.length > sizes[input.ordinal()]) {
+            throw new IllegalArgumentException(
+                    "expected at most " + sizes[input.ordinal()] + " " + input + " of a batch, found " + values.length);
+        }
         if (values.length > 0) {
             of(staged, input).slice(0, 0, values.length).copyFrom(values);
         }

@@ -7,15 +7,19 @@ import java.util.HashMap;
 import java.util.Map;
 import org.jspecify.annotations.Nullable;
 
-/** What one decoder layer writes in its forward pass; kept until its backward pass, or shared by layers that have none. */
+/**
+ * What one decoder layer writes in its forward pass; kept until its backward pass, or shared by layers that have none. But pre-norm
+ * layers keep no norms.
+ */
 final class LayerBuffers {
 
+    /** Of pre-norm layers one tensor with {@link #norm2}, and with all other layers': only until the next norm. */
     final Tensor norm1;
     final Tensor qkv;
     final Tensor attention;
     final Tensor lse;
     final Tensor middle;
-    /** Pre-norm only. */
+    /** Pre-norm only; see {@link #norm1}. */
     final @Nullable Tensor norm2;
     final Tensor mask;
     /** mean and rstd of both norms, f32 [tokens] each. */

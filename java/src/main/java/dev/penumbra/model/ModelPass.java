@@ -43,7 +43,8 @@ public interface ModelPass {
     void addLoss(Tensor loss);
 
     /**
-     * Loss as {@link #addLoss}, and grad += gradScale · ∂(sum)/∂(adapter parameters).
+     * Loss as {@link #addLoss}, and grad += gradScale · ∂(sum)/∂(adapter parameters). Once for each forward pass, whose activations
+     * it writes over.
      *
      * @param gradScale f32 [1] on the device
      * @param grad f32, flat, laid out as the adapter's parameters

@@ -525,11 +525,13 @@ final class OptPass implements ModelPass, OptMlp.Batch, AttentionSelection.Batch
             normBackward(dx, b.sum2, b.mean2, b.rstd2, w.mlpNorm(), null, dx);
         }
         boolean sparse = mode == Mode.SPARSE;
-        AdapterInput mlpInput = new AdapterInput(top(b.norm1), null);
-        if (pre && mlp.recomputes(i, sparse)) {
+        AdapterInput mlpInput;
+        if (!pre) {
+            mlpInput = new AdapterInput(top(b.norm1), null);
+        } else if (mlp.recomputes(i, sparse)) {
             norm(top(b.middle), w.mlpNorm(), top(b.norm2), b.mean2, b.rstd2);
             mlpInput = new AdapterInput(top(b.norm2), null);
-        } else if (pre) {
+        } else {
             mlpInput = normed(b.middle, w.mlpNorm(), b.mean2, b.rstd2);
         }
         Tensor dMlpInput = !needsAttention ? null : pre ? block : dx;

@@ -14,7 +14,10 @@ import java.util.function.ToDoubleFunction;
  */
 public final class PredictorTrainer {
 
-    /** Of the mass that counts half, as a part of the blocks' mean. */
+    /**
+     * A block whose mean mass is the middle one's counts half. The middle is the median, but this part of the mean at least: where
+     * most blocks never fire the median is 0, and weights would span what floats do not.
+     */
     private static final double LEAST_MIDDLE = 1.0 / 16;
     private static final double[] RIDGES = {1e-3, 1e-2, 1e-1};
     /** Steps of a weight, as a part of the matrix's root mean square. */
@@ -60,14 +63,13 @@ public final class PredictorTrainer {
         for (int i = 0; i < y.values().length; i++) {
             this.y.values()[i] = y.values()[i] / scale;
         }
-        importance = importance(means, scale);
+        importance = importance(means, scale); // the mean of the means
     }
 
-    private static float[] importance(float[] means, float mean) {
+    private static float[] importance(float[] means, float overall) {
         float[] sorted = means.clone();
         Arrays.sort(sorted);
-        // Where most blocks are dead their median says nothing, and no living one may be without any importance.
-        double middle = Math.max(sorted[sorted.length / 2], mean * LEAST_MIDDLE);
+        double middle = Math.max(sorted[sorted.length / 2], overall * LEAST_MIDDLE);
         float[] result = new float[means.length];
         for (int b = 0; b < result.length; b++) {
             result[b] = (float) (1 / (1 + Math.pow(means[b] / middle, 2)));

@@ -225,8 +225,8 @@ class AttentionPassTest {
         try (SparseFixture f = AttentionFixture.open(folder, watching, true)) {
             run(f, AttentionFixture.sparsity(f, AttentionFixture.config(AttentionPolicy.ORACLE, pass, 1, 0.5)));
         }
-        assertThat(lists[0]).isEqualTo(2);
-        assertThat(worst[0]).isLessThan(1e-5);
+        assertThat(lists[0]).as("layers by lists, %s", pass).isEqualTo(2);
+        assertThat(worst[0]).as("sum of the keys' gradients beside their lengths, %s", pass).isLessThan(1e-5);
     }
 
     /** The length of the rows' sum beside the sum of their lengths, of the worst head. */

@@ -11,8 +11,11 @@ final class OtherWork {
 
     /** A machine that does nothing else uses about a hundredth; threads that wait for each other feel little more than that. */
     private static final double MOST_SHARE = 0.03;
-    /** A GPU's work is queued ahead: the host only has to keep up. */
-    private static final double MOST_SHARE_BESIDE_GPU = 0.25;
+    /**
+     * A GPU's work is queued ahead, and the host only has to keep up: with 13% taken PyTorch's eager step of OPT-1.3B was as fast as
+     * on a quiet machine (106 ms at 4 x 2048), with 48% a third slower.
+     */
+    private static final double MOST_SHARE_BESIDE_GPU = 0.2;
 
     private final long[] start;
 
@@ -35,10 +38,11 @@ final class OtherWork {
 
     /** @throws IllegalStateException when figures measured beside so much other work would say little */
     static void requireLittle(double share, Device.Kind device) {
-        if (share > (device == Device.Kind.CPU ? MOST_SHARE : MOST_SHARE_BESIDE_GPU)) {
+        double most = device == Device.Kind.CPU ? MOST_SHARE : MOST_SHARE_BESIDE_GPU;
+        if (share > most) {
             throw new IllegalStateException(String.format(
-                    "expected a machine that does nothing else, found other processes taking %.0f %% of it: nothing is recorded; run again",
-                    100 * share));
+                    "expected other processes to take %.0f %% of the machine at most, found %.0f %%: nothing is recorded; run again",
+                    100 * most, 100 * share));
         }
     }
 

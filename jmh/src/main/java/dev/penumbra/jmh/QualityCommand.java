@@ -93,7 +93,7 @@ final class QualityCommand implements Callable<Integer> {
             train();
         }
         Path rowsFile = work.resolve("rows-" + name() + "-" + calibrateOn.name().toLowerCase(Locale.ROOT) + "-" + steps
-                + "-" + seqLen + ".json");
+                + "-" + batchSize + "x" + seqLen + ".json");
         Path model = work.resolve("model");
         Device on = new Device(device, 0);
         ObjectNode report;
@@ -150,7 +150,8 @@ final class QualityCommand implements Callable<Integer> {
     }
 
     private Calibration calibration(Penumbra penumbra) throws IOException {
-        Path folder = work.resolve("calibration-" + calibrateOn.name().toLowerCase(Locale.ROOT) + "-" + seqLen);
+        Path folder = work
+                .resolve("calibration-" + calibrateOn.name().toLowerCase(Locale.ROOT) + "-" + batchSize + "x" + seqLen);
         if (!Files.exists(folder.resolve(Calibration.FILE))) {
             List<Sample> samples = new ArrayList<>();
             if (calibrateOn != Text.PRETRAIN) {

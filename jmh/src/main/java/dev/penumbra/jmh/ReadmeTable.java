@@ -1,10 +1,12 @@
 package dev.penumbra.jmh;
 
 import java.util.ArrayList;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Set;
 import java.util.StringJoiner;
 import java.util.TreeMap;
 import tools.jackson.databind.JsonNode;
@@ -46,8 +48,9 @@ final class ReadmeTable {
                 .append(withCeilings ? " of the ceiling |" : "").append("\n|---|---|---|---|---|")
                 .append(withCeilings ? "---|" : "").append('\n');
         reports.forEach(report -> benchmarks(text, report, withCeilings));
-        text.append("\n`jmh/run benchmarks").append(onCuda ? " --device CUDA" : "").append("`; ").append(conditions(first))
-                .append('\n');
+        text.append('\n');
+        reports.stream().map(r -> "`" + r.required("command").stringValue() + "`; " + conditions(r)).distinct()
+                .forEach(run -> text.append(run).append('\n'));
         reports.forEach(report -> attentionFits(text, report));
         text.append("\n</details>\n\n");
     }
@@ -74,9 +77,13 @@ final class ReadmeTable {
     }
 
     private static void benchmarks(StringBuilder text, JsonNode report, boolean withCeilings) {
+        Set<String> dense = new HashSet<>();
         for (JsonNode result : report.required("benchmarks")) {
             JsonNode params = result.required("params");
-            if (isShown(params)) {
+            // What has no lists is measured again for each size of their blocks.
+            boolean again = params.has("kept") && !byLists(params)
+                    && !dense.add(result.required("benchmark").stringValue() + parameters(params));
+            if (isShown(params) && !again) {
                 List<String> cells = new ArrayList<>(List.of(result.required("benchmark").stringValue(), parameters(params),
                         plain(result.required("ms")), result.has("gflops") ? plain(result.get("gflops")) : "",
                         result.has("gbps") ? plain(result.get("gbps")) : ""));
@@ -143,7 +150,7 @@ final class ReadmeTable {
         } else if (!params.has("kept") && params.has("blockSize")) {
             text.add("blocks of " + params.get("blockSize").stringValue());
         }
-        if (!params.path("rowsPerList").asString("0").equals("0")) {
+        if (!params.path("rowsPerList").asString("0").equals("0") && (byLists(params) || !params.has("kept"))) {
             text.add("a list for " + params.get("rowsPerList").stringValue() + " rows");
         }
         return text.toString();
@@ -156,6 +163,10 @@ final class ReadmeTable {
         parts.add(machine.required("memory_gib").longValue() + " GiB");
         report.required("versions").properties()
                 .forEach(version -> parts.add(version.getKey() + " " + version.getValue().stringValue()));
+        if (report.has("others_share")) {
+            parts.add(String.format(Locale.ROOT, "other processes took %.0f%% of the processors",
+                    100 * report.get("others_share").doubleValue()));
+        }
         parts.add(report.required("date").stringValue());
         return String.join("; ", parts) + ".";
     }
@@ -164,7 +175,7 @@ final class ReadmeTable {
         text.append("| ").append(String.join(" | ", cells)).append(" |\n");
     }
 
-    /** Four significant digits, without an exponent. */
+    /** Three significant digits, and all of a thousand or more. */
     private static String plain(JsonNode number) {
         double value = number.doubleValue();
         return value >= 1000 ? String.format(Locale.ROOT, "%.0f", value) : String.format(Locale.ROOT, "%.3g", value);

@@ -35,10 +35,11 @@ final class Results {
         return JSON.createObjectNode();
     }
 
-    /** The command line that a command was given; of a file only its name, for the folder is another elsewhere. */
+    /** The command line that a command was given; of a file only its name, for the folder is another elsewhere; quoted for a shell. */
     static String command(CommandSpec spec) {
         return spec.root().commandLine().getParseResult().originalArgs().stream()
                 .map(argument -> argument.contains("/") ? Path.of(argument).getFileName().toString() : argument)
+                .map(argument -> argument.matches("[\\w./=,:-]+") ? argument : "'" + argument + "'")
                 .collect(Collectors.joining(" ", "jmh/run ", ""));
     }
 

@@ -13,7 +13,7 @@ class OtherWorkTest {
         assertThatCode(() -> OtherWork.requireLittle(0.02, Device.Kind.CPU)).doesNotThrowAnyException();
         assertThatCode(() -> OtherWork.requireLittle(0.1, Device.Kind.CUDA)).doesNotThrowAnyException();
         assertThatThrownBy(() -> OtherWork.requireLittle(0.1, Device.Kind.CPU)).isInstanceOf(IllegalStateException.class)
-                .hasMessageContaining("found other processes taking 10 % of it");
+                .hasMessageContaining("expected other processes to take 3 % of the machine at most, found 10 %");
         assertThatThrownBy(() -> OtherWork.requireLittle(0.3, Device.Kind.CUDA)).isInstanceOf(IllegalStateException.class);
     }
 }

@@ -25,13 +25,13 @@ class QualityTableTest {
                 "after": {"true_coverage": 0.9, "kept": 0.5, "oracle_coverage": 1.0}, "gradient_cosine": [0.9, 0.7]""";
         String json = """
                 {"command": "jmh/run quality", "date": "2026-01-02", "versions": {"backend": "a device"}, "untuned_eval": 3.5,
-                 "base": {"shape": "opt-125m", "tokens": 1e8, "held_out_loss": 1.25},
+                 "base": {"shape": "opt-125m", "tokens": 1e8, "distinct_tokens": 4e7, "held_out_loss": 1.25},
                  "quality": [%s, %s, %s, %s]}
                 """
                 .formatted(DENSE.formatted(1, "2.00"), oracle.formatted(1, "2.02", measured), DENSE.formatted(2, "2.02"),
                         oracle.formatted(2, "2.04", ""));
         assertThat(QualityTable.of(new JsonMapper().readTree(json)))
-                .contains("opt-125m, trained on 100M tokens of Python (held-out loss 1.250)")
+                .contains("opt-125m, trained on 100M tokens of Python, 40M of them distinct (held-out loss 1.250)")
                 .contains("Dense LoRA: 2.0100, its seeds from 2.0000 to 2.0200 (1.00%)")
                 .contains("| dense |  |  |  |  | 1.000 | 2.0100 |  | 2 | 0.0200 |  |  |  | 4.0 |")
                 .contains(
@@ -47,5 +47,8 @@ class QualityTableTest {
             part.forEach(quality -> assertThat(keys.add(quality.key())).as(quality.key()).isTrue());
         }
         assertThat(Quality.main().getFirst()).isEqualTo(Quality.DENSE);
+        assertThat(Quality.ofAttention().getFirst()).isEqualTo(Quality.DENSE);
+        Quality.ofAttention().stream().skip(1)
+                .forEach(quality -> assertThat(keys.add(quality.key())).as(quality.key()).isTrue());
     }
 }
