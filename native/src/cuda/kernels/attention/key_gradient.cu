@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/attention/backward.h"
 #include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 
 // Each warpgroup owns 64 key rows and goes through the query rows that see them. Scores are computed transposed, so that
@@ -33,6 +34,13 @@ constexpr int kSlots = kDim == 64 ? 5 : 4;
 // this one's and its queries, they share a pool.
 template <int kDim, bool kListed>
 constexpr bool kPooled = kListed && kDim == 128;
+
+// A value of which the compiler knows nothing: what is made of it in a loop is made in each turn anew, rather than before
+// the loop in registers that are not there.
+__device__ __forceinline__ uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 // Who has which chunk of a pool. A unit's keys and its values hold one each to its end, and tiles of queries take the others in turn;
 // the next unit's keys and values come next in turn, while this one's last tiles are in use. The warp that fills chunks and those

@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/attention/attention.h"
 #include "cuda/kernels/attention/lists.cuh"
+#include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/launch.cuh"

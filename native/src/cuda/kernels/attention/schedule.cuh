@@ -1,10 +1,12 @@
 // Which rows a block of threads works on: units are blocks of rows of one sample, found on the device, heaviest first.
 #pragma once
 
-#include "cuda/kernels/attention/hopper.cuh"
 #include "cuda/kernels/attention/lists.cuh"
+#include "cuda/kernels/hopper.cuh"
 
 namespace pnb::cuda::attention {
+
+using namespace hopper;
 
 // Units of a call at most, of all samples together; 16 KB of shared memory.
 constexpr int kMaxUnits = 4096;

@@ -5,8 +5,8 @@
 // eight: sums[i][4 j + 2 y + x] is row 64 i + 16 w + lane / 4 + 8 y, column 8 j + 2 (lane % 4) + x.
 #pragma once
 
-#include "cuda/kernels/attention/hopper.cuh"
 #include "cuda/kernels/gemm/sm90_schedule.cuh"
+#include "cuda/kernels/hopper.cuh"
 
 namespace pnb::cuda::sm90 {
 

@@ -5,8 +5,8 @@
 // below the rounding of d. Terms with dropout are multiply-adds in f32 on the accumulators.
 #pragma once
 
-#include "cuda/kernels/attention/hopper.cuh"
 #include "cuda/kernels/gemm/sm90_schedule.cuh"
+#include "cuda/kernels/hopper.cuh"
 
 namespace pnb::cuda::sm90 {
 
