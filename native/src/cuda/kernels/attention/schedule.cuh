@@ -207,8 +207,8 @@ __device__ __forceinline__ void for_each_visit(const Lists& lists, const VisitTa
 inline bool takes_fast_lists(const pnb_attention_blocks& b) {
   constexpr int64_t kFewestBlocks = 100;  // of threads: a device of this architecture has more multiprocessors
   if (!present(b.indices)) return true;
-  return b.size == kListedRows && b.indices.shape[0] * b.indices.shape[1] <= kMaxVisits * kFewestBlocks && b.indices.shape[0] <= INT16_MAX &&
-         b.indices.shape[2] <= INT16_MAX;
+  return b.size == kListedRows && b.indices.shape[0] * b.indices.shape[1] <= kMaxVisits * kFewestBlocks &&
+         b.indices.shape[0] <= INT16_MAX && b.indices.shape[2] <= INT16_MAX;
 }
 
 // The key blocks that a unit's query rows attend to, nearest first: those that these rows do not see, those that need a mask,

@@ -69,7 +69,9 @@ __device__ __forceinline__ void split(float x, float y, uint32_t& high, uint32_t
 template <bool kAlongK, Gather kGather>
 class TermWriter {
  public:
-  __device__ TermWriter(const Epilogue& e, int m, const TileInfo& tile, int thread) : e_(e), m_(m), tile_(tile), thread_(thread) { find(); }
+  __device__ TermWriter(const Epilogue& e, int m, const TileInfo& tile, int thread) : e_(e), m_(m), tile_(tile), thread_(thread) {
+    find();
+  }
 
   __device__ void fetch() {
 #pragma unroll

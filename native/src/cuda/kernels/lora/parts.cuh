@@ -124,7 +124,8 @@ struct Parts {
     }
     if constexpr (kRanks == 4) {
       bool first = group < 4;
-      left[0] = make_uint4(first ? low[0][0] : low[0][1], first ? low[0][2] : 0, first ? high[0][0] : high[0][1], first ? high[0][2] : 0);
+      left[0] = make_uint4(first ? low[0][0] : low[0][1], first ? low[0][2] : 0, first ? high[0][0] : high[0][1],
+                           first ? high[0][2] : 0);
     } else if constexpr (kRanks == 8) {
       left[0] = make_uint4(low[0][0], low[0][1], high[0][0], high[0][1]);
       left[1] = make_uint4(low[0][2], 0, high[0][2], 0);

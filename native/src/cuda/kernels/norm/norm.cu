@@ -203,7 +203,8 @@ __device__ uint32_t rows_there(int left) {
 
 // (v - mean) * rstd * gamma + beta. What rounds to bf16 takes the mean off in the product: its last bits are far below.
 template <typename T>
-__device__ void normalise(float (&v)[kRowColumns], float mean, float rstd, const float (&gamma)[kRowColumns], const float (&beta)[kRowColumns]) {
+__device__ void normalise(float (&v)[kRowColumns], float mean, float rstd, const float (&gamma)[kRowColumns],
+                          const float (&beta)[kRowColumns]) {
 #pragma unroll
   for (int j = 0; j < kRowColumns; ++j) {
     float normal;
@@ -221,7 +222,8 @@ __host__ __device__ constexpr int projection_bytes(int ranks, int threads) {
 // h[first + i] = row i of sixteen in shared memory, of which `rows` are there, times the factors; every warp has some columns of
 // all rows. `found` has room for [warps][16][kRanks] floats.
 template <int kRanks>
-__device__ void project_rows(const Projection& p, const __nv_bfloat16* rows_of_tile, int pitch, int h, int64_t first, int rows, char* found_memory) {
+__device__ void project_rows(const Projection& p, const __nv_bfloat16* rows_of_tile, int pitch, int h, int64_t first, int rows,
+                             char* found_memory) {
   using Form = lora::Parts<kRanks>;
   auto* found = reinterpret_cast<float*>(found_memory);
   int warps = static_cast<int>(blockDim.x) / kWarp;
@@ -236,8 +238,9 @@ __device__ void project_rows(const Projection& p, const __nv_bfloat16* rows_of_t
     Form::load_factor(
         p.ranks, p.r,
         [&](const lora::RankOfProjection& rank, float(&v)[lora::kRun]) { rank.load(from + lane % 4 * lora::kRun, v); }, factor);
-    Pack<__nv_bfloat16, lora::kRun> both[2] = {Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(upper) + from),
-                                               Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(lower) + from)};
+    Pack<__nv_bfloat16, lora::kRun> both[2] = {
+        Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(upper) + from),
+        Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(lower) + from)};
 #pragma unroll
     for (int product = 0; product < 2; ++product) {
       uint32_t words[4];
@@ -548,13 +551,16 @@ void launch_forward(Forward args, int64_t blocks, int cluster, cudaStream_t stre
   args.stages = kRanks > 0 ? kProjectedRows / stage : stages_of(stage * row_bytes<T>(args.h));
   size_t shared = stage * args.stages * row_bytes<T>(args.h) + projection_bytes(kRanks, threads);
   if (cluster > 1) shared += args.h * sizeof(float);
-  auto kernel = stage == 4 ? forward_rows<T, 4, kMostRowThreads / 2, kPooled, kRanks> : forward_rows<T, 2, kMostRowThreads, kPooled, kRanks>;
+  auto kernel = stage == 4 ? forward_rows<T, 4, kMostRowThreads / 2, kPooled, kRanks>
+                           : forward_rows<T, 2, kMostRowThreads, kPooled, kRanks>;
   allow_shared_memory(kernel, shared, "layer_norm_forward");
   launch(kernel, {dim3(static_cast<unsigned>(blocks)), threads, shared, stream, cluster, true}, "layer_norm_forward", args);
 }
 
 // Whether the kernels that keep a thread at its columns can take rows of this length.
-bool many_rows(int64_t h, bool rows_aligned) { return rows_aligned && h % (kRowColumns * kWarp) == 0 && h <= kRowColumns * kMostRowThreads; }
+bool many_rows(int64_t h, bool rows_aligned) {
+  return rows_aligned && h % (kRowColumns * kWarp) == 0 && h <= kRowColumns * kMostRowThreads;
+}
 
 // Threads a row, so that each has at most kVectors vectors; 0 where the row does not fit or is not aligned.
 template <typename T>

@@ -271,7 +271,8 @@ __global__ void __launch_bounds__(kEach == 0 ? kFew : kMostThreads) select_kerne
     double blocks = static_cast<double>(max(p.lists * p.blocks, static_cast<int64_t>(1)));
     p.summary[PNB_SUMMARY_KEPT] = static_cast<float>(static_cast<double>(all.kept) / blocks);
     p.summary[PNB_SUMMARY_COVERED] = all.whole == 0 ? 1.0f : static_cast<float>(all.covered / all.whole);
-    p.summary[PNB_SUMMARY_CUT] = static_cast<float>(static_cast<double>(all.cut) / static_cast<double>(max(p.lists, static_cast<int64_t>(1))));
+    p.summary[PNB_SUMMARY_CUT] = static_cast<float>(static_cast<double>(all.cut) /
+                                                    static_cast<double>(max(p.lists, static_cast<int64_t>(1))));
   }
   cluster.sync();  // before a block ends, the first has read
 }
@@ -334,10 +335,15 @@ void select_blocks(const pnb_select_blocks_params& p) {
 }
 
 void relative_mass(const pnb_relative_mass_params& p) {
-  Relative args{static_cast<const float*>(p.neuron_mass.data), static_cast<float*>(p.scores.data), static_cast<int>(p.scores.shape[1]), p.block_size,
-                p.threshold, p.share};
+  Relative args{static_cast<const float*>(p.neuron_mass.data),
+                static_cast<float*>(p.scores.data),
+                static_cast<int>(p.scores.shape[1]),
+                p.block_size,
+                p.threshold,
+                p.share};
   if (args.blocks == 0) return;
-  relative_kernel<<<static_cast<unsigned>(ceil_div(args.blocks, kRelativeThreads / kWarp)), kRelativeThreads, 0, stream_of(p.stream)>>>(args);
+  relative_kernel<<<static_cast<unsigned>(ceil_div(args.blocks, kRelativeThreads / kWarp)), kRelativeThreads, 0,
+                    stream_of(p.stream)>>>(args);
   check_launch("relative_mass");
 }
 
