@@ -68,7 +68,7 @@ struct Columns {
       : runs(lists.runs(row)), width(width), count(lists.columns(row)), padded(padded_columns(count)) {}
 };
 
-// row[c] becomes its layer norm.
+// A row becomes its layer norm.
 PNB_MULTIVERSION void normalise(float* row, float mean, float rstd, const float* gamma, const float* beta, int64_t count) {
   for (int64_t c = 0; c < count; ++c) row[c] = (row[c] - mean) * rstd * gamma[c] + beta[c];
 }

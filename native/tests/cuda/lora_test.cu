@@ -86,8 +86,8 @@ struct Case {
   int64_t rows_per_list = 1 << 20;
   int64_t pad = 8;  // columns beside those of an operand: an odd number makes rows unaligned
   float dropout = 0.0f;
-  bool normed = false;   // dA of a layer norm of x
-  double centre = 0.0;   // of x's rows, whose deviation is 1
+  bool normed = false;  // dA of a layer norm of x
+  double centre = 0.0;  // of x's rows, whose deviation is 1
 
   std::string text() const {
     std::string s = std::string("lora ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " + std::to_string(in) + "]";

@@ -35,9 +35,7 @@ struct RankOfProjection {
   __device__ void load(int64_t column, float (&v)[kRun]) const {
     const float* from = factor + column * factor_column;
     if (factor_column == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-      auto pack = Pack<float, kRun>::load(from);
-#pragma unroll
-      for (int i = 0; i < kRun; ++i) v[i] = pack.v[i];
+      to_floats(Pack<float, kRun>::load(from), v);
     } else {
 #pragma unroll
       for (int i = 0; i < kRun; ++i) v[i] = from[i * factor_column];

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
   constexpr int kThreads = kConsumers + kWarp;
   extern __shared__ __align__(128) char memory[];
   __shared__ uint4 lefts[kMostSteps][Form::kLefts][kWarp];
-  __shared__ float2 corrections[kMostSteps][kRanks];  // sums of left * mean, and of dh
+  __shared__ float2 corrections[kMostSteps][kRanks];  // for each rank, sums over a step of left * mean and of dh
   __shared__ uint64_t barriers[2 * Rows::kSlots];
   auto* low_found = reinterpret_cast<float*>(memory + Rows::kBytes);  // [kWarps][rows][kRanks]
   // The pass over x reads x and its lists without waiting: they were there before the first pass, which lets this one begin only
@@ -431,7 +431,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
 }
 
 // Ranks that a kernel computes with.
-int form(int64_t r) { return r <= 4 ? 4 : r <= 8 ? 8 : 16; }
+int kernel_ranks(int64_t r) { return r <= 4 ? 4 : r <= 8 ? 8 : 16; }
 
 // How passes over matrices of `columns` columns each are shared out.
 struct Grid {
@@ -491,8 +491,8 @@ Plan make_plan(const Device& device, const pnb_lora_gradients_params& first) {
   }
   plan.rest = one;
   plan.together = plan.together && total <= kStreamRanks;
-  plan.out_ranks = form(widest);
-  plan.in_ranks = form(plan.together ? total : widest);
+  plan.out_ranks = kernel_ranks(widest);
+  plan.in_ranks = kernel_ranks(plan.together ? total : widest);
   plan.out_grid = choose_grid(device, m, outs, plan.count, plan.out_ranks);
   plan.in_grid = choose_grid(device, m, ins, plan.together ? 1 : plan.count, plan.in_ranks);
   for (int i = 0; i < plan.count; ++i) {

@@ -137,8 +137,7 @@ __device__ float2 combine_rows(float2 (&of)[kRows], Combine combine) {
 }
 
 // Leaves what the warp found of its rows to the block. The first mask above halves the lanes by kWarp / 2, so lanes of a row
-// are neighbours.
-// `met` runs right after the barrier.
+// are neighbours. `met` runs right after the barrier.
 template <int kRows, typename Met>
 __device__ void leave(float2 found, Statistics<kRows>& shared, Met met) {
   constexpr int kLanes = kWarp / kRows;

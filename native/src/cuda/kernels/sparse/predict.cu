@@ -245,8 +245,8 @@ __global__ void __launch_bounds__(kThreads, 2) predict_kernel(Predict p) {
 }
 
 struct Plan {
-  int64_t lists, scores;
-  int tiles;
+  int64_t lists, scores;  // scores of a list
+  int tiles;              // likewise: clusters
 
   explicit Plan(const pnb_predict_mass_params& p) {
     lists = ceil_div(p.pooled.shape[0], p.pooled_per_list);
