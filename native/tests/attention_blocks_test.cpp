@@ -120,8 +120,8 @@ void against_reference(pnb_context* context, int32_t dtype, int kind, const Samp
 
 // Gradients of the listed blocks where the forward pass had none.
 void after_an_exact_forward(pnb_context* context, int32_t dtype, const Samples& samples, int64_t heads, int64_t dim) {
-  std::string what = std::string("listed gradients of an exact forward, ") + name(dtype) + ", heads of " + std::to_string(dim) + ", " +
-                     samples.text() + ":";
+  std::string what = std::string("listed gradients of an exact forward, ") + name(dtype) + ", heads of " + std::to_string(dim) +
+                     ", " + samples.text() + ":";
   Batch batch(dtype, samples, heads, dim);
   batch.forward(context, {}, what);
   Mask mask = mask_of(kRandom, samples, heads);
@@ -159,7 +159,8 @@ void threads_do_not_show(pnb_context* context, pnb_context* single, int32_t dtyp
   mask_of(kRandom, samples, 3).write(lists);
   two.forward(context, lists.blocks, "two threads"), one.forward(single, lists.blocks, "one thread");
   two.backward(context, lists.blocks, "two threads"), one.backward(single, lists.blocks, "one thread");
-  expect(one.o.bytes == two.o.bytes && one.d_qkv.bytes == two.d_qkv.bytes, std::string("attention by lists ") + name(dtype) + ": one thread and two differ");
+  expect(one.o.bytes == two.o.bytes && one.d_qkv.bytes == two.d_qkv.bytes,
+         std::string("attention by lists ") + name(dtype) + ": one thread and two differ");
 }
 
 // Keys and values in blocks that no list names are not looked at, whatever they hold.
@@ -205,7 +206,8 @@ void reference_matches_differences() {
       numeric.push_back((high - loss()) / 2e-5);
       value = before;
     }
-    close(numeric, operand == 0 ? g.dq : operand == 1 ? g.dk : g.dv, PNB_DTYPE_F32, "masked reference, operand " + std::to_string(operand));
+    close(numeric, operand == 0 ? g.dq : operand == 1 ? g.dk : g.dv, PNB_DTYPE_F32,
+          "masked reference, operand " + std::to_string(operand));
     ++operand;
   }
 }

@@ -39,7 +39,8 @@ void masses(pnb_context* context, int32_t dtype, const Samples& samples, int64_t
     for (int64_t block = 0; block < samples.length(s) / samples.size; ++block) {
       double sum = 0;
       for (int64_t j = 0; j < room; ++j) sum += mass.at(samples.slot(s, block) * room + j);
-      expect(std::fabs(sum - samples.size) < 1e-4 * samples.size, what + ": the masses of a full block add up to " + std::to_string(sum));
+      expect(std::fabs(sum - samples.size) < 1e-4 * samples.size,
+             what + ": the masses of a full block add up to " + std::to_string(sum));
     }
   }
 }
@@ -48,8 +49,10 @@ void prediction(pnb_context* context, const Samples& samples, int64_t heads, int
   std::string what = "predicted attention, " + std::to_string(heads) + " heads of rank " + std::to_string(r) + ", " +
                      std::to_string(hidden) + " inputs, means of " + std::to_string(pool_rows) + ", " + samples.text();
   int64_t rows = (samples.tokens + pool_rows - 1) / pool_rows, slots = samples.slots(), room = samples.width() + 2, gap = 5;
-  Tensor pooled(PNB_DTYPE_F32, {rows, hidden + gap}), a(PNB_DTYPE_BF16, {2, heads, r, hidden}, 1 / std::sqrt(static_cast<double>(hidden)));
-  Tensor bias(PNB_DTYPE_F32, {2, heads, r}, 0.5), distance(PNB_DTYPE_F32, {heads, room}), mass(PNB_DTYPE_F32, {heads * slots * room}, 0.0);
+  Tensor pooled(PNB_DTYPE_F32, {rows, hidden + gap}),
+      a(PNB_DTYPE_BF16, {2, heads, r, hidden}, 1 / std::sqrt(static_cast<double>(hidden)));
+  Tensor bias(PNB_DTYPE_F32, {2, heads, r}, 0.5), distance(PNB_DTYPE_F32, {heads, room}),
+      mass(PNB_DTYPE_F32, {heads * slots * room}, 0.0);
   Tensor borders = ints(samples.cu);
   pooled.t.shape[1] = hidden;
   auto middle = [&](int64_t g) { return g * pool_rows + pool_rows / 2; };
@@ -57,7 +60,9 @@ void prediction(pnb_context* context, const Samples& samples, int64_t heads, int
   for (int64_t h = 0; h < heads; ++h) {
     auto projected = [&](int64_t part, int64_t g, int64_t k) {
       double sum = bias.at((part * heads + h) * r + k);
-      for (int64_t j = 0; j < hidden; ++j) sum += pooled.at(g * (hidden + gap) + j) * a.at(((part * heads + h) * r + k) * hidden + j);
+      for (int64_t j = 0; j < hidden; ++j) {
+        sum += pooled.at(g * (hidden + gap) + j) * a.at(((part * heads + h) * r + k) * hidden + j);
+      }
       return sum;
     };
     std::vector<double> zq, zk;
@@ -119,9 +124,10 @@ struct Choice {
 using Masses = std::function<float(int64_t head, int64_t sample, int64_t i, int64_t j)>;
 
 // Runs the selection into fresh lists; what it told of itself is in summary.
-void select(pnb_context* context, const Samples& samples, int64_t heads, const Choice& choice, const Masses& masses, AttentionLists& lists,
-            Tensor& summary, const std::string& what) {
-  Tensor mass(PNB_DTYPE_F32, {heads * lists.slots * lists.width}, 0.0), table(PNB_DTYPE_F32, {heads * lists.width * lists.width}, 0.0);
+void select(pnb_context* context, const Samples& samples, int64_t heads, const Choice& choice, const Masses& masses,
+            AttentionLists& lists, Tensor& summary, const std::string& what) {
+  Tensor mass(PNB_DTYPE_F32, {heads * lists.slots * lists.width}, 0.0),
+      table(PNB_DTYPE_F32, {heads * lists.width * lists.width}, 0.0);
   for (int64_t h = 0; h < heads; ++h) {
     for (int64_t s = 0; s < samples.count(); ++s) {
       for (int64_t i = 0; i < samples.blocks(s); ++i) {
@@ -177,8 +183,8 @@ void expect_lists(const AttentionLists& found, const Mask& mask, const std::stri
 void expect_summary(const Tensor& summary, std::vector<double> expected, const std::string& what) {
   for (size_t i = 0; i < expected.size(); ++i) {
     double found = summary.at(static_cast<int64_t>(i));
-    expect(std::fabs(found - expected[i]) < 1e-6,
-           what + ": summary " + std::to_string(i) + " expected " + std::to_string(expected[i]) + ", found " + std::to_string(found));
+    expect(std::fabs(found - expected[i]) < 1e-6, what + ": summary " + std::to_string(i) + " expected " +
+                                                      std::to_string(expected[i]) + ", found " + std::to_string(found));
   }
 }
 
@@ -208,7 +214,8 @@ void against_rule(pnb_context* context, const Samples& samples, int64_t heads, c
           }
         }
       }
-      double budget = choice.budgets.empty() ? n * (n + 1) / 2 : std::floor(choice.budgets[h] * static_cast<float>(n * (n + 1) / 2));
+      double budget = choice.budgets.empty() ? n * (n + 1) / 2
+                                             : std::floor(choice.budgets[h] * static_cast<float>(n * (n + 1) / 2));
       budget = std::max(budget, count);
       std::stable_sort(rest.begin(), rest.end(), [&](auto x, auto y) {
         return amount(masses(h, s, x.first, x.second)) > amount(masses(h, s, y.first, y.second));
@@ -226,18 +233,22 @@ void against_rule(pnb_context* context, const Samples& samples, int64_t heads, c
       kept += count, possible += n * (n + 1) / 2, covered += sum, whole += all, number += n > 0;
     }
   }
-  Mask mask(samples, heads, [&](int64_t h, int64_t s, int64_t i, int64_t j) { return chosen[s * heads + h][i * samples.blocks(s) + j]; });
+  Mask mask(samples, heads,
+            [&](int64_t h, int64_t s, int64_t i, int64_t j) { return chosen[s * heads + h][i * samples.blocks(s) + j]; });
   AttentionLists lists(samples, heads);
   Tensor summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE}, 0.0);
   select(context, samples, heads, choice, masses, lists, summary, what);
   expect_lists(lists, mask, what);
-  expect_summary(summary, {possible == 0 ? 0 : kept / possible, whole == 0 ? 1 : covered / whole, number == 0 ? 0 : cut / number}, what);
+  expect_summary(summary, {possible == 0 ? 0 : kept / possible, whole == 0 ? 1 : covered / whole, number == 0 ? 0 : cut / number},
+                 what);
 }
 
 // Cases small enough to work out by hand: three blocks, of which only (2, 1) may be left out.
 void by_hand(pnb_context* context) {
   Samples samples{{0, 180}, 180, 64};
-  Masses masses = [](int64_t, int64_t, int64_t i, int64_t j) { return static_cast<float>(i * (i + 1) / 2 + j + 1); };  // 1 .. 6, 5 at (2, 1)
+  Masses masses = [](int64_t, int64_t, int64_t i, int64_t j) {
+    return static_cast<float>(i * (i + 1) / 2 + j + 1);  // 1 .. 6, 5 at (2, 1)
+  };
   const struct {
     float coverage, budget;
     bool taken;
@@ -255,7 +266,8 @@ void by_hand(pnb_context* context) {
       Tensor summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE}, 0.0);
       std::string what = std::string("selection of attention by hand, ") + c.what;
       select(context, samples, 1, {c.coverage, {c.budget}, table}, masses, lists, summary, what);
-      expect_lists(lists, Mask(samples, 1, [&](int64_t, int64_t, int64_t i, int64_t j) { return i != 2 || j != 1 || c.taken; }), what);
+      expect_lists(lists, Mask(samples, 1, [&](int64_t, int64_t, int64_t i, int64_t j) { return i != 2 || j != 1 || c.taken; }),
+                   what);
       expect_summary(summary, {c.kept, c.covered, c.cut}, what);
     }
   }
@@ -291,7 +303,8 @@ int main() {
   auto at = [&](int64_t h, int64_t s, int64_t i, int64_t j) { return values[((h * 8 + s) * 64 + i) * 64 + j]; };
   auto same_in_all = [&](int64_t h, int64_t, int64_t i, int64_t j) { return at(h, 0, i, j); };
   for (int64_t size : {64, 128}) {
-    for (const Samples& samples : {Samples{{0, 500, 500, 517, 1390, 1391}, 1400, size}, {{0, 4096}, 4096, size}, {{0, 0}, 70, size}}) {
+    for (const Samples& samples :
+         {Samples{{0, 500, 500, 517, 1390, 1391}, 1400, size}, {{0, 4096}, 4096, size}, {{0, 0}, 70, size}}) {
       for (int spread : {1, 6, 10000}) {  // of masses: mostly equal, often equal, hardly ever
         for (float& value : values) {
           int drawn = static_cast<int>(generator()() % 100);
@@ -308,7 +321,8 @@ int main() {
     }
   }
   // 0.7 of 210 blocks are 147, though 0.7 in f32 is a little less.
-  against_rule(context, {{0, 1280}, 1280, 64}, 1, {1.0f, {0.7f}}, [](int64_t, int64_t, int64_t, int64_t) { return 2.0f; }, "equal masses");
+  against_rule(context, {{0, 1280}, 1280, 64}, 1, {1.0f, {0.7f}}, [](int64_t, int64_t, int64_t, int64_t) { return 2.0f; },
+               "equal masses");
   pnb_context_destroy(context);
   return finish("attention_choice_test");
 }

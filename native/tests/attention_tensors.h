@@ -108,8 +108,10 @@ struct Mask {
           for (int64_t j = 0; j <= i; ++j) {
             if (!keeps(h, s, i, j)) continue;
             int64_t from = h * lists.slots + samples.slot(s, i), to = h * lists.slots + samples.slot(s, j);
-            AttentionLists::at(lists.indices)[from * lists.width + AttentionLists::at(lists.counts)[from]++] = static_cast<int32_t>(j);
-            AttentionLists::at(lists.t_indices)[to * lists.width + AttentionLists::at(lists.t_counts)[to]++] = static_cast<int32_t>(i);
+            AttentionLists::at(lists.indices)[from * lists.width + AttentionLists::at(lists.counts)[from]++] =
+                static_cast<int32_t>(j);
+            AttentionLists::at(lists.t_indices)[to * lists.width + AttentionLists::at(lists.t_counts)[to]++] =
+                static_cast<int32_t>(i);
           }
         }
       }
@@ -135,7 +137,9 @@ struct Operands {
     for (int64_t d = 0; d < dim; ++d) sum += q[at(mask, h, s, row) + d] * k[at(mask, h, s, key) + d];
     return scale * sum;
   }
-  int64_t at(const Mask& mask, int64_t h, int64_t s, int64_t row) const { return ((mask.samples.cu[s] + row) * mask.heads + h) * dim; }
+  int64_t at(const Mask& mask, int64_t h, int64_t s, int64_t row) const {
+    return ((mask.samples.cu[s] + row) * mask.heads + h) * dim;
+  }
 };
 
 struct Forward {

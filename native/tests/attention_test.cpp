@@ -11,8 +11,8 @@ struct Reference {
 
 // q, k, v, d_o: [tokens, heads, dim] in double; bottom-right aligned within each sample.
 Reference reference(const std::vector<double>& q, const std::vector<double>& k, const std::vector<double>& v,
-                    const std::vector<double>& d_o, const std::vector<int32_t>& cu_q, const std::vector<int32_t>& cu_k, int64_t heads,
-                    int64_t dim, double scale) {
+                    const std::vector<double>& d_o, const std::vector<int32_t>& cu_q, const std::vector<int32_t>& cu_k,
+                    int64_t heads, int64_t dim, double scale) {
   Reference r{std::vector<double>(q.size()), std::vector<double>(q.size()), std::vector<double>(k.size()),
               std::vector<double>(v.size())};
   auto at = [&](int64_t token, int64_t head) { return (token * heads + head) * dim; };
@@ -133,8 +133,8 @@ void later_values_stay_unseen(pnb_context* context, int32_t dtype, double poison
   const int64_t heads = 2, dim = 24, tokens = 140, width = heads * dim, poisoned = 70, border = 130;
   Tensor qkv(dtype, {tokens, 3 * width}), o(dtype, {tokens, width}, 0.0), borders = ints({0, border, tokens});
   std::vector<double> none(tokens * width);
-  Reference r = reference(columns(qkv, 0, width), columns(qkv, width, width), columns(qkv, 2 * width, width), none, {0, border, tokens},
-                          {0, border, tokens}, heads, dim, 0.2);
+  Reference r = reference(columns(qkv, 0, width), columns(qkv, width, width), columns(qkv, 2 * width, width), none,
+                          {0, border, tokens}, {0, border, tokens}, heads, dim, 0.2);
   for (int64_t d = 0; d < width; ++d) qkv.set(poisoned * 3 * width + 2 * width + d, poison);
   auto p = params<pnb_attention_forward_params>();
   p.scale = 0.2f;

@@ -53,8 +53,9 @@ struct Blocks {
   }
 
   std::string text() const {
-    std::string text = std::string(" blocks of ") + std::to_string(size) + " in " + std::to_string(neurons) + " neurons, room for " +
-                       std::to_string(capacity) + ", " + std::to_string(rows_per_list) + " rows a list, counts";
+    std::string text = std::string(" blocks of ") + std::to_string(size) + " in " + std::to_string(neurons) +
+                       " neurons, room for " + std::to_string(capacity) + ", " + std::to_string(rows_per_list) +
+                       " rows a list, counts";
     for (const auto& list : lists) (text += ' ') += std::to_string(list.size());
     return text;
   }
@@ -96,7 +97,9 @@ struct Packed {
   std::vector<char> storage;
   pnb_weight* weight = nullptr;
 
-  Packed(pnb_context* context, int32_t dtype, int64_t out, int64_t in, double scale = 1.0) : w(dtype, {out, in}, scale) { pack(context); }
+  Packed(pnb_context* context, int32_t dtype, int64_t out, int64_t in, double scale = 1.0) : w(dtype, {out, in}, scale) {
+    pack(context);
+  }
   Packed(pnb_context* context, const Tensor& values) : w(values) {
     w.t.data = w.bytes.data();
     pack(context);

@@ -157,7 +157,8 @@ void full_list_is_dense(pnb_context* context, int32_t dtype, int64_t size, int t
   std::string what = std::string("full list ") + name(dtype) + " terms " + std::to_string(terms_count) + blocks.text();
   Packed w(context, dtype, n, h);
   Tensor x(dtype, {m, h}), bias(PNB_DTYPE_F32, {n}), hidden(dtype, {m, n}, 0.0), dense_hidden(dtype, {m, n}, 0.0);
-  Tensor y(dtype, {m, h}, 0.0), dense_y(dtype, {m, h}, 0.0), mask(PNB_DTYPE_U8, {m, n / 8}, 0.0), dense_mask(PNB_DTYPE_U8, {m, n / 8}, 0.0);
+  Tensor y(dtype, {m, h}, 0.0), dense_y(dtype, {m, h}, 0.0), mask(PNB_DTYPE_U8, {m, n / 8}, 0.0),
+      dense_mask(PNB_DTYPE_U8, {m, n / 8}, 0.0);
   Terms terms(m, n, 0.25f), y_terms(m, h, 0.25f);
   auto p = params<pnb_gemm_params>();
   p.a = x.t, p.weight = w.weight, p.weight_use = PNB_WEIGHT_FORWARD, p.bias = bias.t, p.epilogue = PNB_EPILOGUE_RELU;
@@ -215,10 +216,11 @@ void dead_blocks_change_nothing(pnb_context* context, int32_t dtype, int64_t siz
 }
 
 // Two adapters of one x in a chain, with x or dy compact, or both.
-void lora(pnb_context* context, int32_t dtype, int64_t m, int64_t other, bool x_compact, bool dy_compact, float dropout, const Blocks& blocks,
-          const Blocks& dy_blocks) {
-  std::string what = std::string("lora ") + name(dtype) + " m " + std::to_string(m) + " x " + (x_compact ? "compact" : "plain") + " dy " +
-                     (dy_compact ? "compact" : "plain") + " p " + std::to_string(dropout) + blocks.text() + " and" + dy_blocks.text();
+void lora(pnb_context* context, int32_t dtype, int64_t m, int64_t other, bool x_compact, bool dy_compact, float dropout,
+          const Blocks& blocks, const Blocks& dy_blocks) {
+  std::string what = std::string("lora ") + name(dtype) + " m " + std::to_string(m) + " x " + (x_compact ? "compact" : "plain") +
+                     " dy " + (dy_compact ? "compact" : "plain") + " p " + std::to_string(dropout) + blocks.text() + " and" +
+                     dy_blocks.text();
   int64_t in = x_compact ? blocks.neurons : other, out = dy_compact ? dy_blocks.neurons : other + 3;
   const int64_t ranks[2] = {4, 3};
   Compact compact_x(dtype, m, blocks);
@@ -235,8 +237,9 @@ void lora(pnb_context* context, int32_t dtype, int64_t m, int64_t other, bool x_
   pnb_lora_gradients_params gradients[2];
   for (int s = 0; s < 2; ++s) {
     int64_t r = ranks[s];
-    adapters.emplace_back(new Adapter{Tensor(PNB_DTYPE_F32, {r, in}), Tensor(PNB_DTYPE_F32, {out, r}), Tensor(PNB_DTYPE_F32, {m, r}, 0.0),
-                                      Tensor(PNB_DTYPE_F32, {m, r}, 0.0), Tensor(PNB_DTYPE_F32, {r, in}), Tensor(PNB_DTYPE_F32, {out, r}),
+    adapters.emplace_back(new Adapter{Tensor(PNB_DTYPE_F32, {r, in}), Tensor(PNB_DTYPE_F32, {out, r}),
+                                      Tensor(PNB_DTYPE_F32, {m, r}, 0.0), Tensor(PNB_DTYPE_F32, {m, r}, 0.0),
+                                      Tensor(PNB_DTYPE_F32, {r, in}), Tensor(PNB_DTYPE_F32, {out, r}),
                                       Tensor(dtype, {m, out}), Compact(dtype, m, dy_blocks), {}, {}});
     Adapter& adapter = *adapters[s];
     adapter.da_expected = adapter.da.values(), adapter.db_expected = adapter.db.values();
@@ -294,10 +297,10 @@ struct Grouping {
 int main() {
   pnb_context* context = test::context();
   const int64_t neurons = 384;
-  const Options options[] = {
-      {0, 0, PNB_EPILOGUE_NONE, false, 0, 0.0f, 0},  {0, 0, PNB_EPILOGUE_RELU, true, 0, 0.0f, 0}, {0, 0, PNB_EPILOGUE_RELU, true, 2, 0.0f, 0},
-      {0, 0, PNB_EPILOGUE_DRELU, false, 0, 0.0f, 1}, {0, 0, PNB_EPILOGUE_DRELU, true, 1, 0.3f, 2}, {0, 0, PNB_EPILOGUE_NONE, true, 2, 0.3f, 1},
-      {0, 0, PNB_EPILOGUE_NONE, true, 0, 0.0f, 2},   {0, 0, PNB_EPILOGUE_NONE, false, 0, 0.0f, 1}};
+  const Options options[] = {{0, 0, PNB_EPILOGUE_NONE, false, 0, 0.0f, 0}, {0, 0, PNB_EPILOGUE_RELU, true, 0, 0.0f, 0},
+                             {0, 0, PNB_EPILOGUE_RELU, true, 2, 0.0f, 0},  {0, 0, PNB_EPILOGUE_DRELU, false, 0, 0.0f, 1},
+                             {0, 0, PNB_EPILOGUE_DRELU, true, 1, 0.3f, 2}, {0, 0, PNB_EPILOGUE_NONE, true, 2, 0.3f, 1},
+                             {0, 0, PNB_EPILOGUE_NONE, true, 0, 0.0f, 2},  {0, 0, PNB_EPILOGUE_NONE, false, 0, 0.0f, 1}};
   int variant = 0;
   for (int64_t size : {32, 64, 128}) {
     int64_t all = neurons / size;

@@ -17,9 +17,9 @@ struct Case {
 
 std::string text(const Case& c, const char* kind) {
   char buffer[200];
-  std::snprintf(buffer, sizeof buffer, "gemm %s m %lld n %lld k %lld %s->%s epilogue %d bias %d residual %d mask %d terms %d p %g", kind,
-                static_cast<long long>(c.m), static_cast<long long>(c.n), static_cast<long long>(c.k), name(c.dtype), name(c.d_dtype),
-                c.epilogue, c.bias, c.residual, c.mask, c.low_rank, static_cast<double>(c.dropout));
+  std::snprintf(buffer, sizeof buffer, "gemm %s m %lld n %lld k %lld %s->%s epilogue %d bias %d residual %d mask %d terms %d p %g",
+                kind, static_cast<long long>(c.m), static_cast<long long>(c.n), static_cast<long long>(c.k), name(c.dtype),
+                name(c.d_dtype), c.epilogue, c.bias, c.residual, c.mask, c.low_rank, static_cast<double>(c.dropout));
   return buffer;
 }
 
@@ -94,7 +94,9 @@ void run(pnb_context* context, const Case& c, int kind) {
       }
       for (int t = 0; t < c.low_rank; ++t) {
         int64_t column = j - terms[t].column;
-        for (int64_t r = 0; r < rank && column >= 0 && column < wide; ++r) sum += 0.5 * h.at(i * rank + r) * right.at(r * wide + column);
+        for (int64_t r = 0; r < rank && column >= 0 && column < wide; ++r) {
+          sum += 0.5 * h.at(i * rank + r) * right.at(r * wide + column);
+        }
       }
       if (c.bias) sum += bias.at(j);
       int bit = (static_cast<uint8_t>(mask.bytes[i * ((c.n + 7) / 8) + j / 8]) >> (j % 8)) & 1;
@@ -116,7 +118,8 @@ void run(pnb_context* context, const Case& c, int kind) {
 // A NaN in one row of a is in that row of d and in no other, whichever way the epilogue is computed.
 void relu_keeps_nan(pnb_context* context, int32_t dtype, bool mask, bool residual) {
   const int64_t m = 5, n = 40, k = 24;
-  std::string what = std::string("relu of NaN ") + name(dtype) + " mask " + std::to_string(mask) + " residual " + std::to_string(residual);
+  std::string what = std::string("relu of NaN ") + name(dtype) + " mask " + std::to_string(mask) + " residual " +
+                     std::to_string(residual);
   Tensor a(dtype, {m, k}), b(dtype, {k, n}), d(dtype, {m, n}, 0.0), rest(dtype, {m, n}), bits(PNB_DTYPE_U8, {m, n / 8}, 0.0);
   a.set(2 * k + 7, NAN);
   auto p = params<pnb_gemm_params>();

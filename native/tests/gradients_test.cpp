@@ -69,7 +69,8 @@ void differences(Tensor& x, const std::vector<double>& gradient, const std::func
 }
 
 // Packed samples, one of them longer than a tile, and rows of no sample; by lists of random blocks, or without.
-void attention(pnb_context* context, const std::vector<int32_t>& cu, int64_t tokens, int64_t count, int64_t dim, int64_t block = 0) {
+void attention(pnb_context* context, const std::vector<int32_t>& cu, int64_t tokens, int64_t count, int64_t dim,
+               int64_t block = 0) {
   std::string what = "attention of " + std::to_string(cu.size() - 1) + " samples, dim " + std::to_string(dim) +
                      (block == 0 ? "" : ", lists of blocks of " + std::to_string(block));
   int64_t width = count * dim;
@@ -83,7 +84,8 @@ void attention(pnb_context* context, const std::vector<int32_t>& cu, int64_t tok
   Mask(samples, count, [](int64_t, int64_t, int64_t i, int64_t j) { return i == j || generator()() % 2 == 0; }).write(lists);
   auto f = params<pnb_attention_forward_params>();
   f.scale = 0.3f;
-  f.q = heads_of(q, 0, count, dim), f.k = heads_of(k, 0, count, dim), f.v = heads_of(v, 0, count, dim), f.o = heads_of(o, 0, count, dim);
+  f.q = heads_of(q, 0, count, dim), f.k = heads_of(k, 0, count, dim), f.v = heads_of(v, 0, count, dim),
+  f.o = heads_of(o, 0, count, dim);
   f.lse = lse.t, f.cu_seqlens_q = f.cu_seqlens_k = borders.t, f.max_seqlen = longest;
   if (block != 0) f.blocks = lists.blocks;
   auto loss = [&] {
@@ -172,7 +174,8 @@ void lora(pnb_context* context, float p_dropout) {
   const int64_t m = 37, in = 40, out = 24, r = 3;
   const float scaling = 1.5f;
   Tensor x(PNB_DTYPE_F32, {m, in}), w(PNB_DTYPE_F32, {out, in}, 0.2), a(PNB_DTYPE_F32, {r, in}), b(PNB_DTYPE_F32, {out, r});
-  Tensor h(PNB_DTYPE_F32, {m, r}, 0.0), y(PNB_DTYPE_F32, {m, out}, 0.0), dy(PNB_DTYPE_F32, {m, out}), dh(PNB_DTYPE_F32, {m, r}, 0.0);
+  Tensor h(PNB_DTYPE_F32, {m, r}, 0.0), y(PNB_DTYPE_F32, {m, out}, 0.0), dy(PNB_DTYPE_F32, {m, out}),
+      dh(PNB_DTYPE_F32, {m, r}, 0.0);
   Tensor da(PNB_DTYPE_F32, {r, in}), db(PNB_DTYPE_F32, {out, r}), dx(PNB_DTYPE_F32, {m, in}, 0.0);
   for (int64_t i = 0; i < r * in; ++i) da.set(i, 0.0);
   for (int64_t i = 0; i < out * r; ++i) db.set(i, 0.0);
@@ -217,14 +220,16 @@ void lora_of_a_norm(pnb_context* context, float p_dropout) {
   const int64_t m = 37, in = 40, out = 24, r = 3;
   Tensor x(PNB_DTYPE_F32, {m, in}), gamma(PNB_DTYPE_F32, {in}), beta(PNB_DTYPE_F32, {in}), normed(PNB_DTYPE_F32, {m, in}, 0.0);
   Tensor mean(PNB_DTYPE_F32, {m}, 0.0), rstd(PNB_DTYPE_F32, {m}, 0.0), a(PNB_DTYPE_F32, {r, in}), b(PNB_DTYPE_F32, {out, r});
-  Tensor h(PNB_DTYPE_F32, {m, r}, 0.0), dy(PNB_DTYPE_F32, {m, out}), dh(PNB_DTYPE_F32, {m, r}, 0.0), y(PNB_DTYPE_F32, {m, out}, 0.0);
+  Tensor h(PNB_DTYPE_F32, {m, r}, 0.0), dy(PNB_DTYPE_F32, {m, out}), dh(PNB_DTYPE_F32, {m, r}, 0.0),
+      y(PNB_DTYPE_F32, {m, out}, 0.0);
   Tensor da(PNB_DTYPE_F32, {r, in}), db(PNB_DTYPE_F32, {out, r});
   for (int64_t i = 0; i < m * in; ++i) x.set(i, x.at(i) + 5.0);
   for (int64_t i = 0; i < r * in; ++i) da.set(i, 0.0);
   uint64_t state[2] = {17, 4};
   pnb_dropout dropout{p_dropout, 9, {state, PNB_DTYPE_U64, 1, {2}, {1}}};
   auto norm = params<pnb_layer_norm_forward_params>();
-  norm.epsilon = 1e-5f, norm.x = x.t, norm.gamma = gamma.t, norm.beta = beta.t, norm.y = normed.t, norm.mean = mean.t, norm.rstd = rstd.t;
+  norm.epsilon = 1e-5f, norm.x = x.t, norm.gamma = gamma.t, norm.beta = beta.t, norm.y = normed.t, norm.mean = mean.t,
+  norm.rstd = rstd.t;
   auto project = params<pnb_lora_project_params>();
   project.x = normed.t, project.a = a.t, project.h = h.t, project.dropout = dropout;
   auto up = params<pnb_gemm_params>();
@@ -256,7 +261,8 @@ void lora_of_a_norm(pnb_context* context, float p_dropout) {
 void relu(pnb_context* context) {
   std::string what = "relu between two products";
   const int64_t m = 21, in = 40, middle = 27, out = 18;
-  Tensor x(PNB_DTYPE_F32, {m, in}), w1(PNB_DTYPE_F32, {middle, in}), w2(PNB_DTYPE_F32, {out, middle}), bias(PNB_DTYPE_F32, {middle});
+  Tensor x(PNB_DTYPE_F32, {m, in}), w1(PNB_DTYPE_F32, {middle, in}), w2(PNB_DTYPE_F32, {out, middle}),
+      bias(PNB_DTYPE_F32, {middle});
   Tensor hidden(PNB_DTYPE_F32, {m, middle}, 0.0), y(PNB_DTYPE_F32, {m, out}, 0.0), dy(PNB_DTYPE_F32, {m, out});
   Tensor d_hidden(PNB_DTYPE_F32, {m, middle}, 0.0), dx(PNB_DTYPE_F32, {m, in}, 0.0), mask(PNB_DTYPE_U8, {m, (middle + 7) / 8}, 0.0);
   // A step across the kink would count half a slope: the bias keeps every neuron well on one of its sides, two of three above.

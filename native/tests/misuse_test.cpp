@@ -15,7 +15,10 @@ void refused(pnb_status status, const char* op, const std::string& what) {
   std::string text = pnb_last_error();
   expect(status == PNB_ERROR_INVALID_ARGUMENT, std::string(op) + ", " + what + ": expected a refusal, found status " +
                                                    std::to_string(status) + (status == PNB_OK ? "" : " " + text));
-  if (status != PNB_OK) expect(text.rfind(op, 0) == 0 && text.size() > std::strlen(op) + 10, std::string(op) + ", " + what + ": text is '" + text + "'");
+  if (status != PNB_OK) {
+    expect(text.rfind(op, 0) == 0 && text.size() > std::strlen(op) + 10,
+           std::string(op) + ", " + what + ": text is '" + text + "'");
+  }
 }
 
 template <typename P>
@@ -57,8 +60,8 @@ void refuses(pnb_context* context, const char* op, pnb_status (*call)(pnb_contex
 }
 
 template <typename P>
-void refuses_value(pnb_context* context, const char* op, pnb_status (*call)(pnb_context*, const P*), const P& valid, const char* what,
-                   void (*change)(P&)) {
+void refuses_value(pnb_context* context, const char* op, pnb_status (*call)(pnb_context*, const P*), const P& valid,
+                   const char* what, void (*change)(P&)) {
   P p = valid;
   change(p);
   refused(call(context, &p), op, what);
@@ -117,7 +120,8 @@ void memory(pnb_context* context) {
   refuses<pnb_fill_params>(context, "fill", pnb_fill, fill, {{"d", &pnb_fill_params::d, false, 3}});
   auto convert = params<pnb_convert_params>();
   convert.s = x.t, convert.d = y.t;
-  refuses<pnb_convert_params>(context, "convert", pnb_convert, convert, {{"s", &pnb_convert_params::s}, {"d", &pnb_convert_params::d}});
+  refuses<pnb_convert_params>(context, "convert", pnb_convert, convert,
+                              {{"s", &pnb_convert_params::s}, {"d", &pnb_convert_params::d}});
   int64_t index = 0;
   ok(pnb_find_not_finite(context, &x.t, &index), "find_not_finite");
   expect(index == -1, "find_not_finite: a filled tensor is finite");
@@ -134,8 +138,10 @@ void memory(pnb_context* context) {
 
 void products(pnb_context* context, const pnb_workspace& workspace) {
   const int64_t m = 5, n = 12, k = 8, r = 3, vocab = 12;
-  Tensor a(PNB_DTYPE_F32, {m, k}), b(PNB_DTYPE_F32, {k, n}), w(PNB_DTYPE_F32, {vocab, k}), d(PNB_DTYPE_F32, {m, n}), bias(PNB_DTYPE_F32, {n});
-  Tensor residual(PNB_DTYPE_F32, {m, n}), mask(PNB_DTYPE_U8, {m, (n + 7) / 8}, 0.0), h(PNB_DTYPE_F32, {m, r}), right(PNB_DTYPE_F32, {n, r});
+  Tensor a(PNB_DTYPE_F32, {m, k}), b(PNB_DTYPE_F32, {k, n}), w(PNB_DTYPE_F32, {vocab, k}), d(PNB_DTYPE_F32, {m, n}),
+      bias(PNB_DTYPE_F32, {n});
+  Tensor residual(PNB_DTYPE_F32, {m, n}), mask(PNB_DTYPE_U8, {m, (n + 7) / 8}, 0.0), h(PNB_DTYPE_F32, {m, r}),
+      right(PNB_DTYPE_F32, {n, r});
 
   auto wp = params<pnb_weight_params>();
   pnb_tensor part = w.t;
@@ -177,10 +183,12 @@ void products(pnb_context* context, const pnb_workspace& workspace) {
   g.a = a.t, g.b = b.t, g.d = d.t, g.bias = bias.t, g.residual = residual.t, g.relu_mask = mask.t, g.epilogue = PNB_EPILOGUE_RELU;
   g.low_rank = &term, g.low_rank_count = 1, g.workspace = workspace;
   refuses<G>(context, "gemm", pnb_gemm, g,
-             {{"a", &G::a}, {"b", &G::b}, {"bias", &G::bias, true}, {"residual", &G::residual, true}, {"relu_mask", &G::relu_mask, true}, {"d", &G::d}});
+             {{"a", &G::a}, {"b", &G::b}, {"bias", &G::bias, true}, {"residual", &G::residual, true},
+              {"relu_mask", &G::relu_mask, true}, {"d", &G::d}});
   refuses_query(context, "gemm", pnb_gemm_workspace, g);
   refuses_value<G>(context, "gemm", pnb_gemm, g, "epilogue 3", [](G& p) { p.epilogue = 3; });
-  refuses_value<G>(context, "gemm", pnb_gemm, g, "DRELU without mask", [](G& p) { p.epilogue = PNB_EPILOGUE_DRELU, p.relu_mask.data = nullptr; });
+  refuses_value<G>(context, "gemm", pnb_gemm, g, "DRELU without mask",
+                   [](G& p) { p.epilogue = PNB_EPILOGUE_DRELU, p.relu_mask.data = nullptr; });
   refuses_value<G>(context, "gemm", pnb_gemm, g, "5 terms", [](G& p) { p.low_rank_count = 5; });
   refuses_value<G>(context, "gemm", pnb_gemm, g, "terms without array", [](G& p) { p.low_rank = nullptr; });
   refuses_value<G>(context, "gemm", pnb_gemm, g, "d with strided rows", [](G& p) { p.d.stride[1] = 2; });
@@ -216,9 +224,11 @@ void products(pnb_context* context, const pnb_workspace& workspace) {
   Tensor loss(PNB_DTYPE_F32, {1}), scale(PNB_DTYPE_F32, {1}), dx(PNB_DTYPE_F32, {m, k});
   Tensor rows = ints({0, 2, 4}), targets = ints({1, 11, 0});
   auto l = params<L>();
-  l.x = a.t, l.weight = weight, l.rows = rows.t, l.targets = targets.t, l.grad_scale = scale.t, l.loss = loss.t, l.dx = dx.t, l.workspace = workspace;
+  l.x = a.t, l.weight = weight, l.rows = rows.t, l.targets = targets.t, l.grad_scale = scale.t, l.loss = loss.t, l.dx = dx.t,
+  l.workspace = workspace;
   refuses<L>(context, "linear_cross_entropy", pnb_linear_cross_entropy, l,
-             {{"x", &L::x}, {"rows", &L::rows}, {"targets", &L::targets}, {"grad_scale", &L::grad_scale}, {"loss", &L::loss}, {"dx", &L::dx, true}});
+             {{"x", &L::x}, {"rows", &L::rows}, {"targets", &L::targets}, {"grad_scale", &L::grad_scale}, {"loss", &L::loss},
+              {"dx", &L::dx, true}});
   refuses_query(context, "linear_cross_entropy", pnb_linear_cross_entropy_workspace, l);
   refuses_value<L>(context, "linear_cross_entropy", pnb_linear_cross_entropy, l, "no weight", [](L& p) { p.weight = nullptr; });
   refuses_value<L>(context, "linear_cross_entropy", pnb_linear_cross_entropy, l, "no workspace", [](L& p) { p.workspace = {}; });
@@ -252,7 +262,8 @@ void products(pnb_context* context, const pnb_workspace& workspace) {
 
 void adapters(pnb_context* context, const pnb_workspace& workspace) {
   const int64_t m = 5, in = 8, out = 6, r = 2, n = 10;
-  Tensor x(PNB_DTYPE_F32, {m, in}), a(PNB_DTYPE_F32, {r, in}), b(PNB_DTYPE_F32, {out, r}), h(PNB_DTYPE_F32, {m, r}), dy(PNB_DTYPE_F32, {m, out});
+  Tensor x(PNB_DTYPE_F32, {m, in}), a(PNB_DTYPE_F32, {r, in}), b(PNB_DTYPE_F32, {out, r}), h(PNB_DTYPE_F32, {m, r}),
+      dy(PNB_DTYPE_F32, {m, out});
   Tensor dh(PNB_DTYPE_F32, {m, r}), da(PNB_DTYPE_F32, {r, in}), db(PNB_DTYPE_F32, {out, r});
   using P = pnb_lora_project_params;
   auto p = params<P>();
@@ -261,30 +272,38 @@ void adapters(pnb_context* context, const pnb_workspace& workspace) {
   refuses_value<P>(context, "lora_project", pnb_lora_project, p, "dropout -1", [](P& q) { q.dropout.p = -1.0f; });
   using G = pnb_lora_gradients_params;
   auto g = params<G>();
-  g.scaling = 2.0f, g.dy = dy.t, g.x = x.t, g.h = h.t, g.a = a.t, g.b = b.t, g.dh = dh.t, g.da = da.t, g.db = db.t, g.workspace = workspace;
+  g.scaling = 2.0f, g.dy = dy.t, g.x = x.t, g.h = h.t, g.a = a.t, g.b = b.t, g.dh = dh.t, g.da = da.t, g.db = db.t,
+  g.workspace = workspace;
   refuses<G>(context, "lora_gradients", pnb_lora_gradients, g,
-             {{"dy", &G::dy}, {"x", &G::x}, {"h", &G::h}, {"a", &G::a}, {"b", &G::b}, {"dh", &G::dh}, {"da", &G::da}, {"db", &G::db}});
+             {{"dy", &G::dy}, {"x", &G::x}, {"h", &G::h}, {"a", &G::a}, {"b", &G::b}, {"dh", &G::dh}, {"da", &G::da},
+              {"db", &G::db}});
   refuses_query(context, "lora_gradients", pnb_lora_gradients_workspace, g);
   Tensor rows(PNB_DTYPE_F32, {m}), columns(PNB_DTYPE_F32, {in});
   g.norm = {rows.t, rows.t, columns.t, columns.t};
   ok(pnb_lora_gradients(context, &g), "lora_gradients of a norm");
   refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "means of other rows", [](G& q) { q.norm.mean.shape[0] = 7; });
-  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "a norm without rstd", [](G& q) { q.norm.rstd.data = nullptr; });
-  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "gamma of another width", [](G& q) { q.norm.gamma.shape[0] = 7; });
-  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "a norm without beta", [](G& q) { q.norm.beta.data = nullptr; });
+  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "a norm without rstd",
+                   [](G& q) { q.norm.rstd.data = nullptr; });
+  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "gamma of another width",
+                   [](G& q) { q.norm.gamma.shape[0] = 7; });
+  refuses_value<G>(context, "lora_gradients", pnb_lora_gradients, g, "a norm without beta",
+                   [](G& q) { q.norm.beta.data = nullptr; });
   G unnormed = g, mixed = g;
   unnormed.norm = {}, mixed.next = &unnormed;
   refused(pnb_lora_gradients(context, &mixed), "lora_gradients", "a next adapter without the norm");
-  Tensor param(PNB_DTYPE_F32, {n}), grad(PNB_DTYPE_F32, {n}), first(PNB_DTYPE_F32, {n}), second(PNB_DTYPE_F32, {n}), norm(PNB_DTYPE_F32, {1});
+  Tensor param(PNB_DTYPE_F32, {n}), grad(PNB_DTYPE_F32, {n}), first(PNB_DTYPE_F32, {n}), second(PNB_DTYPE_F32, {n}),
+      norm(PNB_DTYPE_F32, {1});
   Tensor schedule(PNB_DTYPE_F32, {3});
   for (int i = 0; i < 3; ++i) schedule.set(i, 0.1);
   for (int i = 0; i < n; ++i) second.set(i, 0.0);
   using A = pnb_adamw_params;
   auto w = params<A>();
   w.beta1 = 0.9f, w.beta2 = 0.999f, w.epsilon = 1e-8f, w.max_norm = 1.0f;
-  w.param = param.t, w.grad = grad.t, w.m = first.t, w.v = second.t, w.schedule = schedule.t, w.grad_norm = norm.t, w.workspace = workspace;
+  w.param = param.t, w.grad = grad.t, w.m = first.t, w.v = second.t, w.schedule = schedule.t, w.grad_norm = norm.t,
+  w.workspace = workspace;
   refuses<A>(context, "adamw", pnb_adamw, w,
-             {{"param", &A::param}, {"grad", &A::grad}, {"m", &A::m}, {"v", &A::v}, {"schedule", &A::schedule}, {"grad_norm", &A::grad_norm}});
+             {{"param", &A::param}, {"grad", &A::grad}, {"m", &A::m}, {"v", &A::v}, {"schedule", &A::schedule},
+              {"grad_norm", &A::grad_norm}});
   refuses_query(context, "adamw", pnb_adamw_workspace, w);
   refuses_value<A>(context, "adamw", pnb_adamw, w, "beta1 of 1", [](A& q) { q.beta1 = 1.0f; });
   refuses_value<A>(context, "adamw", pnb_adamw, w, "beta2 of NaN", [](A& q) { q.beta2 = kNaN; });
@@ -296,7 +315,8 @@ void adapters(pnb_context* context, const pnb_workspace& workspace) {
 
 // Lists that are no lists, wherever they are taken.
 template <typename P>
-void refuses_lists(pnb_context* context, const char* op, pnb_status (*call)(pnb_context*, const P*), const P& valid, pnb_block_list P::*member) {
+void refuses_lists(pnb_context* context, const char* op, pnb_status (*call)(pnb_context*, const P*), const P& valid,
+                   pnb_block_list P::*member) {
   auto list_refused = [&](const std::string& what, auto&& change) {
     P p = valid;
     change(p.*member);
@@ -312,9 +332,13 @@ void refuses_lists(pnb_context* context, const char* op, pnb_status (*call)(pnb_
   list_refused("lists without counts", [](pnb_block_list& b) { b.counts.data = nullptr; });
   list_refused("counts of another number of lists", [](pnb_block_list& b) { b.counts.shape[0] += 1; });
   list_refused("counts of u8", [](pnb_block_list& b) { b.counts.dtype = PNB_DTYPE_U8; });
-  for (int32_t size : {0, 16, 96, -32}) list_refused("blocks of " + std::to_string(size), [&](pnb_block_list& b) { b.size = size; });
+  for (int32_t size : {0, 16, 96, -32}) {
+    list_refused("blocks of " + std::to_string(size), [&](pnb_block_list& b) { b.size = size; });
+  }
   list_refused("blocks that the neurons are no multiple of", [](pnb_block_list& b) { b.size = 128; });
-  for (int64_t rows : {0, -128, 100}) list_refused(std::to_string(rows) + " rows a list", [&](pnb_block_list& b) { b.rows_per_list = rows; });
+  for (int64_t rows : {0, -128, 100}) {
+    list_refused(std::to_string(rows) + " rows a list", [&](pnb_block_list& b) { b.rows_per_list = rows; });
+  }
   const int32_t wrong[][2] = {{1, 1}, {2, 1}, {-1, 2}, {0, 100}};
   for (const auto& indices : wrong) {
     list_refused("blocks out of range or order", [&](pnb_block_list& b) { b.indices.data = const_cast<int32_t*>(indices); });
@@ -331,16 +355,19 @@ void sparsity(pnb_context* context, const pnb_workspace& workspace) {
   Blocks blocks(64, n, 2, 128, {2, 1});
   Packed weight(context, PNB_DTYPE_F32, n, h);
   Tensor x(PNB_DTYPE_F32, {m, h}), y(PNB_DTYPE_F32, {m, h}), bias(PNB_DTYPE_F32, {n}), mask(PNB_DTYPE_U8, {m, n / 8}, 0.0);
-  Tensor low(PNB_DTYPE_F32, {m, r}), a(PNB_DTYPE_F32, {r, h}), b(PNB_DTYPE_F32, {n, r}), da(PNB_DTYPE_F32, {r, h}), db(PNB_DTYPE_F32, {n, r});
+  Tensor low(PNB_DTYPE_F32, {m, r}), a(PNB_DTYPE_F32, {r, h}), b(PNB_DTYPE_F32, {n, r}), da(PNB_DTYPE_F32, {r, h}),
+      db(PNB_DTYPE_F32, {n, r});
   Compact hidden(PNB_DTYPE_F32, m, blocks);
   pnb_low_rank term{};
   term.h = low.t, term.b = b.t, term.scale = 1.0f;
   using G = pnb_gemm_params;
   auto sdd = params<G>();
-  sdd.a = x.t, sdd.weight = weight.weight, sdd.weight_use = PNB_WEIGHT_FORWARD, sdd.d = hidden.t, sdd.bias = bias.t, sdd.relu_mask = mask.t;
+  sdd.a = x.t, sdd.weight = weight.weight, sdd.weight_use = PNB_WEIGHT_FORWARD, sdd.d = hidden.t, sdd.bias = bias.t,
+  sdd.relu_mask = mask.t;
   sdd.epilogue = PNB_EPILOGUE_RELU, sdd.low_rank = &term, sdd.low_rank_count = 1, sdd.blocks = blocks.list();
   refuses_lists<G>(context, "gemm", pnb_gemm, sdd, &G::blocks);
-  refuses<G>(context, "gemm", pnb_gemm, sdd, {{"a", &G::a}, {"bias", &G::bias, true}, {"relu_mask", &G::relu_mask, true}, {"d", &G::d}});
+  refuses<G>(context, "gemm", pnb_gemm, sdd,
+             {{"a", &G::a}, {"bias", &G::bias, true}, {"relu_mask", &G::relu_mask, true}, {"d", &G::d}});
   refuses_query(context, "gemm", pnb_gemm_workspace, sdd);
   Tensor residual(PNB_DTYPE_F32, {m, blocks.width()}), plain(PNB_DTYPE_F32, {h, n});
   G beside = sdd;
@@ -358,7 +385,8 @@ void sparsity(pnb_context* context, const pnb_workspace& workspace) {
   dsd.a = hidden.t, dsd.weight = weight.weight, dsd.weight_use = PNB_WEIGHT_BACKWARD, dsd.d = y.t, dsd.blocks = blocks.list();
   refuses_lists<G>(context, "gemm", pnb_gemm, dsd, &G::blocks);
 
-  Tensor wide_a(PNB_DTYPE_F32, {r, n}), wide_da(PNB_DTYPE_F32, {r, n}), up(PNB_DTYPE_F32, {h, r}), d_up(PNB_DTYPE_F32, {h, r}), dh(PNB_DTYPE_F32, {m, r});
+  Tensor wide_a(PNB_DTYPE_F32, {r, n}), wide_da(PNB_DTYPE_F32, {r, n}), up(PNB_DTYPE_F32, {h, r}), d_up(PNB_DTYPE_F32, {h, r}),
+      dh(PNB_DTYPE_F32, {m, r});
   using P = pnb_lora_project_params;
   auto project = params<P>();
   project.x = hidden.t, project.a = wide_a.t, project.h = low.t, project.x_blocks = blocks.list();
@@ -376,7 +404,8 @@ void sparsity(pnb_context* context, const pnb_workspace& workspace) {
   next_refused("a next adapter without h", [](P& p) { p.h.data = nullptr; });
   using L = pnb_lora_gradients_params;
   auto down = params<L>();
-  down.scaling = 2.0f, down.dy = y.t, down.x = hidden.t, down.h = low.t, down.a = wide_a.t, down.b = up.t, down.dh = dh.t, down.da = wide_da.t;
+  down.scaling = 2.0f, down.dy = y.t, down.x = hidden.t, down.h = low.t, down.a = wide_a.t, down.b = up.t, down.dh = dh.t,
+  down.da = wide_da.t;
   down.db = d_up.t, down.x_blocks = blocks.list(), down.workspace = workspace;
   refuses_lists<L>(context, "lora_gradients", pnb_lora_gradients, down, &L::x_blocks);
   Tensor rows(PNB_DTYPE_F32, {m}), columns(PNB_DTYPE_F32, {n});
@@ -385,25 +414,29 @@ void sparsity(pnb_context* context, const pnb_workspace& workspace) {
   refused(pnb_lora_gradients(context, &normed), "lora_gradients", "a norm of compact columns");
   auto gradients = params<L>();
   gradients.scaling = 2.0f, gradients.dy = hidden.t, gradients.x = x.t, gradients.h = low.t, gradients.a = a.t, gradients.b = b.t;
-  gradients.dh = dh.t, gradients.da = da.t, gradients.db = db.t, gradients.dy_blocks = blocks.list(), gradients.workspace = workspace;
+  gradients.dh = dh.t, gradients.da = da.t, gradients.db = db.t, gradients.dy_blocks = blocks.list(),
+  gradients.workspace = workspace;
   refuses_lists<L>(context, "lora_gradients", pnb_lora_gradients, gradients, &L::dy_blocks);
   L scaled = gradients, chain = gradients;
   scaled.scaling = 1.0f, chain.next = &scaled;
   refused(pnb_lora_gradients(context, &chain), "lora_gradients", "a next adapter of another scaling");
-  refused(pnb_lora_gradients_workspace(context, &chain, &chain.workspace.bytes), "lora_gradients", "a query for a next adapter of another scaling");
+  refused(pnb_lora_gradients_workspace(context, &chain, &chain.workspace.bytes), "lora_gradients",
+          "a query for a next adapter of another scaling");
 }
 
 void choices(pnb_context* context, const pnb_workspace& workspace) {
   const int64_t m = 150, n = 192, lists = 2, blocks = 3;
-  Tensor x(PNB_DTYPE_F32, {m, n}), mask(PNB_DTYPE_U8, {m, n / 8}, 0.0), norms(PNB_DTYPE_F32, {n}), block_mass(PNB_DTYPE_F32, {lists, blocks});
+  Tensor x(PNB_DTYPE_F32, {m, n}), mask(PNB_DTYPE_U8, {m, n / 8}, 0.0), norms(PNB_DTYPE_F32, {n}),
+      block_mass(PNB_DTYPE_F32, {lists, blocks});
   Tensor mass(PNB_DTYPE_F32, {n}), fired(PNB_DTYPE_F32, {n}), valid = ints({m});
   using M = pnb_activation_mass_params;
   auto a = params<M>();
   a.block_size = 64, a.x = x.t, a.norms = norms.t, a.valid_rows = valid.t, a.rows_per_list = 128, a.block_mass = block_mass.t;
   a.neuron_mass = mass.t, a.neuron_fired = fired.t, a.workspace = workspace;
   refuses<M>(context, "activation_mass", pnb_activation_mass, a,
-             {{"x", &M::x, false, 1}, {"norms", &M::norms, true}, {"valid_rows", &M::valid_rows, true}, {"block_mass", &M::block_mass, true},
-              {"neuron_mass", &M::neuron_mass, true}, {"neuron_fired", &M::neuron_fired, true}});
+             {{"x", &M::x, false, 1}, {"norms", &M::norms, true}, {"valid_rows", &M::valid_rows, true},
+              {"block_mass", &M::block_mass, true}, {"neuron_mass", &M::neuron_mass, true},
+              {"neuron_fired", &M::neuron_fired, true}});
   refuses_query(context, "activation_mass", pnb_activation_mass_workspace, a);
   M both = a;
   both.relu_mask = mask.t;
@@ -414,14 +447,16 @@ void choices(pnb_context* context, const pnb_workspace& workspace) {
   refuses_value<M>(context, "activation_mass", pnb_activation_mass, a, "strided x", [](M& p) { p.x.stride[1] = 2; });
 
   const int64_t rows = 10, h = 12, r = 4;
-  Tensor pooled(PNB_DTYPE_F32, {rows, h}), low(PNB_DTYPE_F32, {r, h}), units(PNB_DTYPE_F32, {blocks, r}), bias(PNB_DTYPE_F32, {blocks});
+  Tensor pooled(PNB_DTYPE_F32, {rows, h}), low(PNB_DTYPE_F32, {r, h}), units(PNB_DTYPE_F32, {blocks, r}),
+      bias(PNB_DTYPE_F32, {blocks});
   Tensor scale(PNB_DTYPE_F32, {blocks}), scores(PNB_DTYPE_F32, {lists, blocks});
   using P = pnb_predict_mass_params;
   auto p = params<P>();
   p.units_per_score = 1, p.pooled = pooled.t, p.a = low.t, p.b = units.t, p.bias = bias.t, p.norms = scale.t, p.pooled_per_list = 5;
   p.scores = scores.t, p.workspace = workspace;
   refuses<P>(context, "predict_mass", pnb_predict_mass, p,
-             {{"pooled", &P::pooled}, {"a", &P::a}, {"b", &P::b}, {"bias", &P::bias, true}, {"norms", &P::norms, true}, {"scores", &P::scores}});
+             {{"pooled", &P::pooled}, {"a", &P::a}, {"b", &P::b}, {"bias", &P::bias, true}, {"norms", &P::norms, true},
+              {"scores", &P::scores}});
   refuses_query(context, "predict_mass", pnb_predict_mass_workspace, p);
   refuses_value<P>(context, "predict_mass", pnb_predict_mass, p, "0 units a score", [](P& q) { q.units_per_score = 0; });
   refuses_value<P>(context, "predict_mass", pnb_predict_mass, p, "2 units a score of 3", [](P& q) { q.units_per_score = 2; });
@@ -455,13 +490,15 @@ void choices(pnb_context* context, const pnb_workspace& workspace) {
   refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "no indices", [](S& v) { v.blocks.indices.data = nullptr; });
   refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "no counts", [](S& v) { v.blocks.counts.data = nullptr; });
   refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "one list too few", [](S& v) { v.blocks.indices.shape[0] = 1; });
-  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "more room than blocks", [](S& v) { v.blocks.indices.shape[1] = 4; });
+  refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "more room than blocks",
+                   [](S& v) { v.blocks.indices.shape[1] = 4; });
   refuses_value<S>(context, "select_blocks", pnb_select_blocks, c, "4097 blocks", [](S& v) { v.scores.shape[1] = 4097; });
 }
 
 void layers(pnb_context* context, const pnb_workspace& workspace) {
   const int64_t m = 6, h = 8, heads = 2, size = 4;
-  Tensor x(PNB_DTYPE_F32, {m, h}), y(PNB_DTYPE_F32, {m, h}), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), mean(PNB_DTYPE_F32, {m});
+  Tensor x(PNB_DTYPE_F32, {m, h}), y(PNB_DTYPE_F32, {m, h}), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}),
+      mean(PNB_DTYPE_F32, {m});
   Tensor rstd(PNB_DTYPE_F32, {m}), dx(PNB_DTYPE_F32, {m, h});
   using F = pnb_layer_norm_forward_params;
   auto f = params<F>();
@@ -471,7 +508,8 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
   Tensor pooled(PNB_DTYPE_F32, {3, h}), valid = ints({5});
   F means = f;
   means.pooled = pooled.t, means.valid_rows = valid.t, means.pool_rows = 2;
-  refuses<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means, {{"pooled", &F::pooled, true}, {"valid_rows", &F::valid_rows, true}});
+  refuses<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means,
+             {{"pooled", &F::pooled, true}, {"valid_rows", &F::valid_rows, true}});
   refuses_value<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means, "means of 0 rows", [](F& p) { p.pool_rows = 0; });
   Tensor factor(PNB_DTYPE_F32, {2, h}), low(PNB_DTYPE_F32, {m, 2});
   auto project = params<pnb_lora_project_params>();
@@ -487,31 +525,39 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
   auto b = params<B>();
   b.dy = y.t, b.x = x.t, b.mean = mean.t, b.rstd = rstd.t, b.gamma = gamma.t, b.residual = y.t, b.dx = dx.t;
   refuses<B>(context, "layer_norm_backward", pnb_layer_norm_backward, b,
-             {{"dy", &B::dy}, {"x", &B::x}, {"mean", &B::mean}, {"rstd", &B::rstd}, {"gamma", &B::gamma}, {"residual", &B::residual, true}, {"dx", &B::dx}});
+             {{"dy", &B::dy}, {"x", &B::x}, {"mean", &B::mean}, {"rstd", &B::rstd}, {"gamma", &B::gamma},
+              {"residual", &B::residual, true}, {"dx", &B::dx}});
 
-  Tensor tokens = ints({0, 1, 2, 3, 4, 0}), positions = ints({0, 1, 2, 0, 1, 2}), table(PNB_DTYPE_F32, {5, h}), places(PNB_DTYPE_F32, {9, h});
+  Tensor tokens = ints({0, 1, 2, 3, 4, 0}), positions = ints({0, 1, 2, 0, 1, 2}), table(PNB_DTYPE_F32, {5, h}),
+         places(PNB_DTYPE_F32, {9, h});
   using E = pnb_embedding_params;
   auto e = params<E>();
   e.position_offset = 2, e.tokens = tokens.t, e.table = table.t, e.positions = positions.t, e.position_table = places.t, e.d = y.t;
   refuses<E>(context, "embedding", pnb_embedding, e,
-             {{"tokens", &E::tokens}, {"table", &E::table, false, 1}, {"positions", &E::positions}, {"position_table", &E::position_table, false, 1}, {"d", &E::d}});
+             {{"tokens", &E::tokens}, {"table", &E::table, false, 1}, {"positions", &E::positions},
+              {"position_table", &E::position_table, false, 1}, {"d", &E::d}});
   refuses_value<E>(context, "embedding", pnb_embedding, e, "positions below the table", [](E& p) { p.position_offset = -1; });
   refuses_value<E>(context, "embedding", pnb_embedding, e, "positions beyond the table", [](E& p) { p.position_offset = 7; });
 
-  Tensor q(PNB_DTYPE_F32, {m, heads, size}), k(PNB_DTYPE_F32, {m, heads, size}), v(PNB_DTYPE_F32, {m, heads, size}), o(PNB_DTYPE_F32, {m, heads, size});
-  Tensor lse(PNB_DTYPE_F32, {heads, m}), dq(PNB_DTYPE_F32, {m, heads, size}), dk(PNB_DTYPE_F32, {m, heads, size}), dv(PNB_DTYPE_F32, {m, heads, size});
+  Tensor q(PNB_DTYPE_F32, {m, heads, size}), k(PNB_DTYPE_F32, {m, heads, size}), v(PNB_DTYPE_F32, {m, heads, size}),
+      o(PNB_DTYPE_F32, {m, heads, size});
+  Tensor lse(PNB_DTYPE_F32, {heads, m}), dq(PNB_DTYPE_F32, {m, heads, size}), dk(PNB_DTYPE_F32, {m, heads, size}),
+      dv(PNB_DTYPE_F32, {m, heads, size});
   Tensor borders = ints({0, 2, 6});
   using A = pnb_attention_forward_params;
   auto a = params<A>();
-  a.scale = 0.5f, a.q = q.t, a.k = k.t, a.v = v.t, a.o = o.t, a.lse = lse.t, a.cu_seqlens_q = borders.t, a.cu_seqlens_k = borders.t, a.max_seqlen = 4;
+  a.scale = 0.5f, a.q = q.t, a.k = k.t, a.v = v.t, a.o = o.t, a.lse = lse.t, a.cu_seqlens_q = borders.t, a.cu_seqlens_k = borders.t,
+  a.max_seqlen = 4;
   refuses<A>(context, "attention_forward", pnb_attention_forward, a,
-             {{"q", &A::q}, {"k", &A::k}, {"v", &A::v}, {"o", &A::o}, {"lse", &A::lse, true}, {"cu_seqlens_q", &A::cu_seqlens_q}, {"cu_seqlens_k", &A::cu_seqlens_k}});
+             {{"q", &A::q}, {"k", &A::k}, {"v", &A::v}, {"o", &A::o}, {"lse", &A::lse, true}, {"cu_seqlens_q", &A::cu_seqlens_q},
+              {"cu_seqlens_k", &A::cu_seqlens_k}});
   using D = pnb_attention_backward_params;
   auto d = params<D>();
   d.scale = 0.5f, d.q = q.t, d.k = k.t, d.v = v.t, d.o = o.t, d.lse = lse.t, d.d_o = o.t, d.dq = dq.t, d.dk = dk.t, d.dv = dv.t;
   d.cu_seqlens = borders.t, d.max_seqlen = 4, d.workspace = workspace;
   refuses<D>(context, "attention_backward", pnb_attention_backward, d,
-             {{"q", &D::q}, {"k", &D::k}, {"v", &D::v}, {"o", &D::o}, {"lse", &D::lse}, {"d_o", &D::d_o}, {"dq", &D::dq}, {"dk", &D::dk}, {"dv", &D::dv}, {"cu_seqlens", &D::cu_seqlens, false, 1}});
+             {{"q", &D::q}, {"k", &D::k}, {"v", &D::v}, {"o", &D::o}, {"lse", &D::lse}, {"d_o", &D::d_o}, {"dq", &D::dq},
+              {"dk", &D::dk}, {"dv", &D::dv}, {"cu_seqlens", &D::cu_seqlens, false, 1}});
   refuses_query(context, "attention_backward", pnb_attention_backward_workspace, d);
   for (std::vector<int32_t> wrong : {std::vector<int32_t>{0, 2, 7}, {1, 2, 6}, {0, 4, 2}, {0, -1, 6}}) {
     Tensor changed = ints(wrong);
@@ -525,13 +571,16 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
     s.cu_seqlens = changed.t;
     refused(pnb_attention_backward(context, &s), "attention_backward", "borders out of range or order");
   }
-  refuses_value<A>(context, "attention_forward", pnb_attention_forward, a, "a negative max_seqlen", [](A& p) { p.max_seqlen = -1; });
-  refuses_value<D>(context, "attention_backward", pnb_attention_backward, d, "a negative max_seqlen", [](D& p) { p.max_seqlen = -1; });
+  refuses_value<A>(context, "attention_forward", pnb_attention_forward, a, "a negative max_seqlen",
+                   [](A& p) { p.max_seqlen = -1; });
+  refuses_value<D>(context, "attention_backward", pnb_attention_backward, d, "a negative max_seqlen",
+                   [](D& p) { p.max_seqlen = -1; });
 }
 
 // One member of the lists at a time, broken in every way that it can be.
 template <typename P>
-void refuses_lists(pnb_context* context, const char* op, pnb_status (*call)(pnb_context*, const P*), const P& valid, bool transposed) {
+void refuses_lists(pnb_context* context, const char* op, pnb_status (*call)(pnb_context*, const P*), const P& valid,
+                   bool transposed) {
   const struct {
     const char* name;
     pnb_tensor pnb_attention_blocks::*member;
@@ -586,8 +635,10 @@ void listed_attention(pnb_context* context, const pnb_workspace& workspace) {
   a.cu_seqlens_q = a.cu_seqlens_k = batch.borders.t, a.max_seqlen = 150, a.blocks = batch.lists.blocks;
   ok(pnb_attention_forward(context, &a), "attention_forward with lists that work");
   refuses_lists<A>(context, "attention_forward", pnb_attention_forward, a, false);
-  refuses_value<A>(context, "attention_forward", pnb_attention_forward, a, "more keys than queries with blocks", [](A& p) { p.k.shape[0] = p.v.shape[0] = 200; });
-  refuses_value<A>(context, "attention_forward", pnb_attention_forward, a, "lists too narrow for max_seqlen", [](A& p) { p.max_seqlen = 257; });
+  refuses_value<A>(context, "attention_forward", pnb_attention_forward, a, "more keys than queries with blocks",
+                   [](A& p) { p.k.shape[0] = p.v.shape[0] = 200; });
+  refuses_value<A>(context, "attention_forward", pnb_attention_forward, a, "lists too narrow for max_seqlen",
+                   [](A& p) { p.max_seqlen = 257; });
   Tensor other = ints({0, 151, 161});
   A p = a;
   p.cu_seqlens_k = other.t, p.max_seqlen = 151;
@@ -642,34 +693,41 @@ void attention_choices(pnb_context* context, const pnb_workspace& workspace) {
   }
   refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "query_stride 0", [](M& p) { p.query_stride = 0; });
   refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a negative max_seqlen", [](M& p) { p.max_seqlen = -1; });
-  refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a matrix too narrow for max_seqlen", [](M& p) { p.max_seqlen = 257; });
-  refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a sample longer than max_seqlen", [](M& p) { p.max_seqlen = 149; });
+  refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a matrix too narrow for max_seqlen",
+                   [](M& p) { p.max_seqlen = 257; });
+  refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a sample longer than max_seqlen",
+                   [](M& p) { p.max_seqlen = 149; });
 
   const int64_t r = 8, hidden = 12;
-  Tensor pooled(PNB_DTYPE_F32, {6, hidden}), low(PNB_DTYPE_BF16, {2, batch.heads, r, hidden}), bias(PNB_DTYPE_F32, {2, batch.heads, r});
+  Tensor pooled(PNB_DTYPE_F32, {6, hidden}), low(PNB_DTYPE_BF16, {2, batch.heads, r, hidden}),
+      bias(PNB_DTYPE_F32, {2, batch.heads, r});
   Tensor distance(PNB_DTYPE_F32, {batch.heads, batch.lists.width});
   using P = pnb_predict_attention_params;
   auto p = params<P>();
   p.pool_rows = 32, p.pooled = pooled.t, p.a = low.t, p.bias = bias.t, p.distance = distance.t, p.cu_seqlens = batch.borders.t;
   p.tokens = batch.samples.tokens, p.max_seqlen = 150, p.size = 64, p.mass = batch.mass.t, p.workspace = workspace;
   refuses<P>(context, "predict_attention", pnb_predict_attention, p,
-             {{"pooled", &P::pooled}, {"a", &P::a}, {"bias", &P::bias}, {"distance", &P::distance}, {"cu_seqlens", &P::cu_seqlens}, {"mass", &P::mass}});
+             {{"pooled", &P::pooled}, {"a", &P::a}, {"bias", &P::bias}, {"distance", &P::distance}, {"cu_seqlens", &P::cu_seqlens},
+              {"mass", &P::mass}});
   refuses_query(context, "predict_attention", pnb_predict_attention_workspace, p);
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "means of 0 rows", [](P& v) { v.pool_rows = 0; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "means of 48 rows", [](P& v) { v.pool_rows = 48; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "blocks of 96", [](P& v) { v.size = 96; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "negative tokens", [](P& v) { v.tokens = -1; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "other tokens", [](P& v) { v.tokens = 128; });
-  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "a negative max_seqlen", [](P& v) { v.max_seqlen = -1; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "a negative max_seqlen",
+                   [](P& v) { v.max_seqlen = -1; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "no workspace", [](P& v) { v.workspace = {}; });
-  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "rank 4", [](P& v) { v.a.shape[2] = v.bias.shape[2] = 4; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "rank 4",
+                   [](P& v) { v.a.shape[2] = v.bias.shape[2] = 4; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "a in f32", [](P& v) { v.a.dtype = PNB_DTYPE_F32; });
   Tensor deep(PNB_DTYPE_BF16, {2, batch.heads, 72, hidden}), deep_bias(PNB_DTYPE_F32, {2, batch.heads, 72});
   P q = p;
   q.a = deep.t, q.bias = deep_bias.t;
   refused(pnb_predict_attention(context, &q), "predict_attention", "rank 72");
 
-  Tensor table(PNB_DTYPE_F32, {batch.heads, batch.lists.width, batch.lists.width}), budgets(PNB_DTYPE_F32, {batch.heads}), summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE});
+  Tensor table(PNB_DTYPE_F32, {batch.heads, batch.lists.width, batch.lists.width}), budgets(PNB_DTYPE_F32, {batch.heads}),
+      summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE});
   budgets.set(0, 0.5), budgets.set(1, 1.0);
   using S = pnb_select_attention_params;
   auto s = params<S>();
@@ -685,12 +743,14 @@ void attention_choices(pnb_context* context, const pnb_workspace& workspace) {
   S both = s;
   both.table = table.t;
   refused(pnb_select_attention(context, &both), "select_attention", "mass and table");
-  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "no indices", [](S& v) { v.blocks.indices.data = nullptr; });
+  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "no indices",
+                   [](S& v) { v.blocks.indices.data = nullptr; });
   refuses_value<S>(context, "select_attention", pnb_select_attention, s, "coverage 0", [](S& v) { v.coverage = 0.0f; });
   refuses_value<S>(context, "select_attention", pnb_select_attention, s, "coverage above 1", [](S& v) { v.coverage = 1.5f; });
   refuses_value<S>(context, "select_attention", pnb_select_attention, s, "coverage of NaN", [](S& v) { v.coverage = kNaN; });
   refuses_value<S>(context, "select_attention", pnb_select_attention, s, "other tokens", [](S& v) { v.tokens = 1000; });
-  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "a sample longer than max_seqlen", [](S& v) { v.max_seqlen = 149; });
+  refuses_value<S>(context, "select_attention", pnb_select_attention, s, "a sample longer than max_seqlen",
+                   [](S& v) { v.max_seqlen = 149; });
   for (float budget : {0.0f, -0.5f, 1.5f, kNaN}) {
     budgets.set(1, budget);
     refused(pnb_select_attention(context, &s), "select_attention", "a budget of " + std::to_string(budget));

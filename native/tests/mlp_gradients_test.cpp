@@ -35,9 +35,10 @@ class Mlp {
  public:
   Mlp(pnb_context* context, int64_t m, int64_t hidden, const Blocks& blocks)
       : blocks_(blocks), m_(m), h_(hidden), n_(blocks.neurons), context_(context), w1_(context, PNB_DTYPE_F32, n_, h_),
-        w2_(context, PNB_DTYPE_F32, n_, h_), b1_(PNB_DTYPE_F32, {n_}), b2_(PNB_DTYPE_F32, {h_}), mask_(PNB_DTYPE_U8, {m, n_ / 8}, 0.0),
-        hidden_(PNB_DTYPE_F32, m, blocks), d_hidden_(PNB_DTYPE_F32, m, blocks), y_(PNB_DTYPE_F32, {m, h_}, 0.0), x(PNB_DTYPE_F32, {m, h_}),
-        dy(PNB_DTYPE_F32, {m, h_}), dx(PNB_DTYPE_F32, {m, h_}, 0.0), fc1(m, h_, n_), fc2(m, n_, h_) {
+        w2_(context, PNB_DTYPE_F32, n_, h_), b1_(PNB_DTYPE_F32, {n_}), b2_(PNB_DTYPE_F32, {h_}),
+        mask_(PNB_DTYPE_U8, {m, n_ / 8}, 0.0), hidden_(PNB_DTYPE_F32, m, blocks), d_hidden_(PNB_DTYPE_F32, m, blocks),
+        y_(PNB_DTYPE_F32, {m, h_}, 0.0), x(PNB_DTYPE_F32, {m, h_}), dy(PNB_DTYPE_F32, {m, h_}), dx(PNB_DTYPE_F32, {m, h_}, 0.0),
+        fc1(m, h_, n_), fc2(m, n_, h_) {
     // A step across the kink would count half a slope: the bias keeps every neuron well on one of its sides, two of three above.
     for (int64_t j = 0; j < n_; ++j) b1_.set(j, j % 3 == 0 ? -60.0 : 60.0);
   }
@@ -81,7 +82,8 @@ class Mlp {
     ok(pnb_lora_project(context_, &p), "project");
   }
 
-  void gradients(const pnb_tensor& d, const pnb_block_list& d_blocks, const pnb_tensor& from, const pnb_block_list& from_blocks, Adapter& adapter) {
+  void gradients(const pnb_tensor& d, const pnb_block_list& d_blocks, const pnb_tensor& from, const pnb_block_list& from_blocks,
+                 Adapter& adapter) {
     auto p = params<pnb_lora_gradients_params>();
     p.scaling = kScaling, p.dy = d, p.dy_blocks = d_blocks, p.x = from, p.x_blocks = from_blocks;
     p.h = adapter.h.t, p.a = adapter.a.t, p.b = adapter.b.t, p.dh = adapter.dh.t, p.da = adapter.da.t, p.db = adapter.db.t;
@@ -137,8 +139,8 @@ void differences(Mlp& mlp, Tensor& operand, const Tensor& gradient, double step,
     double measured = (high - low) / (2 * step);
     double error = std::fabs(measured - expected) / (typical * std::sqrt(length));
     char text[200];
-    std::snprintf(text, sizeof text, ": direction %d, gradient says %.7g, differences say %.7g: error %.2g, allowed %.2g", trial, expected,
-                  measured, error, tolerance);
+    std::snprintf(text, sizeof text, ": direction %d, gradient says %.7g, differences say %.7g: error %.2g, allowed %.2g", trial,
+                  expected, measured, error, tolerance);
     expect(error <= tolerance, what + text);
   }
 }

@@ -8,7 +8,8 @@ namespace {
 void layer_norm(pnb_context* context, int32_t dtype, int64_t m, int64_t h, bool with_residual) {
   std::string what = std::string("layer norm ") + name(dtype) + " " + std::to_string(m) + " x " + std::to_string(h);
   Tensor x(dtype, {m, h}, 3.0), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), y(dtype, {m, h}, 0.0);
-  Tensor mean(PNB_DTYPE_F32, {m}, 0.0), rstd(PNB_DTYPE_F32, {m}, 0.0), dy(dtype, {m, h}), residual(dtype, {m, h}), dx(dtype, {m, h}, 0.0);
+  Tensor mean(PNB_DTYPE_F32, {m}, 0.0), rstd(PNB_DTYPE_F32, {m}, 0.0), dy(dtype, {m, h}), residual(dtype, {m, h}),
+      dx(dtype, {m, h}, 0.0);
   auto f = params<pnb_layer_norm_forward_params>();
   f.epsilon = 1e-5f;
   f.x = x.t, f.gamma = gamma.t, f.beta = beta.t, f.y = y.t, f.mean = mean.t, f.rstd = rstd.t;
@@ -117,8 +118,10 @@ void dropout(pnb_context* context) {
 }
 
 void cross_entropy(pnb_context* context, int32_t dtype, int64_t m, int64_t hidden, int64_t vocab, std::vector<int32_t> rows) {
-  std::string what = std::string("cross-entropy ") + name(dtype) + " rows " + std::to_string(rows.size()) + " vocab " + std::to_string(vocab);
-  Tensor x(dtype, {m, hidden}), w(dtype, {vocab, hidden}, 0.3), dx(dtype, {m, hidden}, 0.0), loss(PNB_DTYPE_F32, {1}), scale(PNB_DTYPE_F32, {1});
+  std::string what = std::string("cross-entropy ") + name(dtype) + " rows " + std::to_string(rows.size()) + " vocab " +
+                     std::to_string(vocab);
+  Tensor x(dtype, {m, hidden}), w(dtype, {vocab, hidden}, 0.3), dx(dtype, {m, hidden}, 0.0), loss(PNB_DTYPE_F32, {1}),
+      scale(PNB_DTYPE_F32, {1});
   std::vector<int32_t> wanted;
   for (size_t i = 0; i < rows.size(); ++i) wanted.push_back(static_cast<int32_t>(generator()() % vocab));
   Tensor row_indices = ints(rows), targets = ints(wanted);
@@ -167,7 +170,9 @@ void embedding(pnb_context* context, int32_t dtype) {
   ok(pnb_embedding(context, &p), "embedding");
   std::vector<double> expected;
   for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < h; ++j) expected.push_back(table.at(tokens[i] * h + j) + positions_table.at((positions[i] + 2) * h + j));
+    for (int64_t j = 0; j < h; ++j) {
+      expected.push_back(table.at(tokens[i] * h + j) + positions_table.at((positions[i] + 2) * h + j));
+    }
   }
   close(d.values(), expected, dtype, "embedding");
   std::vector<char> before = d.bytes;
@@ -178,8 +183,8 @@ void embedding(pnb_context* context, int32_t dtype) {
 
 void adamw(pnb_context* context, float max_norm, float weight_decay) {
   int64_t n = 9001;
-  Tensor param(PNB_DTYPE_F32, {n}), grad(PNB_DTYPE_F32, {n}), m(PNB_DTYPE_F32, {n}), v(PNB_DTYPE_F32, {n}), schedule(PNB_DTYPE_F32, {3}),
-      norm(PNB_DTYPE_F32, {1}, 0.0);
+  Tensor param(PNB_DTYPE_F32, {n}), grad(PNB_DTYPE_F32, {n}), m(PNB_DTYPE_F32, {n}), v(PNB_DTYPE_F32, {n}),
+      schedule(PNB_DTYPE_F32, {3}), norm(PNB_DTYPE_F32, {1}, 0.0);
   for (int64_t i = 0; i < n; ++i) m.set(i, 0.0), v.set(i, 0.0);
   std::vector<double> p_expected = param.values(), m_expected(n), v_expected(n);
   auto p = params<pnb_adamw_params>();
@@ -201,7 +206,8 @@ void adamw(pnb_context* context, float max_norm, float weight_decay) {
       p_expected[i] *= 1 - lr * weight_decay;
       m_expected[i] = 0.9 * m_expected[i] + 0.1 * g;
       v_expected[i] = 0.999 * v_expected[i] + 0.001 * g * g;
-      p_expected[i] -= lr / (1 - std::pow(0.9, step)) * m_expected[i] / (std::sqrt(v_expected[i] / (1 - std::pow(0.999, step))) + 1e-8);
+      p_expected[i] -= lr / (1 - std::pow(0.9, step)) * m_expected[i] /
+                       (std::sqrt(v_expected[i] / (1 - std::pow(0.999, step))) + 1e-8);
     }
     close(param.values(), p_expected, PNB_DTYPE_F32, "adamw step " + std::to_string(step), 1e-5);
   }
@@ -222,7 +228,8 @@ void misuse(pnb_context* context) {
   p.epsilon = 1e-5f;
   p.x = x.t, p.y = x.t, p.gamma = gamma.t, p.beta = beta.t;
   expect(pnb_layer_norm_forward(context, &p) == PNB_ERROR_INVALID_ARGUMENT, "a wrong shape is refused");
-  expect(std::string(pnb_last_error()).find("gamma of shape [8], found [7]") != std::string::npos, std::string("the text names it: ") + pnb_last_error());
+  expect(std::string(pnb_last_error()).find("gamma of shape [8], found [7]") != std::string::npos,
+         std::string("the text names it: ") + pnb_last_error());
   pnb_context_params c{};
   c.struct_size = sizeof c;
   c.device = PNB_DEVICE_CUDA;
@@ -242,7 +249,11 @@ int main() {
     lora(context, dtype, 130, 64, 257, 19);
     lora(context, dtype, 7, 33, 16, 64);
     cross_entropy(context, dtype, 5, 16, 37, {1, 4});
-    cross_entropy(context, dtype, 300, 24, 1100, [] { std::vector<int32_t> rows(270); for (int i = 0; i < 270; ++i) rows[i] = i + 20; return rows; }());
+    cross_entropy(context, dtype, 300, 24, 1100, [] {
+      std::vector<int32_t> rows(270);
+      for (int i = 0; i < 270; ++i) rows[i] = i + 20;
+      return rows;
+    }());
     embedding(context, dtype);
   }
   dropout(context);

@@ -9,10 +9,11 @@ namespace {
 Tensor one_int(int32_t value) { return ints({value}); }
 
 void pooling(pnb_context* context, int32_t dtype, int64_t m, int64_t h, int64_t pool_rows, int32_t valid) {
-  std::string what = std::string("pooled layer norm ") + name(dtype) + " " + std::to_string(m) + " x " + std::to_string(h) + ", means of " +
-                     std::to_string(pool_rows) + ", valid " + std::to_string(valid);
+  std::string what = std::string("pooled layer norm ") + name(dtype) + " " + std::to_string(m) + " x " + std::to_string(h) +
+                     ", means of " + std::to_string(pool_rows) + ", valid " + std::to_string(valid);
   int64_t groups = (m + pool_rows - 1) / pool_rows;
-  Tensor x(dtype, {m, h}, 3.0), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), y(dtype, {m, h}, 0.0), plain(dtype, {m, h}, 0.0);
+  Tensor x(dtype, {m, h}, 3.0), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), y(dtype, {m, h}, 0.0),
+      plain(dtype, {m, h}, 0.0);
   Tensor pooled(PNB_DTYPE_F32, {groups, h}, 0.0), rows = one_int(valid);
   auto p = params<pnb_layer_norm_forward_params>();
   p.epsilon = 1e-5f;
@@ -38,10 +39,11 @@ void pooling(pnb_context* context, int32_t dtype, int64_t m, int64_t h, int64_t 
 }
 
 // kind 0: f32, 1: bf16, 2: bits.
-void activation_mass(pnb_context* context, int kind, int64_t m, int64_t n, int64_t size, int64_t rows_per_list, int32_t valid, bool norms) {
-  std::string what = "activation mass kind " + std::to_string(kind) + " m " + std::to_string(m) + " n " + std::to_string(n) + " blocks of " +
-                     std::to_string(size) + " rows " + std::to_string(rows_per_list) + " valid " + std::to_string(valid) + " norms " +
-                     std::to_string(norms);
+void activation_mass(pnb_context* context, int kind, int64_t m, int64_t n, int64_t size, int64_t rows_per_list, int32_t valid,
+                     bool norms) {
+  std::string what = "activation mass kind " + std::to_string(kind) + " m " + std::to_string(m) + " n " + std::to_string(n) +
+                     " blocks of " + std::to_string(size) + " rows " + std::to_string(rows_per_list) + " valid " +
+                     std::to_string(valid) + " norms " + std::to_string(norms);
   int64_t lists = (m + rows_per_list - 1) / rows_per_list, gap = 8;
   int64_t columns = kind == 2 ? n / 8 : n;
   Tensor given(kind == 0 ? PNB_DTYPE_F32 : kind == 1 ? PNB_DTYPE_BF16 : PNB_DTYPE_U8, {m, columns + gap}, kind == 2 ? 0.0 : 1.0);
@@ -49,7 +51,8 @@ void activation_mass(pnb_context* context, int kind, int64_t m, int64_t n, int64
     if (kind == 2) byte = static_cast<char>(generator()());
   }
   given.t.shape[1] = columns;
-  Tensor scale(PNB_DTYPE_F32, {n}), block(PNB_DTYPE_F32, {lists, n / size}, 0.0), mass(PNB_DTYPE_F32, {n}), fired(PNB_DTYPE_F32, {n}), rows = one_int(valid);
+  Tensor scale(PNB_DTYPE_F32, {n}), block(PNB_DTYPE_F32, {lists, n / size}, 0.0), mass(PNB_DTYPE_F32, {n}),
+      fired(PNB_DTYPE_F32, {n}), rows = one_int(valid);
   for (int64_t j = 0; j < n; ++j) scale.set(j, std::fabs(scale.at(j)));
   std::vector<double> block_expected(lists * (n / size)), mass_expected = mass.values(), fired_expected = fired.values();
   int64_t counted = valid < 0 ? m : std::min<int64_t>(valid, m);
@@ -89,13 +92,14 @@ void activation_mass(pnb_context* context, int kind, int64_t m, int64_t n, int64
   expect(block.bytes == before, what + ": masses of blocks alone differ");
 }
 
-void prediction(pnb_context* context, int64_t pooled_rows, int64_t h, int64_t rank, int64_t scores, int32_t units_per_score, int64_t per_list,
-                bool bias, bool norms) {
+void prediction(pnb_context* context, int64_t pooled_rows, int64_t h, int64_t rank, int64_t scores, int32_t units_per_score,
+                int64_t per_list, bool bias, bool norms) {
   std::string what = "prediction of " + std::to_string(scores) + " scores of " + std::to_string(units_per_score) + " units, rows " +
                      std::to_string(pooled_rows) + " h " + std::to_string(h) + " rank " + std::to_string(rank) + " a list " +
                      std::to_string(per_list);
   int64_t units = scores * units_per_score, lists = (pooled_rows + per_list - 1) / per_list, gap = 3;
-  Tensor pooled(PNB_DTYPE_F32, {pooled_rows, h + gap}), a(PNB_DTYPE_F32, {rank, h}), b(PNB_DTYPE_F32, {units, rank}), shift(PNB_DTYPE_F32, {units});
+  Tensor pooled(PNB_DTYPE_F32, {pooled_rows, h + gap}), a(PNB_DTYPE_F32, {rank, h}), b(PNB_DTYPE_F32, {units, rank}),
+      shift(PNB_DTYPE_F32, {units});
   Tensor scale(PNB_DTYPE_F32, {units}), out(PNB_DTYPE_F32, {lists, scores}, 0.0);
   pooled.t.shape[1] = h;
   std::vector<double> expected(lists * scores);
@@ -147,7 +151,8 @@ struct Selected {
   std::vector<float> summary;
 };
 
-Selected select(pnb_context* context, const std::vector<std::vector<float>>& scores, float coverage, int64_t capacity, const std::string& what) {
+Selected select(pnb_context* context, const std::vector<std::vector<float>>& scores, float coverage, int64_t capacity,
+                const std::string& what) {
   int64_t lists = static_cast<int64_t>(scores.size()), blocks = static_cast<int64_t>(scores[0].size());
   Tensor given(PNB_DTYPE_F32, {lists, blocks + 2}), summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE}, 0.0);
   given.t.shape[1] = blocks;
@@ -178,8 +183,9 @@ void selections(pnb_context* context) {
   auto is = [](const Selected& s, std::vector<List> lists, std::vector<float> summary, const std::string& what) {
     expect(s.lists == lists, what + ": other blocks than expected");
     for (size_t i = 0; i < summary.size(); ++i) {
-      expect(std::fabs(s.summary[i] - summary[i]) < 1e-6,
-             what + ": summary " + std::to_string(i) + " expected " + std::to_string(summary[i]) + ", found " + std::to_string(s.summary[i]));
+      expect(std::fabs(s.summary[i] - summary[i]) < 1e-6, what + ": summary " + std::to_string(i) + " expected " +
+                                                              std::to_string(summary[i]) + ", found " +
+                                                              std::to_string(s.summary[i]));
     }
   };
   const float inf = INFINITY;
@@ -192,7 +198,8 @@ void selections(pnb_context* context) {
   is(select(context, {{1e-30f, 1, 1e-20f, 1}}, 1.0f, 4, "everything"), {{0, 1, 2, 3}}, {1, 1, 0}, "everything");
   is(select(context, {{1, inf, 2, 3}}, 0.5f, 4, "an infinite score"), {{1}}, {0.25f}, "an infinite score");
   is(select(context, {{1, 2}}, 0.9f, 0, "no room"), {{}}, {0, 0, 1}, "no room");
-  is(select(context, {{1, 3}, {3, 1}, {0, 0}, {2, 2}}, 0.75f, 1, "four lists"), {{1}, {0}, {}, {0}}, {0.375f, 8.0f / 12, 0.25f}, "four lists");
+  is(select(context, {{1, 3}, {3, 1}, {0, 0}, {2, 2}}, 0.75f, 1, "four lists"), {{1}, {0}, {}, {0}}, {0.375f, 8.0f / 12, 0.25f},
+     "four lists");
   // Against the rule itself on random scores, many of them equal.
   for (int64_t blocks : {1, 24, 96, 257, 4096}) {
     for (float coverage : {0.3f, 0.9f, 1.0f}) {

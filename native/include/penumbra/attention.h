@@ -55,7 +55,8 @@ typedef struct pnb_attention_backward_params {
 } pnb_attention_backward_params;
 
 PNB_API pnb_status pnb_attention_backward(pnb_context* context, const pnb_attention_backward_params* params);
-PNB_API pnb_status pnb_attention_backward_workspace(pnb_context* context, const pnb_attention_backward_params* params, uint64_t* bytes);
+PNB_API pnb_status pnb_attention_backward_workspace(pnb_context* context, const pnb_attention_backward_params* params,
+                                                    uint64_t* bytes);
 
 /* How much each block of keys weighs with each block of queries: mass[h, slot of query block i, j] is the sum over block i's
    sampled queries and block j's keys of exp(scale * q k - lse), 0 for j > i and in slots of no block. Sampled are queries r,

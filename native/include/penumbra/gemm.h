@@ -40,7 +40,8 @@ PNB_API pnb_status pnb_weight_create(pnb_context* context, const pnb_weight_para
 PNB_API void pnb_weight_destroy(pnb_weight* weight);
 
 /* Dropout that can be drawn again: element e of a stream is dropped when word (e mod 4) of
-   Philox4x32-10(counter = {e / 4 (64 bits, low word first), offset (64 bits, low word first)}, key = seed xor (stream * 0x9E3779B97F4A7C15))
+   Philox4x32-10(counter = {e / 4 (64 bits, low word first), offset (64 bits, low word first)},
+                 key = seed xor (stream * 0x9E3779B97F4A7C15))
    as an unsigned number is below round(p * 2^32); what stays is divided by (1 - p). */
 typedef struct pnb_dropout {
   float p;         /* 0: no dropout, and the rest is not read */

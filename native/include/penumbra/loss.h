@@ -27,7 +27,8 @@ typedef struct pnb_linear_cross_entropy_params {
 } pnb_linear_cross_entropy_params;
 
 PNB_API pnb_status pnb_linear_cross_entropy(pnb_context* context, const pnb_linear_cross_entropy_params* params);
-PNB_API pnb_status pnb_linear_cross_entropy_workspace(pnb_context* context, const pnb_linear_cross_entropy_params* params, uint64_t* bytes);
+PNB_API pnb_status pnb_linear_cross_entropy_workspace(pnb_context* context, const pnb_linear_cross_entropy_params* params,
+                                                      uint64_t* bytes);
 
 #ifdef __cplusplus
 }

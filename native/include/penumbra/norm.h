@@ -29,10 +29,12 @@ typedef struct pnb_layer_norm_forward_params {
   pnb_tensor y;     /* [m, h], dtype of x: =; may be x itself */
   pnb_tensor mean;  /* f32 [m]: =, or absent together with rstd */
   pnb_tensor rstd;  /* f32 [m]: = */
-  pnb_tensor pooled;     /* f32 [ceil(m / pool_rows), h]: = the mean of y over each pool_rows rows before it is rounded; absent: none */
+  pnb_tensor pooled;     /* f32 [ceil(m / pool_rows), h]: = the mean of y over each pool_rows rows before it is rounded;
+                            absent: none */
   pnb_tensor valid_rows; /* i32 [1] on the device: rows from it on are no part of a mean, and a mean of none is 0; absent: m */
   int64_t pool_rows;     /* read with pooled */
-  const struct pnb_lora_project_params* project; /* adapters of y, each with y as its x: pnb_lora_project in the same pass; NULL: none */
+  const struct pnb_lora_project_params* project; /* adapters of y, each with y as its x: pnb_lora_project in the same pass;
+                                                    NULL: none */
 } pnb_layer_norm_forward_params;
 
 PNB_API pnb_status pnb_layer_norm_forward(pnb_context* context, const pnb_layer_norm_forward_params* params);

@@ -10,7 +10,8 @@ namespace pnb::check {
 void query_form(const Checker& check, const pnb_tensor& q) {
   check.tensor(q, "q", 3, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
   check.rows_contiguous(q, "q");
-  check.that(q.shape[1] > 0 && q.shape[2] > 0 && q.shape[2] <= 256, "expected heads of size 1 to 256, found %s", shape_text(q).c_str());
+  check.that(q.shape[1] > 0 && q.shape[2] > 0 && q.shape[2] <= 256, "expected heads of size 1 to 256, found %s",
+             shape_text(q).c_str());
 }
 
 void heads_like(const Checker& check, const pnb_tensor& t, const char* name, const pnb_tensor& q, int64_t tokens) {
@@ -39,16 +40,16 @@ void by_slot(const Checker& check, const pnb_tensor& t, const char* name, int32_
              const pnb_tensor& cu_seqlens, int64_t longest, int32_t size) {
   check.tensor(t, name, 3, {dtype});
   int64_t least = (longest + size - 1) / size;
-  check.that(t.shape[2] >= least, "expected %s with room for %lld blocks in dimension 2, found %s", name, static_cast<long long>(least),
-             shape_text(t).c_str());
+  check.that(t.shape[2] >= least, "expected %s with room for %lld blocks in dimension 2, found %s", name,
+             static_cast<long long>(least), shape_text(t).c_str());
   check.shape(t, name, {heads, tokens / size + cu_seqlens.shape[0] - 1, t.shape[2]});
   check.contiguous(t, name);
 }
 
 }  // namespace
 
-void block_matrix(const Checker& check, const pnb_tensor& t, const char* name, int64_t heads, int64_t tokens, const pnb_tensor& cu_seqlens,
-                  int64_t longest, int32_t size) {
+void block_matrix(const Checker& check, const pnb_tensor& t, const char* name, int64_t heads, int64_t tokens,
+                  const pnb_tensor& cu_seqlens, int64_t longest, int32_t size) {
   by_slot(check, t, name, PNB_DTYPE_F32, heads, tokens, cu_seqlens, longest, size);
 }
 

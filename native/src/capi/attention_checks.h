@@ -16,8 +16,8 @@ void max_seqlen(const Checker& check, int64_t longest);
 
 void attention_block_size(const Checker& check, int32_t size);
 // f32 [heads, slots, width], whatever stands in it for each query block and key block.
-void block_matrix(const Checker& check, const pnb_tensor& t, const char* name, int64_t heads, int64_t tokens, const pnb_tensor& cu_seqlens,
-                  int64_t longest, int32_t size);
+void block_matrix(const Checker& check, const pnb_tensor& t, const char* name, int64_t heads, int64_t tokens,
+                  const pnb_tensor& cu_seqlens, int64_t longest, int32_t size);
 
 enum AttentionLists { kForwardLists, kAllLists };
 // Lists that are there, for a batch.

@@ -48,8 +48,9 @@ void check_prediction(const Checker& check, const pnb_predict_attention_params& 
   check.rows_contiguous(p.pooled, "pooled");
   check.tensor(p.a, "a", 4, {PNB_DTYPE_BF16});
   int64_t heads = p.a.shape[1], r = p.a.shape[2];
-  check.that(r >= kRankStep && r <= kMostRank && r % kRankStep == 0, "expected a rank that is a multiple of %lld, at most %lld, found %lld",
-             static_cast<long long>(kRankStep), static_cast<long long>(kMostRank), static_cast<long long>(r));
+  check.that(r >= kRankStep && r <= kMostRank && r % kRankStep == 0,
+             "expected a rank that is a multiple of %lld, at most %lld, found %lld", static_cast<long long>(kRankStep),
+             static_cast<long long>(kMostRank), static_cast<long long>(r));
   contiguous(check, p.a, "a", PNB_DTYPE_BF16, {2, heads, r, p.pooled.shape[1]});
   contiguous(check, p.bias, "bias", PNB_DTYPE_F32, {2, heads, r});
   borders(check, p.cu_seqlens, "cu_seqlens");
@@ -60,7 +61,8 @@ void check_prediction(const Checker& check, const pnb_predict_attention_params& 
 void check_selection(const Checker& check, const pnb_select_attention_params& p) {
   token_count(check, p.tokens);
   max_seqlen(check, p.max_seqlen);
-  check.that(p.coverage > 0 && p.coverage <= 1, "expected a coverage above 0, at most 1, found %g", static_cast<double>(p.coverage));
+  check.that(p.coverage > 0 && p.coverage <= 1, "expected a coverage above 0, at most 1, found %g",
+             static_cast<double>(p.coverage));
   borders(check, p.cu_seqlens, "cu_seqlens");
   check.tensor(p.blocks.indices, "blocks.indices", 3, {PNB_DTYPE_I32});
   int64_t heads = p.blocks.indices.shape[0], width = p.blocks.indices.shape[2];
@@ -71,7 +73,9 @@ void check_selection(const Checker& check, const pnb_select_attention_params& p)
   if (by_sample) contiguous(check, p.mass, "mass", PNB_DTYPE_F32, {heads, p.blocks.indices.shape[1], width});
   if (by_table) contiguous(check, p.table, "table", PNB_DTYPE_F32, {heads, width, width});
   if (check.optional(p.budgets, "budgets", 1, {PNB_DTYPE_F32})) contiguous(check, p.budgets, "budgets", PNB_DTYPE_F32, {heads});
-  if (check.optional(p.summary, "summary", 1, {PNB_DTYPE_F32})) contiguous(check, p.summary, "summary", PNB_DTYPE_F32, {PNB_SUMMARY_SIZE});
+  if (check.optional(p.summary, "summary", 1, {PNB_DTYPE_F32})) {
+    contiguous(check, p.summary, "summary", PNB_DTYPE_F32, {PNB_SUMMARY_SIZE});
+  }
 }
 
 }  // namespace

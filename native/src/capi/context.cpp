@@ -29,8 +29,8 @@ pnb_status pnb_context_create(const pnb_context_params* params, pnb_context** co
     pnb::check_params("context", params);
     pnb::check::Checker check("context");
     check.that(context != nullptr, "expected somewhere to write the context, found NULL");
-    check.that(params->device == PNB_DEVICE_CPU || params->device == PNB_DEVICE_CUDA, "expected device 0 (CPU) or 1 (CUDA), found %d",
-               params->device);
+    check.that(params->device == PNB_DEVICE_CPU || params->device == PNB_DEVICE_CUDA,
+               "expected device 0 (CPU) or 1 (CUDA), found %d", params->device);
     check.that(params->ordinal >= 0, "expected an ordinal of 0 or more, found %d", params->ordinal);
     check.that(params->threads >= 0 && params->threads <= 1024, "expected 0 to 1024 threads, found %d", params->threads);
     auto created = std::make_unique<pnb_context>();

@@ -50,8 +50,9 @@ void block_size(const Checker& check, int64_t size, int64_t neurons) {
 }
 
 void rows_per_list(const Checker& check, int64_t rows, int64_t m) {
-  check.that(rows > 0 && (rows >= m || rows % 128 == 0), "expected rows_per_list to be a multiple of 128 or at least %lld, found %lld",
-             static_cast<long long>(m), static_cast<long long>(rows));
+  check.that(rows > 0 && (rows >= m || rows % 128 == 0),
+             "expected rows_per_list to be a multiple of 128 or at least %lld, found %lld", static_cast<long long>(m),
+             static_cast<long long>(rows));
 }
 
 int64_t list_count(int64_t m, int64_t rows_per_list) { return (m + rows_per_list - 1) / rows_per_list; }

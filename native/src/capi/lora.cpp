@@ -56,7 +56,8 @@ void check_gradients(const Checker& check, const pnb_lora_gradients_params& p) {
     pnb::check::vector_of(check, p.norm.rstd, "norm.rstd", m);
     pnb::check::vector_of(check, p.norm.gamma, "norm.gamma", in);
     pnb::check::vector_of(check, p.norm.beta, "norm.beta", in);
-    check.that(!check.optional(p.x_blocks.indices, "x_blocks", 2, {PNB_DTYPE_I32}), "expected a normed x without blocks, found some");
+    check.that(!check.optional(p.x_blocks.indices, "x_blocks", 2, {PNB_DTYPE_I32}),
+               "expected a normed x without blocks, found some");
   }
 }
 
@@ -69,7 +70,8 @@ void check_chain(const Checker& check, const Params& first, Check&& one) {
     check.that(p->x.data == first.x.data && p->x.stride[0] == first.x.stride[0] && p->x.dtype == first.x.dtype,
                "expected the next adapter to read the same x, found another");
     check.shape(p->x, "the next adapter's x", {first.x.shape[0], first.x.shape[1]});
-    check.that(p->x_blocks.indices.data == first.x_blocks.indices.data, "expected the next adapter to read x by the same lists, found others");
+    check.that(p->x_blocks.indices.data == first.x_blocks.indices.data,
+               "expected the next adapter to read x by the same lists, found others");
   }
 }
 
@@ -85,7 +87,9 @@ void check_all_gradients(const Checker& check, const pnb_lora_gradients_params& 
 
 }  // namespace
 
-void pnb::check::projections(const Checker& check, const pnb_lora_project_params& first) { check_chain(check, first, check_projection); }
+void pnb::check::projections(const Checker& check, const pnb_lora_project_params& first) {
+  check_chain(check, first, check_projection);
+}
 
 extern "C" {
 

@@ -43,7 +43,8 @@ pnb_status pnb_linear_cross_entropy(pnb_context* context, const pnb_linear_cross
   });
 }
 
-pnb_status pnb_linear_cross_entropy_workspace(pnb_context* context, const pnb_linear_cross_entropy_params* params, uint64_t* bytes) {
+pnb_status pnb_linear_cross_entropy_workspace(pnb_context* context, const pnb_linear_cross_entropy_params* params,
+                                              uint64_t* bytes) {
   return pnb::query("linear_cross_entropy", context, params, bytes, [&](Backend& backend) {
     check_loss(*params, pnb::check::kShapeOnly);
     return backend.linear_cross_entropy_workspace(*params);

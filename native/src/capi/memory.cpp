@@ -50,7 +50,8 @@ pnb_status pnb_convert(pnb_context* context, const pnb_convert_params* params) {
 pnb_status pnb_find_not_finite(pnb_context* context, const pnb_tensor* tensor, int64_t* index) {
   return pnb::guarded("find_not_finite", [&] {
     Checker check("find_not_finite");
-    check.that(context != nullptr && tensor != nullptr && index != nullptr, "expected a context, a tensor and an index, found NULL");
+    check.that(context != nullptr && tensor != nullptr && index != nullptr,
+               "expected a context, a tensor and an index, found NULL");
     check.that(tensor->rank >= 1 && tensor->rank <= PNB_MAX_RANK, "expected a tensor of rank 1 to 4, found %d", tensor->rank);
     check.tensor(*tensor, "tensor", tensor->rank, {PNB_DTYPE_F32, PNB_DTYPE_BF16, PNB_DTYPE_F16});
     check.contiguous(*tensor, "tensor");

@@ -55,8 +55,9 @@ pnb_status pnb_layer_norm_forward(pnb_context* context, const pnb_layer_norm_for
     if (p.project != nullptr) {
       pnb::check::projections(check, *p.project);
       const pnb_tensor& x = p.project->x;
-      check.that(x.data == p.y.data && x.stride[0] == p.y.stride[0] && x.dtype == p.y.dtype && !pnb::present(p.project->x_blocks.indices),
-                 "expected the projected adapters to read y, found another x");
+      check.that(
+          x.data == p.y.data && x.stride[0] == p.y.stride[0] && x.dtype == p.y.dtype && !pnb::present(p.project->x_blocks.indices),
+          "expected the projected adapters to read y, found another x");
       check.shape(x, "the projected adapters' x", {p.y.shape[0], p.y.shape[1]});
     }
     check.that(p.epsilon > 0, "expected an epsilon above 0, found %g", static_cast<double>(p.epsilon));

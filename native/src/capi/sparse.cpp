@@ -51,7 +51,8 @@ void check_prediction(const Checker& check, const pnb_predict_mass_params& p) {
   check.tensor(p.b, "b", 2, {PNB_DTYPE_F32});
   int64_t r = p.a.shape[0];
   int64_t units = p.b.shape[0];
-  check.that(r >= 1 && r <= kMostRank, "expected a rank of 1 to %lld, found %lld", static_cast<long long>(kMostRank), static_cast<long long>(r));
+  check.that(r >= 1 && r <= kMostRank, "expected a rank of 1 to %lld, found %lld", static_cast<long long>(kMostRank),
+             static_cast<long long>(r));
   matrix(check, p.a, "a", r, p.pooled.shape[1]);
   matrix(check, p.b, "b", units, r);
   optional_vector(check, p.bias, "bias", units);
@@ -67,7 +68,8 @@ void check_selection(const Checker& check, const pnb_select_blocks_params& p) {
   check.rows_contiguous(p.scores, "scores");
   check.that(p.scores.shape[1] <= kMostBlocks, "expected at most %lld blocks, found %lld", static_cast<long long>(kMostBlocks),
              static_cast<long long>(p.scores.shape[1]));
-  check.that(p.coverage > 0 && p.coverage <= 1, "expected a coverage above 0, at most 1, found %g", static_cast<double>(p.coverage));
+  check.that(p.coverage > 0 && p.coverage <= 1, "expected a coverage above 0, at most 1, found %g",
+             static_cast<double>(p.coverage));
   pnb::check::block_lists(check, p.blocks, "blocks", p.scores.shape[0]);
   check.that(p.blocks.indices.shape[1] <= p.scores.shape[1], "expected room for at most %lld blocks, found %lld",
              static_cast<long long>(p.scores.shape[1]), static_cast<long long>(p.blocks.indices.shape[1]));
@@ -115,8 +117,9 @@ pnb_status pnb_relative_mass(pnb_context* context, const pnb_relative_mass_param
     check.tensor(p.neuron_mass, "neuron_mass", 1, {PNB_DTYPE_F32});
     check.contiguous(p.neuron_mass, "neuron_mass");
     pnb::check::block_size(check, p.block_size, p.neuron_mass.shape[0]);
-    check.that(p.threshold >= 0 && p.share > 0 && p.share <= 1, "expected a threshold of 0 or more and a share in (0, 1], found %g and %g",
-               static_cast<double>(p.threshold), static_cast<double>(p.share));
+    check.that(p.threshold >= 0 && p.share > 0 && p.share <= 1,
+               "expected a threshold of 0 or more and a share in (0, 1], found %g and %g", static_cast<double>(p.threshold),
+               static_cast<double>(p.share));
     matrix(check, p.scores, "scores", 1, p.neuron_mass.shape[0] / p.block_size);
     backend.relative_mass(p);
   });

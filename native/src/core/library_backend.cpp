@@ -34,7 +34,8 @@ auto checked(Call&& call) {
 class LibraryBackend final : public Backend {
  public:
   LibraryBackend(const BackendLibrary& library, const pnb_context_params& params)
-      : library_(library), backend_(checked([&](LibraryError* e) { return library.create(&params, e); })), text_(library.describe(backend_)) {}
+      : library_(library), backend_(checked([&](LibraryError* e) { return library.create(&params, e); })),
+        text_(library.describe(backend_)) {}
   ~LibraryBackend() override { library_.destroy(backend_); }
 
   LibraryBackend(const LibraryBackend&) = delete;

@@ -30,7 +30,8 @@ HeadLists lists_of(const pnb_attention_blocks& blocks, const pnb_tensor& indices
                    const SampleBlocks& sample) {
   if (!present(blocks.indices)) return {};
   int64_t slot = head * indices.shape[1] + sample.first_slot, width = indices.shape[2];
-  return {static_cast<const int32_t*>(indices.data) + slot * width, static_cast<const int32_t*>(counts.data) + slot, width, blocks.size};
+  return {static_cast<const int32_t*>(indices.data) + slot * width, static_cast<const int32_t*>(counts.data) + slot, width,
+          blocks.size};
 }
 
 int64_t block_rows(const pnb_attention_blocks& blocks) { return present(blocks.indices) ? blocks.size : kTile; }
@@ -58,8 +59,9 @@ void attention_forward(const pnb_attention_forward_params& p, int threads, Scrat
   if (present(p.blocks.indices)) {
     for (int64_t s = 1; s <= samples; ++s) {
       if (cu_q[s] != cu_k[s]) {
-        fail(PNB_ERROR_INVALID_ARGUMENT, "attention_forward: expected equal borders of queries and keys with blocks, found %d and %d at %lld",
-             cu_q[s], cu_k[s], static_cast<long long>(s));
+        fail(PNB_ERROR_INVALID_ARGUMENT,
+             "attention_forward: expected equal borders of queries and keys with blocks, found %d and %d at %lld", cu_q[s], cu_k[s],
+             static_cast<long long>(s));
       }
     }
     check_lists("attention_forward", p.blocks, false, cu_q, samples);
@@ -103,7 +105,8 @@ void attention_backward(const pnb_attention_backward_params& p, int threads) {
     BackwardHead operands{Head(p.q, first, head),   Head(p.k, first, head),  Head(p.v, first, head),  Head(p.o, first, head),
                           Head(p.d_o, first, head), Head(p.dq, first, head), Head(p.dk, first, head), Head(p.dv, first, head),
                           static_cast<const float*>(p.lse.data) + head * p.lse.stride[0] + first};
-    HeadLists lists = lists_of(p.blocks, p.blocks.t_indices, p.blocks.t_counts, head, SampleBlocks(cu, sample, block_rows(p.blocks)));
+    HeadLists lists = lists_of(p.blocks, p.blocks.t_indices, p.blocks.t_counts, head,
+                               SampleBlocks(cu, sample, block_rows(p.blocks)));
     kernels.backward(operands, HeadSizes{length, length, p.q.shape[2]}, lists, p.scale, p.max_seqlen,
                      static_cast<char*>(p.workspace.data) + omp_get_thread_num() * bytes);
   }

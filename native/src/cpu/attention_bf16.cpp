@@ -104,7 +104,8 @@ PNB_AVX512_BF16 void load_transposed(const Head& s, int64_t first, int64_t rows,
       __mmask32 columns = static_cast<__mmask32>(below(dim - k));
       __m512i row[kLanes], other[kLanes];
       for (int j = 0; j < kLanes; ++j) {
-        row[j] = i + j < rows ? _mm512_maskz_loadu_epi16(columns, s.row(first + i + j) + k * sizeof(uint16_t)) : _mm512_setzero_si512();
+        row[j] = i + j < rows ? _mm512_maskz_loadu_epi16(columns, s.row(first + i + j) + k * sizeof(uint16_t))
+                              : _mm512_setzero_si512();
       }
       // 16 x 16 words: single words, then pairs, then quarters of a vector change places, twice.
 #pragma GCC unroll 8
@@ -148,7 +149,8 @@ PNB_AVX512_BF16 bool load_row_pairs(const Head& s, int64_t first, int64_t rows, 
     if (i + 1 < rows) {
       for (int64_t j = 0; j < dim; ++j) {
         pairs[j] = low[j] | static_cast<uint32_t>(high[j]) << 16;
-        found |= static_cast<uint32_t>((low[j] & kExponent) == kExponent) | static_cast<uint32_t>((high[j] & kExponent) == kExponent);
+        found |= static_cast<uint32_t>((low[j] & kExponent) == kExponent) |
+                 static_cast<uint32_t>((high[j] & kExponent) == kExponent);
       }
     } else {
       for (int64_t j = 0; j < dim; ++j) {
@@ -220,8 +222,8 @@ struct Running {
 
 // Takes in the scores of the `seen` first keys of a tile: probabilities relative to the new maximum, zero for the other keys.
 // What out holds is scaled down to the new maximum.
-PNB_AVX512_BF16 inline void softmax_row(const float* scores, int64_t seen, float scale, Running& running, float* out, int64_t padded,
-                                        Pair* probabilities) {
+PNB_AVX512_BF16 inline void softmax_row(const float* scores, int64_t seen, float scale, Running& running, float* out,
+                                        int64_t padded, Pair* probabilities) {
   constexpr int kVectors = kTile / kLanes;
   const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   uint64_t lanes = below(seen);
@@ -261,7 +263,8 @@ void add_seen_values(const Pair* probabilities, const Head& v, int64_t first, in
   }
 }
 
-PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, const ForwardBuffers& b) {
+PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale,
+                                  const ForwardBuffers& b) {
   int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
   for (int64_t key = 0; key < s.keys; key += kTile) {
     load_transposed(h.k, key, std::min(kTile, s.keys - key), s.dim, b.keys + key * width);
@@ -282,7 +285,8 @@ PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, cons
         int64_t widest = s.visible(first + i + used - 1, key);
         if (widest == 0) continue;
         float* out = b.out + i * padded;
-        product(b.scores, kTile, b.query + i * width, width, 1, b.keys + key * width, kTile, round_up(widest, kLanes), pairs, false);
+        product(b.scores, kTile, b.query + i * width, width, 1, b.keys + key * width, kTile, round_up(widest, kLanes), pairs,
+                false);
         for (int64_t r = 0; r < kRows; ++r) {
           Pair* probabilities = b.probabilities + r * kTile / 2;
           int64_t seen = r < used ? s.visible(first + i + r, key) : 0;
@@ -419,7 +423,8 @@ Head packed_rows(Head s, Pair* rows, int64_t width) {
   return s;
 }
 
-PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, const BackwardBuffers& b) {
+PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale,
+                                   const BackwardBuffers& b) {
   int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
   int64_t n = s.queries;
   load_rows(h.d_o, 0, n, s.dim, b.d_out);
@@ -467,7 +472,8 @@ PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, co
         int64_t query_pairs = (rows + 1) / 2 - skipped;
         const Pair* d_out = b.d_out_pairs + (first / 2 + skipped) * padded;
         const Pair* query = b.query_pairs + (first / 2 + skipped) * padded;
-        product(b.d_value + j * padded, padded, b.p_pairs + skipped * kTile + j, 1, kTile, d_out, padded, padded, query_pairs, true);
+        product(b.d_value + j * padded, padded, b.p_pairs + skipped * kTile + j, 1, kTile, d_out, padded, padded, query_pairs,
+                true);
         product(b.d_key + j * padded, padded, b.ds_pairs + skipped * kTile + j, 1, kTile, query, padded, padded, query_pairs, true);
       }
     }

@@ -192,8 +192,8 @@ struct BackwardBuffers {
 };
 
 // A tile of keys, as it is and turned, and one of values, turned.
-inline __attribute__((always_inline)) void load_key_tile(const BackwardHead& h, int64_t key, int64_t keys, int64_t dim, int64_t padded,
-                                                         const BackwardBuffers& b) {
+inline __attribute__((always_inline)) void load_key_tile(const BackwardHead& h, int64_t key, int64_t keys, int64_t dim,
+                                                         int64_t padded, const BackwardBuffers& b) {
   Head tile = h.k;
   tile.data += key * tile.row_bytes;
   load(tile, keys, b.key, dim, padded);
@@ -205,7 +205,8 @@ inline __attribute__((always_inline)) void load_key_tile(const BackwardHead& h, 
 }
 
 // As the bf16 kernel's: of operands in bf16 the sum of p * (d_o . v) is not d_o . o, whose o is rounded.
-PNB_MULTIVERSION void exact_deltas(const BackwardHead& h, const HeadSizes& s, float scale, int64_t padded, const BackwardBuffers& b) {
+PNB_MULTIVERSION void exact_deltas(const BackwardHead& h, const HeadSizes& s, float scale, int64_t padded,
+                                   const BackwardBuffers& b) {
   int64_t n = s.queries;
   std::fill_n(b.delta, n, 0.0f);
   for (int64_t key = 0; key < n; key += kTile) {

@@ -63,7 +63,8 @@ class TileWalk {
  public:
   inline __attribute__((always_inline)) TileWalk(int64_t from, int64_t limit) : row_(from), limit_(limit) {}
 
-  inline __attribute__((always_inline)) TileWalk(const int32_t* list, int64_t count, int64_t block_rows, int64_t from, int64_t limit)
+  inline __attribute__((always_inline)) TileWalk(const int32_t* list, int64_t count, int64_t block_rows, int64_t from,
+                                                 int64_t limit)
       : limit_(limit), next_(list), end_(list + count), block_rows_(block_rows) {
     enter_block();
     while (row_ < from) next();
@@ -118,7 +119,8 @@ struct HeadKernels {
   uint64_t (*forward_bytes)(int64_t longest, int64_t dim);
   void (*forward)(const ForwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer);
   uint64_t (*backward_bytes)(int64_t longest, int64_t dim);
-  void (*backward)(const BackwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer);
+  void (*backward)(const BackwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest,
+                   void* buffer);
   uint64_t (*mass_bytes)(int64_t longest, int64_t dim);
   void (*mass)(const MassHead& h, const HeadSizes& sizes, float scale, int64_t longest, void* buffer);
 };

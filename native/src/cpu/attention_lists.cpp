@@ -38,9 +38,9 @@ void check_lists(const char* op, const pnb_attention_blocks& blocks, bool transp
         int64_t least = transposed ? block : 0;
         for (int32_t c = 0; c < count; ++c) {
           if (list[c] < least || list[c] >= end) {
-            fail(PNB_ERROR_INVALID_ARGUMENT, "%s: expected block %d of %s of head %lld, slot %lld in [%lld, %lld), found %d", op, c, kind,
-                 static_cast<long long>(head), static_cast<long long>(slot), static_cast<long long>(least), static_cast<long long>(end),
-                 list[c]);
+            fail(PNB_ERROR_INVALID_ARGUMENT, "%s: expected block %d of %s of head %lld, slot %lld in [%lld, %lld), found %d", op, c,
+                 kind, static_cast<long long>(head), static_cast<long long>(slot), static_cast<long long>(least),
+                 static_cast<long long>(end), list[c]);
           }
           least = list[c] + 1;
         }

@@ -124,7 +124,8 @@ void predict_mass(Matmul& matmul, const pnb_predict_mass_params& p, int threads)
   };
   Fusion bias;
   bias.bias = floats(p.bias);
-  matmul.run(matrix(p.pooled.data, rows, h, p.pooled.stride[0], 1), matrix(p.a.data, h, rank, 1, h), matrix(z, rows, rank, rank, 1));
+  matmul.run(matrix(p.pooled.data, rows, h, p.pooled.stride[0], 1), matrix(p.a.data, h, rank, 1, h),
+             matrix(z, rows, rank, rank, 1));
   matmul.run(matrix(z, rows, rank, rank, 1), matrix(p.b.data, rank, units, 1, rank), matrix(unit, rows, units, units, 1), bias);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t score = 0; score < scores; ++score) {

@@ -90,7 +90,9 @@ inline __attribute__((always_inline)) void scale_body(const float* row, float fa
 }
 
 PNB_MULTIVERSION void scale_row(const float* row, float factor, float* d, int64_t count) { scale_body(row, factor, d, count); }
-PNB_MULTIVERSION void scale_to_bf16(const float* row, float factor, uint16_t* d, int64_t count) { scale_body(row, factor, d, count); }
+PNB_MULTIVERSION void scale_to_bf16(const float* row, float factor, uint16_t* d, int64_t count) {
+  scale_body(row, factor, d, count);
+}
 
 // The gradient of the logits from their exponentials: grad_scale * (exponentials / sum - onehot(target)), in their place.
 void gradient_row(float* row, double sum, int32_t target, float grad_scale, int32_t dtype, int64_t count) {

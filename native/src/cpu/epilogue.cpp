@@ -94,6 +94,8 @@ PNB_MULTIVERSION void mask_bf16_row(const uint16_t* row, uint8_t* mask, int64_t 
 
 PNB_MULTIVERSION void keep_row(float* row, const uint8_t* mask, int64_t columns) { keep_body<uint32_t>(row, mask, columns); }
 
-PNB_MULTIVERSION void keep_bf16_row(uint16_t* row, const uint8_t* mask, int64_t columns) { keep_body<uint16_t>(row, mask, columns); }
+PNB_MULTIVERSION void keep_bf16_row(uint16_t* row, const uint8_t* mask, int64_t columns) {
+  keep_body<uint16_t>(row, mask, columns);
+}
 
 }  // namespace pnb::cpu

@@ -19,8 +19,8 @@ class Gemm {
   void product(const Matrix& a, const Matrix& b, const Matrix& d, const Fusion& fusion = {});
 
   size_t memory() const {
-    return product_.size() + terms_.size() + wide_a_.size() + wide_b_.size() + wide_d_.size() + copied_a_.size() + copied_b_.size() +
-           listed_.size() + bias_.size() + bits_.size();
+    return product_.size() + terms_.size() + wide_a_.size() + wide_b_.size() + wide_d_.size() + copied_a_.size() +
+           copied_b_.size() + listed_.size() + bias_.size() + bits_.size();
   }
 
  private:

@@ -68,15 +68,15 @@ struct Columns {
       : runs(lists.runs(row)), width(width), count(lists.columns(row)), padded(padded_columns(count)) {}
 };
 
-// row[c] becomes its layer norm.
+// A row becomes its layer norm.
 PNB_MULTIVERSION void normalise(float* row, float mean, float rstd, const float* gamma, const float* beta, int64_t count) {
   for (int64_t c = 0; c < count; ++c) row[c] = (row[c] - mean) * rstd * gamma[c] + beta[c];
 }
 
 // Rows [first, first + count) of t, or of its norm where there is one, in f32 with dropout, as [kRows, padded columns]; what is
 // missing is zero.
-void widen(const pnb_tensor& t, const pnb_layer_norm& norm, int64_t first, int64_t count, const Columns& columns, const DropoutMask& mask,
-           float* d) {
+void widen(const pnb_tensor& t, const pnb_layer_norm& norm, int64_t first, int64_t count, const Columns& columns,
+           const DropoutMask& mask, float* d) {
   for (int64_t i = 0; i < count; ++i) {
     float* row = d + i * columns.padded;
     row_to_float(static_cast<const char*>(t.data) + (first + i) * t.stride[0] * dtype_size(t.dtype), t.dtype, row, columns.count);
@@ -157,7 +157,8 @@ struct GradientLayout {
 };
 
 // Rows [begin, end) share their lists.
-void project_rows(const pnb_lora_project_params& p, int64_t begin, int64_t end, const Columns& columns, int threads, Scratch& scratch) {
+void project_rows(const pnb_lora_project_params& p, int64_t begin, int64_t end, const Columns& columns, int threads,
+                  Scratch& scratch) {
   int64_t ranks = padded_rank(p.a.shape[0]);
   int64_t thread_floats = kRows * (columns.padded + ranks);
   float* factor = scratch.floats(ranks * columns.padded + threads * thread_floats);
@@ -178,7 +179,8 @@ void project_rows(const pnb_lora_project_params& p, int64_t begin, int64_t end, 
   }
 }
 
-void gradients_of_rows(const pnb_lora_gradients_params& p, int64_t begin, int64_t end, const Columns& in, const Columns& out, int threads) {
+void gradients_of_rows(const pnb_lora_gradients_params& p, int64_t begin, int64_t end, const Columns& in, const Columns& out,
+                       int threads) {
   GradientLayout layout(p, threads);
   float* factor = static_cast<float*>(p.workspace.data);
   float* buffers = factor + layout.ranks * layout.out;

@@ -48,7 +48,8 @@ struct Buffers {
   int32_t* blocks;         // [columns]: the block of each pooled row in its sample
 
   static uint64_t bytes(const Sizes& s) {
-    uint64_t floats = 2 * s.row_end * s.r_padded + s.r_padded * s.columns + kRows * s.columns + kDepth * s.r_padded + kRows * kDepth + s.columns;
+    uint64_t floats = 2 * s.row_end * s.r_padded + s.r_padded * s.columns + kRows * s.columns + kDepth * s.r_padded +
+                      kRows * kDepth + s.columns;
     return (floats * sizeof(float) + 63) / 64 * 64;
   }
 
@@ -66,7 +67,8 @@ struct Buffers {
 };
 
 // z = pooled a^T + bias of one head.
-PNB_MULTIVERSION void project(const pnb_tensor& pooled, const uint16_t* a, const float* bias, const Sizes& s, const Buffers& b, float* z) {
+PNB_MULTIVERSION void project(const pnb_tensor& pooled, const uint16_t* a, const float* bias, const Sizes& s, const Buffers& b,
+                              float* z) {
   const float* rows = static_cast<const float*>(pooled.data);
   int64_t stride = pooled.stride[0], whole = s.rows / kRows * kRows;
   for (int64_t i = 0; i < s.row_end; ++i) {
@@ -81,7 +83,9 @@ PNB_MULTIVERSION void project(const pnb_tensor& pooled, const uint16_t* a, const
     }
     tile_product(z, s.r_padded, rows + first, stride, 1, b.weights, s.r_padded, whole, s.r_padded, depth, true);
     if (whole == s.rows) continue;
-    for (int64_t i = whole; i < s.rows; ++i) std::memcpy(b.rest + (i - whole) * kDepth, rows + i * stride + first, depth * sizeof(float));
+    for (int64_t i = whole; i < s.rows; ++i) {
+      std::memcpy(b.rest + (i - whole) * kDepth, rows + i * stride + first, depth * sizeof(float));
+    }
     tile_product(z + whole * s.r_padded, s.r_padded, b.rest, kDepth, 1, b.weights, s.r_padded, kRows, s.r_padded, depth, true);
   }
 }
@@ -93,8 +97,8 @@ PNB_MULTIVERSION void turn(const Sizes& s, const Buffers& b) {
 }
 
 // Pooled rows [first, end) of one sample; mass is that of its first block.
-PNB_MULTIVERSION void sample_mass(int64_t first, int64_t end, const float* distance, float pool_rows, const Sizes& s, const Buffers& b,
-                                  int64_t width, float* mass) {
+PNB_MULTIVERSION void sample_mass(int64_t first, int64_t end, const float* distance, float pool_rows, const Sizes& s,
+                                  const Buffers& b, int64_t width, float* mass) {
   for (int64_t group = first; group < end; group += kRows) {
     int64_t rows = std::min(kRows, end - group);
     // Queries past the last row belong to another sample or fill up the product; their scores are not used.
@@ -124,7 +128,9 @@ PNB_MULTIVERSION void sample_mass(int64_t first, int64_t end, const float* dista
 
 }  // namespace
 
-uint64_t predict_attention_workspace(const pnb_predict_attention_params& p, int threads) { return Buffers::bytes(Sizes(p)) * threads; }
+uint64_t predict_attention_workspace(const pnb_predict_attention_params& p, int threads) {
+  return Buffers::bytes(Sizes(p)) * threads;
+}
 
 void predict_attention(const pnb_predict_attention_params& p, int threads) {
   int64_t heads = p.a.shape[1], samples = p.cu_seqlens.shape[0] - 1, slots = p.mass.shape[1], width = p.mass.shape[2];
@@ -137,8 +143,8 @@ void predict_attention(const pnb_predict_attention_params& p, int threads) {
     Buffers b(static_cast<char*>(p.workspace.data) + omp_get_thread_num() * bytes, s);
     for (int part = 0; part < 2; ++part) {
       int64_t place = (part * heads + head) * s.r;
-      project(p.pooled, static_cast<const uint16_t*>(p.a.data) + place * s.hidden, static_cast<const float*>(p.bias.data) + place, s, b,
-              part == 0 ? b.query : b.key);
+      project(p.pooled, static_cast<const uint16_t*>(p.a.data) + place * s.hidden, static_cast<const float*>(p.bias.data) + place,
+              s, b, part == 0 ? b.query : b.key);
     }
     turn(s, b);
     for (int64_t sample = 0; sample < samples; ++sample) {
@@ -153,8 +159,8 @@ void predict_attention(const pnb_predict_attention_params& p, int threads) {
       }
       SampleBlocks own(cu, sample, p.size);
       b.blocks[end] = static_cast<int32_t>(own.count - 1);
-      sample_mass(first, end, static_cast<const float*>(p.distance.data) + head * width, static_cast<float>(p.pool_rows), s, b, width,
-                  static_cast<float*>(p.mass.data) + (head * slots + own.first_slot) * width);
+      sample_mass(first, end, static_cast<const float*>(p.distance.data) + head * width, static_cast<float>(p.pool_rows), s, b,
+                  width, static_cast<float*>(p.mass.data) + (head * slots + own.first_slot) * width);
     }
   }
 }

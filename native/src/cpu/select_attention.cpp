@@ -93,8 +93,8 @@ void write_lists(const pnb_attention_blocks& blocks, int64_t slot, int64_t n, co
 }
 
 // Every block's place by falling count, of equal ones by rising place, then -1.
-void write_order(const int32_t* counts, int64_t heads, int64_t slots, const int32_t* cu, int64_t samples, int64_t size, int64_t width,
-                 int64_t* next, int32_t* order) {
+void write_order(const int32_t* counts, int64_t heads, int64_t slots, const int32_t* cu, int64_t samples, int64_t size,
+                 int64_t width, int64_t* next, int32_t* order) {
   auto each = [&](auto&& visit) {
     for (int64_t head = 0; head < heads; ++head) {
       for (int64_t sample = 0; sample < samples; ++sample) {
@@ -163,7 +163,8 @@ void select_attention(const pnb_select_attention_params& p, int threads, Scratch
     lists += found[task].possible > 0;  // an empty sample has no list
   }
   float* summary = static_cast<float*>(p.summary.data);
-  summary[PNB_SUMMARY_KEPT] = static_cast<float>(static_cast<double>(sum.kept) / static_cast<double>(std::max<int64_t>(sum.possible, 1)));
+  summary[PNB_SUMMARY_KEPT] = static_cast<float>(static_cast<double>(sum.kept) /
+                                                 static_cast<double>(std::max<int64_t>(sum.possible, 1)));
   summary[PNB_SUMMARY_COVERED] = sum.all == 0 ? 1.0f : static_cast<float>(sum.covered / sum.all);
   summary[PNB_SUMMARY_CUT] = static_cast<float>(static_cast<double>(sum.cut) / static_cast<double>(std::max<int64_t>(lists, 1)));
 }

@@ -43,7 +43,8 @@ void select_blocks(const pnb_select_blocks_params& p) {
   }
   if (!present(p.summary)) return;
   float* summary = static_cast<float*>(p.summary.data);
-  summary[PNB_SUMMARY_KEPT] = static_cast<float>(static_cast<double>(kept) / static_cast<double>(std::max<int64_t>(lists * blocks, 1)));
+  summary[PNB_SUMMARY_KEPT] = static_cast<float>(static_cast<double>(kept) /
+                                                 static_cast<double>(std::max<int64_t>(lists * blocks, 1)));
   summary[PNB_SUMMARY_COVERED] = all == 0 ? 1.0f : static_cast<float>(covered / all);
   summary[PNB_SUMMARY_CUT] = static_cast<float>(static_cast<double>(cut) / static_cast<double>(std::max<int64_t>(lists, 1)));
 }

@@ -135,7 +135,8 @@ std::vector<char> stacked(const pnb_weight_params& p, int64_t out, int64_t in) {
 
 }  // namespace
 
-Matrix PackedWeight::listed(int32_t use, std::span<const Run> runs, int64_t neurons, int64_t most, Scratch& scratch, int threads) const {
+Matrix PackedWeight::listed(int32_t use, std::span<const Run> runs, int64_t neurons, int64_t most, Scratch& scratch,
+                            int threads) const {
   const Matrix& whole = matrix(use);
   bool columns = use == PNB_WEIGHT_FORWARD;
   auto like_whole = [&](int64_t count) {

@@ -16,8 +16,8 @@ CudaBackend::CudaBackend(const pnb_context_params& params)
   int driver = 0;
   check(cudaDriverGetVersion(&driver), "context");
   text_ = "cuda:" + std::to_string(device_.ordinal) + ", " + device_.name + ", " + std::to_string(device_.multiprocessors) +
-          " multiprocessors, driver for CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) + ", built with CUDA " +
-          std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+          " multiprocessors, driver for CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) +
+          ", built with CUDA " + std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
 }
 
 void CudaBackend::fill(const pnb_fill_params& p) { cuda::fill(device_, p); }
@@ -28,7 +28,9 @@ void CudaBackend::gemm(const pnb_gemm_params& p) { gemm_.run(p); }
 uint64_t CudaBackend::gemm_workspace(const pnb_gemm_params& p) { return gemm_.workspace(p); }
 void CudaBackend::lora_project(const pnb_lora_project_params& p) { cuda::lora_project(device_, p); }
 void CudaBackend::lora_gradients(const pnb_lora_gradients_params& p) { cuda::lora_gradients(device_, p); }
-uint64_t CudaBackend::lora_gradients_workspace(const pnb_lora_gradients_params& p) { return cuda::lora_gradients_workspace(device_, p); }
+uint64_t CudaBackend::lora_gradients_workspace(const pnb_lora_gradients_params& p) {
+  return cuda::lora_gradients_workspace(device_, p);
+}
 void CudaBackend::attention_forward(const pnb_attention_forward_params& p) { cuda::attention_forward(device_, p); }
 void CudaBackend::attention_backward(const pnb_attention_backward_params& p) { cuda::attention_backward(device_, p); }
 uint64_t CudaBackend::attention_backward_workspace(const pnb_attention_backward_params& p) {
@@ -49,9 +51,13 @@ void CudaBackend::relative_mass(const pnb_relative_mass_params& p) { cuda::relat
 void CudaBackend::select_blocks(const pnb_select_blocks_params& p) { cuda::select_blocks(p); }
 void CudaBackend::attention_mass(const pnb_attention_mass_params& p) { cuda::attention_mass(p); }
 void CudaBackend::predict_attention(const pnb_predict_attention_params& p) { cuda::predict_attention(device_, p); }
-uint64_t CudaBackend::predict_attention_workspace(const pnb_predict_attention_params& p) { return cuda::predict_attention_workspace(p); }
+uint64_t CudaBackend::predict_attention_workspace(const pnb_predict_attention_params& p) {
+  return cuda::predict_attention_workspace(p);
+}
 void CudaBackend::select_attention(const pnb_select_attention_params& p) { cuda::select_attention(p); }
-uint64_t CudaBackend::select_attention_workspace(const pnb_select_attention_params& p) { return cuda::select_attention_workspace(p); }
+uint64_t CudaBackend::select_attention_workspace(const pnb_select_attention_params& p) {
+  return cuda::select_attention_workspace(p);
+}
 void CudaBackend::adamw(const pnb_adamw_params& p) { cuda::adamw(device_, p); }
 uint64_t CudaBackend::adamw_workspace(const pnb_adamw_params& p) { return cuda::adamw_workspace(device_, p); }
 

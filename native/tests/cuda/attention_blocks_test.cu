@@ -87,8 +87,8 @@ void masks(const Shape& s, int size, bool brief) {
 }
 
 void cases(int64_t dim, bool brief) {
-  for (const Shape& s : {packed(PNB_DTYPE_BF16, 2, dim, lengths({300, 0, 129}), 470), packed(PNB_DTYPE_BF16, 1, dim, lengths({1}), 40),
-                         packed(PNB_DTYPE_BF16, 2, dim, {0, 0, 0}, 140)}) {
+  for (const Shape& s : {packed(PNB_DTYPE_BF16, 2, dim, lengths({300, 0, 129}), 470),
+                         packed(PNB_DTYPE_BF16, 1, dim, lengths({1}), 40), packed(PNB_DTYPE_BF16, 2, dim, {0, 0, 0}, 140)}) {
     masks(s, 128, true);
   }
   if (brief) return;
@@ -138,7 +138,8 @@ void nan_stays_in_its_sample(int64_t dim) {
     return result;
   };
   expect(outside(clean.o) == outside(dirty.o), s.text() + " by lists beside a sample of NaN: o unchanged outside it");
-  expect(outside(clean.d_qkv) == outside(dirty.d_qkv), s.text() + " by lists beside a sample of NaN: gradients unchanged outside it");
+  expect(outside(clean.d_qkv) == outside(dirty.d_qkv),
+         s.text() + " by lists beside a sample of NaN: gradients unchanged outside it");
 }
 
 struct MassReference {
@@ -190,7 +191,8 @@ void mass_matches(const Shape& s, int size, int stride) {
   Doubles q(x.part(0)), k(x.part(1)), dev_lse(lse), exact(found);
   mass_reference<<<dim3(static_cast<unsigned>(width), static_cast<unsigned>(slots)), static_cast<unsigned>(s.heads)>>>(
       {q.get(), k.get(), dev_lse.get(), exact.get(), static_cast<int*>(x.cu_q.t.data), static_cast<int>(s.cu_q.size()) - 1,
-       static_cast<int>(s.heads), static_cast<int>(s.dim), static_cast<int>(slots), static_cast<int>(width), size, stride, x.scale});
+       static_cast<int>(s.heads), static_cast<int>(s.dim), static_cast<int>(slots), static_cast<int>(width), size, stride,
+       x.scale});
   cuda(cudaDeviceSynchronize(), what.c_str());
   close(found, exact.values(), 1e-5, what);
   std::vector<char> first = mass.bits();
@@ -198,15 +200,18 @@ void mass_matches(const Shape& s, int size, int stride) {
   expect(first == mass.bits(), what + ": equal bits from equal inputs");
 }
 
-void predict_matches(int64_t heads, int64_t r, int64_t hidden, std::vector<int32_t> cu, int64_t tokens, int pool, int size, int64_t shift = 0) {
-  std::string what = "predict_attention heads " + std::to_string(heads) + " r " + std::to_string(r) + " hidden " + std::to_string(hidden) +
-                     " tokens " + std::to_string(tokens) + " samples " + std::to_string(cu.size() - 1) + " pool " + std::to_string(pool) + " size " +
-                     std::to_string(size);
+void predict_matches(int64_t heads, int64_t r, int64_t hidden, std::vector<int32_t> cu, int64_t tokens, int pool, int size,
+                     int64_t shift = 0) {
+  std::string what = "predict_attention heads " + std::to_string(heads) + " r " + std::to_string(r) + " hidden " +
+                     std::to_string(hidden) + " tokens " + std::to_string(tokens) + " samples " + std::to_string(cu.size() - 1) +
+                     " pool " + std::to_string(pool) + " size " + std::to_string(size);
   int64_t rows = (tokens + pool - 1) / pool, samples = static_cast<int64_t>(cu.size()) - 1, slots = tokens / size + samples;
   Shape s = packed(PNB_DTYPE_F32, heads, 1, cu, tokens);
   int64_t width = width_of(s, size);
-  Tensor pooled(PNB_DTYPE_F32, {rows, hidden + shift}), a(PNB_DTYPE_BF16, {2, heads, r, hidden}, 2.0 / std::sqrt(static_cast<double>(hidden)));
-  Tensor bias(PNB_DTYPE_F32, {2, heads, r}, 0.3), distance(PNB_DTYPE_F32, {heads, width}), mass(PNB_DTYPE_F32, {heads, slots, width}, 0.0);
+  Tensor pooled(PNB_DTYPE_F32, {rows, hidden + shift}),
+      a(PNB_DTYPE_BF16, {2, heads, r, hidden}, 2.0 / std::sqrt(static_cast<double>(hidden)));
+  Tensor bias(PNB_DTYPE_F32, {2, heads, r}, 0.3), distance(PNB_DTYPE_F32, {heads, width}),
+      mass(PNB_DTYPE_F32, {heads, slots, width}, 0.0);
   Tensor borders(PNB_DTYPE_I32, {samples + 1}, 0.0);
   borders.set(ints(cu));
   pnb_predict_attention_params p{};
@@ -222,7 +227,8 @@ void predict_matches(int64_t heads, int64_t r, int64_t hidden, std::vector<int32
   ok(what, [&] { backend().predict_attention(p); });
   cuda(cudaDeviceSynchronize(), what.c_str());
 
-  std::vector<double> x = pooled.values(), w = a.values(), b = bias.values(), far = distance.values(), z(2 * heads * r * rows), exact(mass.size());
+  std::vector<double> x = pooled.values(), w = a.values(), b = bias.values(), far = distance.values(), z(2 * heads * r * rows),
+                      exact(mass.size());
   for (int64_t o = 0; o < 2 * heads * r; ++o) {
     for (int64_t g = 0; g < rows; ++g) {
       double sum = b[o];
@@ -254,7 +260,9 @@ void predict_matches(int64_t heads, int64_t r, int64_t hidden, std::vector<int32
             e.push_back(std::exp(score));
             sum += e.back();
           }
-          for (size_t k = 0; k < e.size(); ++k) exact[(h * slots + cu[n] / size + n + i) * width + block_of(own[k])] += pool * e[k] / sum;
+          for (size_t k = 0; k < e.size(); ++k) {
+            exact[(h * slots + cu[n] / size + n + i) * width + block_of(own[k])] += pool * e[k] / sum;
+          }
         }
       }
     }
@@ -267,12 +275,12 @@ void predict_matches(int64_t heads, int64_t r, int64_t hidden, std::vector<int32
 
 enum class Masses { kRandom, kSteep, kEqual, kSparse, kBad };
 
-void select_matches(int64_t heads, std::vector<int32_t> cu, int64_t tokens, int size, Masses kind, float coverage, std::vector<float> budgets,
-                    bool of_table) {
+void select_matches(int64_t heads, std::vector<int32_t> cu, int64_t tokens, int size, Masses kind, float coverage,
+                    std::vector<float> budgets, bool of_table) {
   std::string what = "select_attention heads " + std::to_string(heads) + " tokens " + std::to_string(tokens) + " samples " +
-                     std::to_string(cu.size() - 1) + " size " + std::to_string(size) + " masses " + std::to_string(static_cast<int>(kind)) +
-                     " coverage " + std::to_string(coverage) + (budgets.empty() ? "" : " budget " + std::to_string(budgets[0])) +
-                     (of_table ? " of a table" : "");
+                     std::to_string(cu.size() - 1) + " size " + std::to_string(size) + " masses " +
+                     std::to_string(static_cast<int>(kind)) + " coverage " + std::to_string(coverage) +
+                     (budgets.empty() ? "" : " budget " + std::to_string(budgets[0])) + (of_table ? " of a table" : "");
   Shape s = packed(PNB_DTYPE_F32, heads, 1, cu, tokens);
   int64_t width = width_of(s, size), samples = static_cast<int64_t>(cu.size()) - 1;
   BlockLists lists(heads, cu, tokens, size, width), expected(heads, cu, tokens, size, width);
@@ -346,7 +354,8 @@ void select_matches(int64_t heads, std::vector<int32_t> cu, int64_t tokens, int 
     }
   }
   std::vector<uint8_t> chosen = expected.mask;
-  expected.choose([&](int64_t h, int64_t n, int64_t i, int64_t j) { return chosen[(h * slots + expected.slot_of(n) + i) * width + j]; });
+  expected.choose(
+      [&](int64_t h, int64_t n, int64_t i, int64_t j) { return chosen[(h * slots + expected.slot_of(n) + i) * width + j]; });
   expect(lists.counts.bits() == expected.counts.bits(), what + ": counts");
   expect(lists.t_counts.bits() == expected.t_counts.bits(), what + ": transposed counts");
   expect(lists.indices.bits() == expected.indices.bits(), what + ": indices, and nothing behind them");
@@ -398,7 +407,8 @@ void captured() {
   select.struct_size = sizeof select;
   select.coverage = 0.7f;
   select.stream = stream;
-  select.mass = mass.t, select.cu_seqlens = x.cu_q.t, select.tokens = s.tokens_q, select.max_seqlen = 700, select.blocks = lists.params();
+  select.mass = mass.t, select.cu_seqlens = x.cu_q.t, select.tokens = s.tokens_q, select.max_seqlen = 700,
+  select.blocks = lists.params();
   Workspace select_space(backend().select_attention_workspace(select));
   select.workspace = select_space.w;
   pnb_attention_forward_params f = x.forward_params();
@@ -424,7 +434,8 @@ void captured() {
   for (Tensor* t : {&x.o, &x.d_qkv, &lists.order, &mass}) cuda(cudaMemset(t->t.data, 0x7f, t->size() * element_bytes(t->t.dtype)));
   for (int i = 0; i < 3; ++i) cuda(cudaGraphLaunch(exec, stream), "replay");
   cuda(cudaStreamSynchronize(stream), "replay");
-  expect(o == x.o.bits() && gradients == x.d_qkv.bits() && order == lists.order.bits(), "a step by lists: a graph gives the same bits");
+  expect(o == x.o.bits() && gradients == x.d_qkv.bits() && order == lists.order.bits(),
+         "a step by lists: a graph gives the same bits");
   cudaGraphExecDestroy(exec);
   cudaGraphDestroy(graph);
   cudaStreamDestroy(stream);
@@ -456,8 +467,8 @@ void masses(bool brief) {
 
 }  // namespace
 
-// "brief": short sizes only, for tools that slow every access down. A part's name: that part alone. "lists" followed by a head size:
-// that one's lists alone; "rest": what else is of "lists".
+// "brief": short sizes only, for tools that slow every access down. A part's name: that part alone. "lists" followed by a head
+// size: that one's lists alone; "rest": what else is of "lists".
 int main(int argc, char** argv) {
   bool brief = false;
   std::string only;

@@ -87,7 +87,8 @@ struct BlockLists {
           }
         }
       }
-      std::stable_sort(sorted.begin(), sorted.end(), [&](double a, double b) { return count[static_cast<int64_t>(a)] > count[static_cast<int64_t>(b)]; });
+      std::stable_sort(sorted.begin(), sorted.end(),
+                       [&](double a, double b) { return count[static_cast<int64_t>(a)] > count[static_cast<int64_t>(b)]; });
       sorted.resize(heads * slots, -1);
       std::vector<double> both = order.values();
       std::copy(sorted.begin(), sorted.end(), both.begin() + (transposed ? heads * slots : 0));

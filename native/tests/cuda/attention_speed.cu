@@ -66,7 +66,8 @@ struct Times {
 };
 
 Times time(Case& c) {
-  return {milliseconds([&] { backend().attention_forward(c.f); }, 11, 20), milliseconds([&] { backend().attention_backward(c.b); }, 11, 20)};
+  return {milliseconds([&] { backend().attention_forward(c.f); }, 11, 20),
+          milliseconds([&] { backend().attention_backward(c.b); }, 11, 20)};
 }
 
 constexpr int64_t kSize = 128;
@@ -98,7 +99,8 @@ void time_makers(Case& c) {
   int64_t width = c.length / kSize, slots = c.tokens / kSize + c.samples;
   BlockLists lists(c.heads, c.cu, c.tokens, kSize, width);
   Tensor pooled(PNB_DTYPE_F32, {c.tokens / kPool, kHidden}), a(PNB_DTYPE_BF16, {2, c.heads, kRanks, kHidden}, 0.02);
-  Tensor bias(PNB_DTYPE_F32, {2, c.heads, kRanks}), distance(PNB_DTYPE_F32, {c.heads, width}), mass(PNB_DTYPE_F32, {c.heads, slots, width}, 0.0);
+  Tensor bias(PNB_DTYPE_F32, {2, c.heads, kRanks}), distance(PNB_DTYPE_F32, {c.heads, width}),
+      mass(PNB_DTYPE_F32, {c.heads, slots, width}, 0.0);
   Tensor summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE}, 0.0), budgets(PNB_DTYPE_F32, {c.heads});
   budgets.set(std::vector<double>(c.heads, 0.3));
   for (int stride : {1, 8, 16}) {
@@ -130,7 +132,8 @@ void time_makers(Case& c) {
   auto run_select = [&](cudaStream_t stream) { s.stream = stream, backend().select_attention(s); };
   double predict = graph_milliseconds(run_predict), select = graph_milliseconds(run_select);
   double both = graph_milliseconds([&](cudaStream_t stream) { run_predict(stream), run_select(stream); });
-  std::printf("  predict %.4f ms, select %.4f ms, one behind the other %.4f ms; kept %.3f\n", predict, select, both, summary.values()[PNB_SUMMARY_KEPT]);
+  std::printf("  predict %.4f ms, select %.4f ms, one behind the other %.4f ms; kept %.3f\n", predict, select, both,
+              summary.values()[PNB_SUMMARY_KEPT]);
 }
 
 void time(int64_t samples, int64_t heads, int64_t length, int64_t dim, bool with_lists) {
@@ -138,8 +141,8 @@ void time(int64_t samples, int64_t heads, int64_t length, int64_t dim, bool with
   Times dense = time(c);
   double products = 2.0 * samples * heads * length * length * dim * 1e-9;  // of the forward pass: two, half of each masked
   std::printf("%dx%dx%dx%-4d forward %.4f ms, %.0f TFLOP/s; backward %.4f ms, %.0f TFLOP/s\n", static_cast<int>(samples),
-              static_cast<int>(heads), static_cast<int>(length), static_cast<int>(dim), dense.forward, products / dense.forward, dense.backward,
-              2.5 * products / dense.backward);
+              static_cast<int>(heads), static_cast<int>(length), static_cast<int>(dim), dense.forward, products / dense.forward,
+              dense.backward, 2.5 * products / dense.backward);
   if (!with_lists) return;
   BlockLists lists(heads, c.cu, c.tokens, kSize, length / kSize);
   for (double kept : {1.0, 0.5, 0.3, 0.25, 0.1}) {
@@ -147,8 +150,8 @@ void time(int64_t samples, int64_t heads, int64_t length, int64_t dim, bool with
     c.f.blocks = c.b.blocks = lists.params();
     Times t = time(c);
     double speed = (dense.forward + dense.backward) / (t.forward + t.backward);
-    std::printf("  %.2f of the blocks: forward %.4f ms, backward %.4f ms, both %.2f times faster, %.2f of proportional\n", kept, t.forward,
-                t.backward, speed, 1.0 / (speed * kept));
+    std::printf("  %.2f of the blocks: forward %.4f ms, backward %.4f ms, both %.2f times faster, %.2f of proportional\n", kept,
+                t.forward, t.backward, speed, 1.0 / (speed * kept));
   }
   c.f.blocks = c.b.blocks = {};
   backend().attention_forward(c.f);

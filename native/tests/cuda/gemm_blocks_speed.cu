@@ -37,8 +37,9 @@ void time_mlp(int64_t hidden, int64_t ffn, int64_t m) {
   auto x = activations(m, hidden), y = activations(m, hidden), hidden_in = activations(m, ffn), hidden_out = activations(m, ffn);
   auto mask = activations(m, ffn / 16);
   Tensor bias(PNB_DTYPE_F32, {ffn});
-  const Setting settings[] = {{0, 1.0, m},    {128, 1.0, m},  {128, .5, m},   {128, .25, m},  {64, .5, m},    {64, .25, m},  {32, 1.0, m},
-                              {32, .5, m},    {32, .25, m},   {128, .25, 256}, {32, .25, 256}, {128, .125, m}, {32, .19, m}};
+  const Setting settings[] = {{0, 1.0, m},    {128, 1.0, m},  {128, .5, m}, {128, .25, m}, {64, .5, m},
+                              {64, .25, m},   {32, 1.0, m},   {32, .5, m},  {32, .25, m},  {128, .25, 256},
+                              {32, .25, 256}, {128, .125, m}, {32, .19, m}};
   std::vector<std::unique_ptr<Lists>> lists;
   std::vector<std::unique_ptr<Timed>> graphs[4];
   for (const Setting& s : settings) {
@@ -77,8 +78,9 @@ void time_mlp(int64_t hidden, int64_t ffn, int64_t m) {
       }));
     }
   }
-  std::printf("h %lld ffn %lld tokens %lld\n%5s %5s %5s %8s %8s %8s %8s %8s %6s\n", static_cast<long long>(hidden), static_cast<long long>(ffn),
-              static_cast<long long>(m), "block", "kept", "rows", "fc1", "fc2", "d fc2", "d fc1", "all", "ratio");
+  std::printf("h %lld ffn %lld tokens %lld\n%5s %5s %5s %8s %8s %8s %8s %8s %6s\n", static_cast<long long>(hidden),
+              static_cast<long long>(ffn), static_cast<long long>(m), "block", "kept", "rows", "fc1", "fc2", "d fc2", "d fc1",
+              "all", "ratio");
   for (auto& product : graphs) {
     std::vector<Timed*> all;
     for (auto& graph : product) all.push_back(graph.get());
@@ -87,7 +89,8 @@ void time_mlp(int64_t hidden, int64_t ffn, int64_t m) {
   double dense = 0;
   for (size_t s = 0; s < std::size(settings); ++s) {
     double sum = 0;
-    std::printf("%5lld %5.3f %5lld", static_cast<long long>(settings[s].size), settings[s].kept, static_cast<long long>(settings[s].rows));
+    std::printf("%5lld %5.3f %5lld", static_cast<long long>(settings[s].size), settings[s].kept,
+                static_cast<long long>(settings[s].rows));
     for (auto& product : graphs) {
       std::printf(" %8.4f", product[s]->milliseconds());
       sum += product[s]->milliseconds();

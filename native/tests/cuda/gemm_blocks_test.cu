@@ -27,11 +27,12 @@ struct Case {
   std::string text() const {
     char buffer[320];
     std::snprintf(buffer, sizeof buffer,
-                  "gemm %s m %lld neurons %lld h %lld blocks of %lld room for %lld lists of %lld rows counts %d dtype %d d %d epilogue %d "
-                  "bias %d mask %d residual %d pad %lld",
-                  forward ? "columns" : "steps", static_cast<long long>(m), static_cast<long long>(neurons), static_cast<long long>(h),
-                  static_cast<long long>(size), static_cast<long long>(capacity), static_cast<long long>(rows_per_list), counts, dtype,
-                  d_dtype, epilogue, bias, mask, residual, static_cast<long long>(pad));
+                  "gemm %s m %lld neurons %lld h %lld blocks of %lld room for %lld lists of %lld rows counts %d dtype %d d %d "
+                  "epilogue %d bias %d mask %d residual %d pad %lld",
+                  forward ? "columns" : "steps", static_cast<long long>(m), static_cast<long long>(neurons),
+                  static_cast<long long>(h), static_cast<long long>(size), static_cast<long long>(capacity),
+                  static_cast<long long>(rows_per_list), counts, dtype, d_dtype, epilogue, bias, mask, residual,
+                  static_cast<long long>(pad));
     std::string text = buffer;
     for (const Term& term : terms) text += term.text();
     return text;
@@ -43,7 +44,8 @@ struct Lists {
   std::vector<std::vector<int64_t>> blocks;
   Tensor indices, counts;
 
-  explicit Lists(const Case& c) : indices(PNB_DTYPE_I32, {c.lists(), c.capacity + 3}, 0.0), counts(PNB_DTYPE_I32, {c.lists()}, 0.0) {
+  explicit Lists(const Case& c)
+      : indices(PNB_DTYPE_I32, {c.lists(), c.capacity + 3}, 0.0), counts(PNB_DTYPE_I32, {c.lists()}, 0.0) {
     std::vector<double> index_values(indices.size(), 0x7f7f7f7f), count_values;
     for (int64_t l = 0; l < c.lists(); ++l) {
       int64_t most = c.capacity, count = 0;
@@ -89,7 +91,8 @@ void poison_nan(View& view, int64_t row, int64_t from) {
   bool narrow = view.buffer.t.dtype == PNB_DTYPE_BF16;
   int64_t bytes = element_bytes(view.buffer.t.dtype);
   cuda(cudaMemcpy(static_cast<char*>(view.t.data) + (row * view.stride + from) * bytes,
-                  narrow ? static_cast<const void*>(bf16.data()) : f32.data(), (view.columns - from) * bytes, cudaMemcpyHostToDevice));
+                  narrow ? static_cast<const void*>(bf16.data()) : f32.data(), (view.columns - from) * bytes,
+                  cudaMemcpyHostToDevice));
 }
 
 void run(const Case& c) {
@@ -102,7 +105,9 @@ void run(const Case& c) {
     std::vector<double> full(c.m * c.neurons);
     for (int64_t i = 0; i < c.m; ++i) {
       std::vector<int64_t> neurons = lists.neurons(c, i);
-      for (size_t j = 0; j < neurons.size(); ++j) full[i * c.neurons + neurons[j]] = a_values[i * c.compact() + static_cast<int64_t>(j)];
+      for (size_t j = 0; j < neurons.size(); ++j) {
+        full[i * c.neurons + neurons[j]] = a_values[i * c.compact() + static_cast<int64_t>(j)];
+      }
       if (static_cast<int64_t>(neurons.size()) < c.compact()) poison_nan(a, i, static_cast<int64_t>(neurons.size()));
     }
     a_values = full;
@@ -164,7 +169,9 @@ void run(const Case& c) {
       compared.push_back(found[i * c.n() + static_cast<int64_t>(j)]);
     }
     int64_t bytes = element_bytes(c.d_dtype);
-    for (int64_t b = (i * d.stride + static_cast<int64_t>(columns.size())) * bytes; b < (i + 1) * d.stride * bytes; ++b) touched += d_bits[b] != 0x7f;
+    for (int64_t b = (i * d.stride + static_cast<int64_t>(columns.size())) * bytes; b < (i + 1) * d.stride * bytes; ++b) {
+      touched += d_bits[b] != 0x7f;
+    }
     for (int64_t j = 0; j < mask.stride; ++j) {
       bool written = c.epilogue == PNB_EPILOGUE_RELU && c.mask && j * 8 < c.columns() && listed[j * 8];
       wrong_bits += !written && mask_bytes[i * mask.stride + j] != mask_before[i * mask.stride + j];
@@ -246,7 +253,8 @@ void counts_are_read_when_a_graph_runs() {
     std::vector<char> bits = d.buffer.bits();
     int64_t written = 0;
     for (int64_t e = 0; e < c.m * c.compact(); ++e) written += bits[2 * e] != 0x7f || bits[2 * e + 1] != 0x7f;
-    expect(written == c.m * count * c.size, "expected " + std::to_string(c.m * count * c.size) + " elements of d written, found " + std::to_string(written));
+    expect(written == c.m * count * c.size,
+           "expected " + std::to_string(c.m * count * c.size) + " elements of d written, found " + std::to_string(written));
   }
   cudaGraphExecDestroy(replay);
   cudaGraphDestroy(graph);

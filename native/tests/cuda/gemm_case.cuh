@@ -21,8 +21,9 @@ struct Term {
 
   std::string text() const {
     char buffer[96];
-    std::snprintf(buffer, sizeof buffer, " + rank %lld at %lld of %lld%s p %g", static_cast<long long>(rank), static_cast<long long>(column),
-                  static_cast<long long>(columns), transposed ? " transposed" : "", static_cast<double>(p));
+    std::snprintf(buffer, sizeof buffer, " + rank %lld at %lld of %lld%s p %g", static_cast<long long>(rank),
+                  static_cast<long long>(column), static_cast<long long>(columns), transposed ? " transposed" : "",
+                  static_cast<double>(p));
     return buffer;
   }
 };
@@ -37,7 +38,9 @@ inline Term random_term(int64_t n) {
   return term;
 }
 
-inline int64_t padded(int64_t columns, int64_t pad) { return pad % 8 == 0 && pad > 0 ? (columns + 7) / 8 * 8 + pad - 8 : columns + pad; }
+inline int64_t padded(int64_t columns, int64_t pad) {
+  return pad % 8 == 0 && pad > 0 ? (columns + 7) / 8 * 8 + pad - 8 : columns + pad;
+}
 
 // A matrix in a wider buffer: `t` is the view, `buffer` owns the memory.
 struct View {
@@ -45,7 +48,8 @@ struct View {
   Tensor buffer;
   pnb_tensor t;
   View(int32_t dtype, int64_t rows, int64_t columns, int64_t pad, double scale)
-      : rows(rows), columns(columns), stride(padded(columns, pad)), buffer(dtype, {rows, stride}, scale), t(buffer.columns(0, columns)) {}
+      : rows(rows), columns(columns), stride(padded(columns, pad)), buffer(dtype, {rows, stride}, scale),
+        t(buffer.columns(0, columns)) {}
 
   std::vector<double> values() const {
     std::vector<double> all = buffer.values(), inside;
@@ -76,7 +80,8 @@ __global__ void reference_product(const double* a, const double* b, double* d, i
   d[e] = sum;
 }
 
-inline std::vector<double> product_in_double(const std::vector<double>& a, const std::vector<double>& b, int64_t m, int64_t n, int64_t k) {
+inline std::vector<double> product_in_double(const std::vector<double>& a, const std::vector<double>& b, int64_t m, int64_t n,
+                                             int64_t k) {
   double *da, *db, *dd;
   std::vector<double> d(m * n);
   cuda(cudaMalloc(&da, a.size() * 8));
@@ -151,15 +156,16 @@ struct FrozenWeight {
 };
 
 // Bounds every element: what rounding to d's dtype costs, plus what sums of k products in f32 may lose.
-inline void elements_close(const std::vector<double>& found, const std::vector<double>& expected, int64_t n, int64_t k, int32_t dtype,
-                           const std::string& what, double roundings = 1.0) {
+inline void elements_close(const std::vector<double>& found, const std::vector<double>& expected, int64_t n, int64_t k,
+                           int32_t dtype, const std::string& what, double roundings = 1.0) {
   double relative = roundings * (dtype == PNB_DTYPE_BF16 ? 1.05 / 256 : 2e-6);
   double absolute = 4e-6 * static_cast<double>(k + 64);
   for (size_t e = 0; e < expected.size(); ++e) {
     if (std::fabs(found[e] - expected[e]) <= relative * std::fabs(expected[e]) + absolute) continue;
     char text[160];
-    std::snprintf(text, sizeof text, ": element [%lld, %lld] is %.9g, expected %.9g", static_cast<long long>(e) / static_cast<long long>(n),
-                  static_cast<long long>(e) % static_cast<long long>(n), found[e], expected[e]);
+    std::snprintf(text, sizeof text, ": element [%lld, %lld] is %.9g, expected %.9g",
+                  static_cast<long long>(e) / static_cast<long long>(n), static_cast<long long>(e) % static_cast<long long>(n),
+                  found[e], expected[e]);
     expect(false, what + text);
     return;
   }

@@ -59,8 +59,8 @@ void time_product(Cublas& cublas, const char* name, FrozenWeights& w, bool forwa
   if (theirs) graphs.push_back(theirs.get());
   alternate(graphs, 9, m * n * k > (int64_t{1} << 37) ? 1 : 3);
   double flop = 2e-9 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k), ms = ours.milliseconds();
-  std::printf("%-20s %5lld %6lld %6lld %8.4f %8.0f", name, static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k), ms,
-              flop / ms);
+  std::printf("%-20s %5lld %6lld %6lld %8.4f %8.0f", name, static_cast<long long>(m), static_cast<long long>(n),
+              static_cast<long long>(k), ms, flop / ms);
   if (theirs) std::printf(" %8.0f %6.2f", flop / theirs->milliseconds(), theirs->milliseconds() / ms);
   std::printf("\n");
   std::fflush(stdout);
@@ -81,7 +81,9 @@ int main(int argc, char** argv) {
   FrozenWeights qkv(3 * hidden, hidden), out(hidden, hidden), fc1(ffn, hidden), fc2_transposed(ffn, hidden), head(vocab, hidden);
   std::printf("%-20s %5s %6s %6s %8s %8s %8s %6s\n", "product", "m", "n", "k", "ms", "TFLOP/s", "cuBLAS", "ratio");
   for (int64_t m : tokens) {
-    auto time = [&](const char* name, FrozenWeights& w, bool forward, const Extras& extras) { time_product(cublas, name, w, forward, m, extras); };
+    auto time = [&](const char* name, FrozenWeights& w, bool forward, const Extras& extras) {
+      time_product(cublas, name, w, forward, m, extras);
+    };
     time("qkv+bias+lora", qkv, true, {true, false, PNB_EPILOGUE_NONE, {{0, hidden}, {2 * hidden, hidden}}});
     time("qkv+bias+lora16", qkv, true, {true, false, PNB_EPILOGUE_NONE, {{0, hidden}, {2 * hidden, hidden}}, 0.0f, 16});
     time("out+bias+residual", out, true, {true, true, PNB_EPILOGUE_NONE, {}});

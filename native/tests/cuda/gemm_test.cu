@@ -23,9 +23,10 @@ struct Case {
 
   std::string text() const {
     char buffer[256];
-    std::snprintf(buffer, sizeof buffer, "gemm %s m %lld n %lld k %lld dtype %d d %d epilogue %d bias %d mask %d residual %d pad %lld",
-                  kKindNames[kind], static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k), dtype, d_dtype,
-                  epilogue, bias, mask, residual, static_cast<long long>(pad));
+    std::snprintf(buffer, sizeof buffer,
+                  "gemm %s m %lld n %lld k %lld dtype %d d %d epilogue %d bias %d mask %d residual %d pad %lld", kKindNames[kind],
+                  static_cast<long long>(m), static_cast<long long>(n), static_cast<long long>(k), dtype, d_dtype, epilogue, bias,
+                  mask, residual, static_cast<long long>(pad));
     std::string text = buffer;
     for (const Term& t : terms) text += t.text();
     return text;
@@ -178,11 +179,13 @@ int main(int argc, char** argv) {
   // What a decoder's layer asks for, larger than a wave of tiles.
   if (argc < 2) {
     int32_t bf16 = PNB_DTYPE_BF16;
-    run({1500, 6144, 2048, bf16, bf16, kForward, PNB_EPILOGUE_NONE, true, false, kNone, 0, {{4, 0, 2048, false, 0.0f}, {4, 4096, 2048, false, 0.0f}}});
+    run({1500, 6144, 2048, bf16, bf16, kForward, PNB_EPILOGUE_NONE, true, false, kNone, 0,
+         {{4, 0, 2048, false, 0.0f}, {4, 4096, 2048, false, 0.0f}}});
     run({1500, 3072, 768, bf16, bf16, kForward, PNB_EPILOGUE_RELU, true, true, kNone, 0, {}});
     run({1500, 2048, 4096, bf16, bf16, kForward, PNB_EPILOGUE_NONE, true, false, kAliased, 0, {{16, 0, 2048, false, 0.0f}}});
     run({1500, 4096, 2048, bf16, bf16, kBackward, PNB_EPILOGUE_DRELU, false, true, kNone, 0, {{8, 0, 4096, true, 0.1f}}});
-    run({1500, 2048, 3072, bf16, bf16, kBackward, PNB_EPILOGUE_NONE, false, false, kOwn, 0, {{64, 0, 2048, true, 0.0f}, {4, 0, 2048, true, 0.0f}}});
+    run({1500, 2048, 3072, bf16, bf16, kBackward, PNB_EPILOGUE_NONE, false, false, kOwn, 0,
+         {{64, 0, 2048, true, 0.0f}, {4, 0, 2048, true, 0.0f}}});
     run({700, 5027, 512, bf16, PNB_DTYPE_F32, kForward, PNB_EPILOGUE_NONE, false, false, kNone, 16, {}});
     run({700, 512, 5024, bf16, PNB_DTYPE_F32, kBackward, PNB_EPILOGUE_NONE, false, false, kAliased, 8, {}});
   }

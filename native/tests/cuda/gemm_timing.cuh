@@ -41,7 +41,8 @@ struct FrozenWeights {
 };
 
 static __global__ void fill_random(uint32_t* words, int64_t count, uint32_t seed) {
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count; i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     uint32_t x = static_cast<uint32_t>(i) * 0x9E3779B9u + seed;
     x = (x ^ (x >> 16)) * 0x85EBCA6Bu;
     x = (x ^ (x >> 13)) * 0xC2B2AE35u;
@@ -140,14 +141,14 @@ class Cublas {
     set_stream_(handle_, stream);
     set_workspace_(handle_, workspace_, size_t{32} << 20);
     int result = gemm_(handle_, forward ? 1 : 0, 0, static_cast<int>(n), static_cast<int>(m), static_cast<int>(k), &one, w, kBf16,
-                       static_cast<int>(forward ? k : n), a, kBf16, static_cast<int>(k), &zero, d, kBf16, static_cast<int>(n), kComputeF32,
-                       kDefault);
+                       static_cast<int>(forward ? k : n), a, kBf16, static_cast<int>(k), &zero, d, kBf16, static_cast<int>(n),
+                       kComputeF32, kDefault);
     expect(result == 0, "expected cuBLAS to compute, found status " + std::to_string(result));
   }
 
  private:
-  using GemmEx = int (*)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int, const void*, void*, int,
-                         int, int, int);
+  using GemmEx = int (*)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int, const void*,
+                         void*, int, int, int, int);
   void* library_ = nullptr;
   void* handle_ = nullptr;
   void* workspace_ = nullptr;

@@ -129,7 +129,8 @@ class Tensor {
     std::vector<char> bytes(count_ * element_bytes(t.dtype));
     for (int64_t i = 0; i < count_; ++i) {
       if (t.dtype == PNB_DTYPE_F32) reinterpret_cast<float*>(bytes.data())[i] = static_cast<float>(values[i]);
-      else if (t.dtype == PNB_DTYPE_BF16) reinterpret_cast<uint16_t*>(bytes.data())[i] = float_to_bf16(static_cast<float>(values[i]));
+      else if (t.dtype == PNB_DTYPE_BF16) reinterpret_cast<uint16_t*>(bytes.data())[i] =
+                                              float_to_bf16(static_cast<float>(values[i]));
       else if (t.dtype == PNB_DTYPE_I32) reinterpret_cast<int32_t*>(bytes.data())[i] = static_cast<int32_t>(values[i]);
       else if (t.dtype == PNB_DTYPE_U8) reinterpret_cast<uint8_t*>(bytes.data())[i] = static_cast<uint8_t>(values[i]);
       else reinterpret_cast<uint64_t*>(bytes.data())[i] = static_cast<uint64_t>(values[i]);
@@ -210,7 +211,8 @@ inline void close(const std::vector<double>& found, const std::vector<double>& e
 inline double rounding_error(const std::vector<double>& exact, int32_t dtype) {
   std::vector<double> rounded(exact.size());
   for (size_t i = 0; i < exact.size(); ++i) {
-    rounded[i] = dtype == PNB_DTYPE_BF16 ? bf16_to_float(float_to_bf16(static_cast<float>(exact[i]))) : static_cast<float>(exact[i]);
+    rounded[i] = dtype == PNB_DTYPE_BF16 ? bf16_to_float(float_to_bf16(static_cast<float>(exact[i])))
+                                         : static_cast<float>(exact[i]);
   }
   return relative_error(rounded, exact);
 }

@@ -23,8 +23,9 @@ struct Lists {
   Tensor indices, counts;
 
   Lists(int64_t m, int64_t rows_per_list, int32_t size, int64_t blocks, int64_t capacity)
-      : rows_per_list(rows_per_list), blocks(blocks), capacity(capacity), size(size), lists((m + rows_per_list - 1) / rows_per_list),
-        indices(PNB_DTYPE_I32, {static_cast<int64_t>(lists.size()), capacity + 3}), counts(PNB_DTYPE_I32, {static_cast<int64_t>(lists.size())}) {
+      : rows_per_list(rows_per_list), blocks(blocks), capacity(capacity), size(size),
+        lists((m + rows_per_list - 1) / rows_per_list), indices(PNB_DTYPE_I32, {static_cast<int64_t>(lists.size()), capacity + 3}),
+        counts(PNB_DTYPE_I32, {static_cast<int64_t>(lists.size())}) {
     std::vector<double> at(lists.size() * (capacity + 3), 1e9), count;
     for (size_t l = 0; l < lists.size(); ++l) {
       std::vector<int32_t> all(blocks);
@@ -57,8 +58,8 @@ struct Operand {
   Tensor tensor;
 
   Operand(int32_t dtype, int64_t m, int64_t width, const Lists* lists, int64_t pad, double centre = 0)
-      : m(m), width(width), columns(lists == nullptr ? width : lists->capacity * lists->size), pad(pad), lists(lists), full(m * width),
-        tensor(dtype, {m, columns + pad}) {
+      : m(m), width(width), columns(lists == nullptr ? width : lists->capacity * lists->size), pad(pad), lists(lists),
+        full(m * width), tensor(dtype, {m, columns + pad}) {
     auto values = tensor.values();
     for (int64_t i = 0; i < m; ++i) {
       const std::vector<int32_t>* list = lists == nullptr ? nullptr : &lists->lists[i / lists->rows_per_list];
@@ -85,8 +86,8 @@ struct Case {
   int64_t rows_per_list = 1 << 20;
   int64_t pad = 8;  // columns beside those of an operand: an odd number makes rows unaligned
   float dropout = 0.0f;
-  bool normed = false;   // dA of a layer norm of x
-  double centre = 0.0;   // of x's rows, whose deviation is 1
+  bool normed = false;  // dA of a layer norm of x
+  double centre = 0.0;  // of x's rows, whose deviation is 1
 
   std::string text() const {
     std::string s = std::string("lora ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " + std::to_string(in) + "]";
@@ -106,8 +107,8 @@ struct Adapter {
   Tensor a, b_t, h, dh, da, db;  // b is the transpose of b_t in every other adapter, so that both layouts are read
 
   Adapter(const Case& c, int64_t out, int64_t r, const Lists* lists)
-      : dy(c.dtype, c.m, out, lists, c.pad), a(PNB_DTYPE_F32, {r, c.in}), b_t(PNB_DTYPE_F32, {r, out}), h(PNB_DTYPE_F32, {c.m, r}, 0),
-        dh(PNB_DTYPE_F32, {c.m, r}, 0), da(PNB_DTYPE_F32, {r, c.in}), db(PNB_DTYPE_F32, {out, r}) {}
+      : dy(c.dtype, c.m, out, lists, c.pad), a(PNB_DTYPE_F32, {r, c.in}), b_t(PNB_DTYPE_F32, {r, out}),
+        h(PNB_DTYPE_F32, {c.m, r}, 0), dh(PNB_DTYPE_F32, {c.m, r}, 0), da(PNB_DTYPE_F32, {r, c.in}), db(PNB_DTYPE_F32, {out, r}) {}
 
   pnb_tensor b() const {
     pnb_tensor t = b_t.t;
@@ -189,7 +190,8 @@ Results run(const Case& c) {
     auto& p = project[i] = params<pnb_lora_project_params>();
     p.x = x.view(), p.x_blocks = x.list(), p.a = one.a.t, p.h = one.h.t, p.dropout = dropout;
     auto& g = gradients[i] = params<pnb_lora_gradients_params>();
-    g.scaling = 1.5f, g.dy = one.dy.view(), g.dy_blocks = one.dy.list(), g.x = x.view(), g.x_blocks = x.list(), g.h = one.h.t, g.a = one.a.t;
+    g.scaling = 1.5f, g.dy = one.dy.view(), g.dy_blocks = one.dy.list(), g.x = x.view(), g.x_blocks = x.list(), g.h = one.h.t,
+    g.a = one.a.t;
     g.b = one.b(), g.dh = one.dh.t, g.da = one.da.t, g.db = one.db.t, g.dropout = dropout;
     if (c.normed) g.norm = normed->norm();
   }
@@ -257,14 +259,16 @@ void dropout_has_no_lists(int64_t m, int64_t in, int32_t size, int64_t rows_per_
     std::vector<double> values(m * (in + pad), NAN);
     for (int64_t i = 0; i < m; ++i) std::copy_n(&compact.full[i * in], in, &values[i * (in + pad)]);
     x.set(values);
-    Tensor low(PNB_DTYPE_F32, {m, 4}, 0), dh(PNB_DTYPE_F32, {m, 4}, 0), a_gradient(PNB_DTYPE_F32, {4, in}), b_gradient(PNB_DTYPE_F32, {out, 4});
+    Tensor low(PNB_DTYPE_F32, {m, 4}, 0), dh(PNB_DTYPE_F32, {m, 4}, 0), a_gradient(PNB_DTYPE_F32, {4, in}),
+        b_gradient(PNB_DTYPE_F32, {out, 4});
     a_gradient.set(std::vector<double>(4 * in, 0.0)), b_gradient.set(std::vector<double>(4 * out, 0.0));
     auto p = params<pnb_lora_project_params>();
     p.x = form == 0 ? compact.view() : x.columns(0, in), p.a = a.t, p.h = low.t;
     p.dropout.p = 0.3f, p.dropout.stream = 5, p.dropout.state = state.t;
     if (form == 0) p.x_blocks = lists.list();
     auto g = params<pnb_lora_gradients_params>();
-    g.scaling = 1, g.dy = dy.t, g.x = p.x, g.x_blocks = p.x_blocks, g.h = low.t, g.a = a.t, g.b = b.t, g.dh = dh.t, g.da = a_gradient.t;
+    g.scaling = 1, g.dy = dy.t, g.x = p.x, g.x_blocks = p.x_blocks, g.h = low.t, g.a = a.t, g.b = b.t, g.dh = dh.t,
+    g.da = a_gradient.t;
     g.db = b_gradient.t, g.dropout = p.dropout;
     ok(what, [&] {
       backend().lora_project(p);
@@ -285,13 +289,15 @@ void dropout_has_no_lists(int64_t m, int64_t in, int32_t size, int64_t rows_per_
 void dropout_follows_the_norm(int64_t m, int64_t in, int64_t pad, int32_t dtype) {
   std::string what = std::string("lora dropout of a norm ") + pnb::dtype_name(dtype) + ", pad " + std::to_string(pad);
   int64_t out = 64;
-  Tensor x(dtype, {m, in + pad}), y(dtype, {m, in}, 0), state(PNB_DTYPE_U64, {2}), a(PNB_DTYPE_F32, {4, in}), b(PNB_DTYPE_F32, {out, 4});
+  Tensor x(dtype, {m, in + pad}), y(dtype, {m, in}, 0), state(PNB_DTYPE_U64, {2}), a(PNB_DTYPE_F32, {4, in}),
+      b(PNB_DTYPE_F32, {out, 4});
   Tensor dy(dtype, {m, out}), low(PNB_DTYPE_F32, {m, 4}), dh(PNB_DTYPE_F32, {m, 4}, 0), db(PNB_DTYPE_F32, {out, 4});
   state.set({99, 3});
   Operand values(dtype, m, in, nullptr, 0);
   Normed normed(values.full, m, in);
   auto forward = params<pnb_layer_norm_forward_params>();
-  forward.epsilon = 1e-5f, forward.x = x.columns(0, in), forward.y = y.t, forward.gamma = normed.gamma.t, forward.beta = normed.beta.t;
+  forward.epsilon = 1e-5f, forward.x = x.columns(0, in), forward.y = y.t, forward.gamma = normed.gamma.t,
+  forward.beta = normed.beta.t;
   forward.mean = normed.mean.t, forward.rstd = normed.rstd.t;
   std::vector<double> da[2];
   for (bool stored : {true, false}) {

@@ -56,7 +56,8 @@ void norms(int64_t m, int64_t h, int32_t dtype) {
 
 // A norm that projects on its way leaves what it does without, and what pnb_lora_project makes of that.
 void projected_norms(int64_t m, int64_t h, const std::vector<int64_t>& ranks, int64_t pool_rows, float dropout, int32_t dtype) {
-  std::string what = named("projected norm", m, h, dtype) + ", pools of " + std::to_string(pool_rows) + ", dropout " + std::to_string(dropout);
+  std::string what = named("projected norm", m, h, dtype) + ", pools of " + std::to_string(pool_rows) + ", dropout " +
+                     std::to_string(dropout);
   for (int64_t r : ranks) what += ", rank " + std::to_string(r);
   Tensor x(dtype, {m, h}), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), state(PNB_DTYPE_U64, {2});
   state.set({7, 9});
@@ -99,7 +100,8 @@ void lora(int64_t m, int64_t in, int64_t out, int64_t r, int32_t dtype) {
   auto project = params<pnb_lora_project_params>();
   project.x = x.t, project.a = a.t, project.h = h.t;
   auto gradients = params<pnb_lora_gradients_params>();
-  gradients.scaling = 2, gradients.dy = wide.columns(8, out), gradients.x = x.t, gradients.h = h.t, gradients.a = a.t, gradients.b = b.t;
+  gradients.scaling = 2, gradients.dy = wide.columns(8, out), gradients.x = x.t, gradients.h = h.t, gradients.a = a.t,
+  gradients.b = b.t;
   gradients.dh = dh.t, gradients.da = da.t, gradients.db = db.t;
   ok(what, [&] {
     backend().lora_project(project);
@@ -151,7 +153,8 @@ void head(int64_t m, int64_t h, int64_t vocab, int64_t n, int32_t dtype) {
   Tensor row_tensor(PNB_DTYPE_I32, {n}), target_tensor(PNB_DTYPE_I32, {n});
   row_tensor.set(rows), target_tensor.set(targets), loss.set({0.5}), scale.set({0.01});
   auto p = params<pnb_linear_cross_entropy_params>();
-  p.x = x.t, p.weight = weight.get(), p.rows = row_tensor.t, p.targets = target_tensor.t, p.grad_scale = scale.t, p.loss = loss.t, p.dx = dx.t;
+  p.x = x.t, p.weight = weight.get(), p.rows = row_tensor.t, p.targets = target_tensor.t, p.grad_scale = scale.t, p.loss = loss.t,
+  p.dx = dx.t;
   Workspace space(backend().linear_cross_entropy_workspace(p));
   p.workspace = space.w;
   ok(what, [&] { backend().linear_cross_entropy(p); });
@@ -183,7 +186,8 @@ void head(int64_t m, int64_t h, int64_t vocab, int64_t n, int32_t dtype) {
 }
 
 void adamw(int64_t n, float max_norm) {
-  Tensor param(PNB_DTYPE_F32, {n}), grad(PNB_DTYPE_F32, {n}), m(PNB_DTYPE_F32, {n}), v(PNB_DTYPE_F32, {n}), norm(PNB_DTYPE_F32, {1}, 0);
+  Tensor param(PNB_DTYPE_F32, {n}), grad(PNB_DTYPE_F32, {n}), m(PNB_DTYPE_F32, {n}), v(PNB_DTYPE_F32, {n}),
+      norm(PNB_DTYPE_F32, {1}, 0);
   Tensor schedule(PNB_DTYPE_F32, {3});
   schedule.set({1e-2, 0.19, 0.002});
   auto vs = v.values();
@@ -230,7 +234,8 @@ int main(int argc, char**) {
       projected_norms(4100, 2048, {4, 4}, pool_rows, 0, dtype), projected_norms(37, 768, {8, 8}, pool_rows, 0, dtype);
       projected_norms(700, 5120, {4, 3}, pool_rows, 0, dtype), projected_norms(5, 256, {16}, pool_rows, 0, dtype);
     }
-    projected_norms(77, 8192, {4}, 0, 0, dtype), projected_norms(77, 512, {16, 1}, 0, 0, dtype), projected_norms(50, 512, {4}, 0, 0.2f, dtype);
+    projected_norms(77, 8192, {4}, 0, 0, dtype), projected_norms(77, 512, {16, 1}, 0, 0, dtype),
+        projected_norms(50, 512, {4}, 0, 0.2f, dtype);
     projected_norms(33, 776, {4, 4}, 0, 0, dtype), projected_norms(5, 1001, {4}, 0, 0, dtype);
     for (int64_t r : {1, 4, 5, 8, 9, 16, 65}) lora(203, 264, 328, r, dtype);
     lora(77, 101, 53, 4, dtype);

@@ -29,8 +29,8 @@ void same_mask(float p, uint32_t stream, uint64_t seed, uint64_t offset, int64_t
   draw<<<4, 256>>>(pnb::cuda::DropoutParams(dropout), first, count, static_cast<float*>(d.t.data));
   cuda(cudaMemcpy(found.data(), d.t.data, count * sizeof(float), cudaMemcpyDeviceToHost));
   cudaFree(device_state);
-  expect(found == expected, "dropout p " + std::to_string(p) + " stream " + std::to_string(stream) + " from " + std::to_string(first) +
-                                ": the mask differs from the CPU's");
+  expect(found == expected, "dropout p " + std::to_string(p) + " stream " + std::to_string(stream) + " from " +
+                                std::to_string(first) + ": the mask differs from the CPU's");
 }
 
 }  // namespace

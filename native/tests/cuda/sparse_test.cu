@@ -17,12 +17,13 @@ Params params() {
 }
 
 // valid < 0: no count of valid rows. pad: bytes or elements beside a row's; offset: of the first from an aligned place.
-void mass(int64_t m, int64_t n, int32_t block, int64_t rows_per_list, int32_t dtype, int64_t valid, bool with_norms, int64_t pad, int64_t offset) {
+void mass(int64_t m, int64_t n, int32_t block, int64_t rows_per_list, int32_t dtype, int64_t valid, bool with_norms, int64_t pad,
+          int64_t offset) {
   bool bits = dtype == PNB_DTYPE_U8;
   int64_t width = bits ? n / 8 : n, pitch = width + pad + offset, lists = (m + rows_per_list - 1) / rows_per_list;
-  std::string what = std::string("activation mass ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " + std::to_string(n) + "] blocks of " +
-                     std::to_string(block) + ", lists of " + std::to_string(rows_per_list) + ", valid " + std::to_string(valid) + ", pad " +
-                     std::to_string(pad) + ", offset " + std::to_string(offset);
+  std::string what = std::string("activation mass ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " +
+                     std::to_string(n) + "] blocks of " + std::to_string(block) + ", lists of " + std::to_string(rows_per_list) +
+                     ", valid " + std::to_string(valid) + ", pad " + std::to_string(pad) + ", offset " + std::to_string(offset);
   Tensor given(dtype, {m, pitch}), norms(PNB_DTYPE_F32, {n}), valid_rows(PNB_DTYPE_I32, {1});
   if (bits) {
     std::vector<double> bytes(m * pitch);
@@ -49,7 +50,8 @@ void mass(int64_t m, int64_t n, int32_t block, int64_t rows_per_list, int32_t dt
   std::vector<double> expected(lists * (n / block));
   for (int64_t i = 0; i < (valid < 0 ? m : std::min(valid, m)); ++i) {
     for (int64_t j = 0; j < n; ++j) {
-      double v = bits ? static_cast<int>(values[i * pitch + offset + j / 8]) >> (j % 8) & 1 : std::max(0.0, values[i * pitch + offset + j]);
+      double v = bits ? static_cast<int>(values[i * pitch + offset + j / 8]) >> (j % 8) & 1
+                      : std::max(0.0, values[i * pitch + offset + j]);
       fires[j] += v > 0;
       v *= with_norms ? scales[j] : 1;
       masses[j] += v;
@@ -67,18 +69,21 @@ void mass(int64_t m, int64_t n, int32_t block, int64_t rows_per_list, int32_t dt
   expect(blocks.bits() == first, what + ": other bits the second time");
 }
 
-void predict(int64_t pooled_rows, int64_t h, int64_t r, int64_t units, int32_t per_score, int64_t per_list, bool with_bias, bool with_norms,
-             int64_t pad) {
-  std::string what = "predict mass [" + std::to_string(pooled_rows) + ", " + std::to_string(h) + "] rank " + std::to_string(r) + " units " +
-                     std::to_string(units) + "/" + std::to_string(per_score) + ", lists of " + std::to_string(per_list) + ", pad " + std::to_string(pad);
+void predict(int64_t pooled_rows, int64_t h, int64_t r, int64_t units, int32_t per_score, int64_t per_list, bool with_bias,
+             bool with_norms, int64_t pad) {
+  std::string what = "predict mass [" + std::to_string(pooled_rows) + ", " + std::to_string(h) + "] rank " + std::to_string(r) +
+                     " units " + std::to_string(units) + "/" + std::to_string(per_score) + ", lists of " +
+                     std::to_string(per_list) + ", pad " + std::to_string(pad);
   int64_t lists = (pooled_rows + per_list - 1) / per_list, scores = units / per_score;
-  Tensor pooled(PNB_DTYPE_F32, {pooled_rows, h + pad}), a(PNB_DTYPE_F32, {r, h}), b(PNB_DTYPE_F32, {units, r}), bias(PNB_DTYPE_F32, {units});
+  Tensor pooled(PNB_DTYPE_F32, {pooled_rows, h + pad}), a(PNB_DTYPE_F32, {r, h}), b(PNB_DTYPE_F32, {units, r}),
+      bias(PNB_DTYPE_F32, {units});
   Tensor norms(PNB_DTYPE_F32, {units}), found(PNB_DTYPE_F32, {lists, scores}, 0);
   auto ns = norms.values();
   for (double& v : ns) v = std::fabs(v);
   norms.set(ns);
   auto p = params<pnb_predict_mass_params>();
-  p.units_per_score = per_score, p.pooled = pooled.columns(0, h), p.a = a.t, p.b = b.t, p.pooled_per_list = per_list, p.scores = found.t;
+  p.units_per_score = per_score, p.pooled = pooled.columns(0, h), p.a = a.t, p.b = b.t, p.pooled_per_list = per_list,
+  p.scores = found.t;
   if (with_bias) p.bias = bias.t;
   if (with_norms) p.norms = norms.t;
   Workspace space(backend().predict_mass_workspace(p));
@@ -105,8 +110,8 @@ void predict(int64_t pooled_rows, int64_t h, int64_t r, int64_t units, int32_t p
 }
 
 void relative(int64_t n, int32_t block, float threshold, float share) {
-  std::string what = "relative mass of " + std::to_string(n) + " in blocks of " + std::to_string(block) + ", " + std::to_string(threshold) + ", " +
-                     std::to_string(share);
+  std::string what = "relative mass of " + std::to_string(n) + " in blocks of " + std::to_string(block) + ", " +
+                     std::to_string(threshold) + ", " + std::to_string(share);
   Tensor neurons(PNB_DTYPE_F32, {n}), scores(PNB_DTYPE_F32, {1, n / block}, 0);
   auto values = neurons.values();
   // Blocks of few large neurons, more or fewer of them from block to block; one without any mass.
@@ -133,9 +138,11 @@ void relative(int64_t n, int32_t block, float threshold, float share) {
 enum class Scores { kAny, kEqual, kOdd, kNone };
 
 void select(int64_t lists, int64_t blocks, int64_t capacity, float coverage, Scores kind, bool with_summary) {
-  std::string what = "select of " + std::to_string(lists) + " x " + std::to_string(blocks) + " blocks, room for " + std::to_string(capacity) +
-                     ", coverage " + std::to_string(coverage) + ", scores of kind " + std::to_string(static_cast<int>(kind));
-  Tensor scores(PNB_DTYPE_F32, {lists, blocks + 5}), indices(PNB_DTYPE_I32, {lists, capacity + 2}, 0), counts(PNB_DTYPE_I32, {lists}, 0);
+  std::string what = "select of " + std::to_string(lists) + " x " + std::to_string(blocks) + " blocks, room for " +
+                     std::to_string(capacity) + ", coverage " + std::to_string(coverage) + ", scores of kind " +
+                     std::to_string(static_cast<int>(kind));
+  Tensor scores(PNB_DTYPE_F32, {lists, blocks + 5}), indices(PNB_DTYPE_I32, {lists, capacity + 2}, 0),
+      counts(PNB_DTYPE_I32, {lists}, 0);
   Tensor summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE}, 0);
   auto values = scores.values();
   for (double& v : values) {
@@ -151,7 +158,8 @@ void select(int64_t lists, int64_t blocks, int64_t capacity, float coverage, Sco
   scores.set(values);
   values = scores.values();
   auto p = params<pnb_select_blocks_params>();
-  p.coverage = coverage, p.scores = scores.columns(0, blocks), p.blocks.indices = indices.columns(0, capacity), p.blocks.counts = counts.t;
+  p.coverage = coverage, p.scores = scores.columns(0, blocks), p.blocks.indices = indices.columns(0, capacity),
+  p.blocks.counts = counts.t;
   if (with_summary) p.summary = summary.t;
   ok(what, [&] { backend().select_blocks(p); });
   auto found = indices.values(), found_counts = counts.values();
@@ -177,15 +185,19 @@ void select(int64_t lists, int64_t blocks, int64_t capacity, float coverage, Sco
     order.resize(std::min(wanted, capacity));
     std::sort(order.begin(), order.end());
     std::string which = what + ", list " + std::to_string(l);
-    expect(found_counts[l] == static_cast<double>(order.size()),
-           which + ": expected " + std::to_string(order.size()) + " blocks, found " + std::to_string(static_cast<int64_t>(found_counts[l])));
+    expect(found_counts[l] == static_cast<double>(order.size()), which + ": expected " + std::to_string(order.size()) +
+                                                                     " blocks, found " +
+                                                                     std::to_string(static_cast<int64_t>(found_counts[l])));
     for (size_t c = 0; c < order.size(); ++c) {
       double at = found[l * (capacity + 2) + c];
       if (at == order[c]) continue;
-      expect(false, which + ": expected block " + std::to_string(order[c]) + " at " + std::to_string(c) + ", found " + std::to_string(at));
+      expect(false,
+             which + ": expected block " + std::to_string(order[c]) + " at " + std::to_string(c) + ", found " + std::to_string(at));
       break;
     }
-    for (int64_t c = capacity; c < capacity + 2; ++c) expect(found[l * (capacity + 2) + c] == 0x7f7f7f7f, which + ": written past its capacity");
+    for (int64_t c = capacity; c < capacity + 2; ++c) {
+      expect(found[l * (capacity + 2) + c] == 0x7f7f7f7f, which + ": written past its capacity");
+    }
     kept += order.size(), cut += wanted > capacity, covered += fits, whole += total;
   }
   if (!with_summary) return;
@@ -199,14 +211,16 @@ void select(int64_t lists, int64_t blocks, int64_t capacity, float coverage, Sco
 // scores that are there then.
 void captured() {
   int64_t blocks = 256;
-  Tensor source(PNB_DTYPE_F32, {1, blocks}), scores(PNB_DTYPE_F32, {1, blocks}), indices(PNB_DTYPE_I32, {1, blocks}, 0), counts(PNB_DTYPE_I32, {1}, 0);
+  Tensor source(PNB_DTYPE_F32, {1, blocks}), scores(PNB_DTYPE_F32, {1, blocks}), indices(PNB_DTYPE_I32, {1, blocks}, 0),
+      counts(PNB_DTYPE_I32, {1}, 0);
   Tensor mass(PNB_DTYPE_F32, {blocks * 32});
   cudaStream_t stream;
   cudaGraph_t graph;
   cudaGraphExec_t ready;
   cuda(cudaStreamCreate(&stream));
   auto select = params<pnb_select_blocks_params>();
-  select.stream = stream, select.coverage = 1, select.scores = scores.t, select.blocks.indices = indices.t, select.blocks.counts = counts.t;
+  select.stream = stream, select.coverage = 1, select.scores = scores.t, select.blocks.indices = indices.t,
+  select.blocks.counts = counts.t;
   auto relative = params<pnb_relative_mass_params>();
   relative.stream = stream, relative.block_size = 32, relative.threshold = 0, relative.share = 1;
   relative.neuron_mass = mass.t, relative.scores = scores.t;
@@ -235,8 +249,8 @@ void captured() {
     source.set(values);
     cuda(cudaGraphLaunch(ready, stream));
     cuda(cudaStreamSynchronize(stream), "a captured choice");
-    expect(counts.values()[0] == static_cast<double>(positive), "captured choice: expected " + std::to_string(positive) + " blocks, found " +
-                                                                    std::to_string(counts.values()[0]));
+    expect(counts.values()[0] == static_cast<double>(positive),
+           "captured choice: expected " + std::to_string(positive) + " blocks, found " + std::to_string(counts.values()[0]));
   }
   cudaGraphExecDestroy(ready), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
 }
@@ -245,7 +259,8 @@ void captured() {
 // has been there in between.
 void captured_prediction() {
   int64_t rows = 130, h = 256, r = 16, units = 48;
-  Tensor source(PNB_DTYPE_F32, {rows, h}), pooled(PNB_DTYPE_F32, {rows, h}), a(PNB_DTYPE_F32, {r, h}, 0.1), b(PNB_DTYPE_F32, {units, r});
+  Tensor source(PNB_DTYPE_F32, {rows, h}), pooled(PNB_DTYPE_F32, {rows, h}), a(PNB_DTYPE_F32, {r, h}, 0.1),
+      b(PNB_DTYPE_F32, {units, r});
   Tensor found(PNB_DTYPE_F32, {2, units}, 0), expected(PNB_DTYPE_F32, {2, units}, 0);
   auto p = params<pnb_predict_mass_params>();
   p.units_per_score = 1, p.pooled = pooled.t, p.a = a.t, p.b = b.t, p.pooled_per_list = 70, p.scores = found.t;
@@ -276,14 +291,15 @@ void captured_prediction() {
     other.workspace = replay == 1 ? space.w : own.w;
     ok("captured prediction", [&] { backend().predict_mass(other); });
     cuda(cudaDeviceSynchronize(), "a prediction");
-    expect(found.bits() == expected.bits(), "captured prediction: replay " + std::to_string(replay) + " gives other bits than a call");
+    expect(found.bits() == expected.bits(),
+           "captured prediction: replay " + std::to_string(replay) + " gives other bits than a call");
   }
   cudaGraphExecDestroy(ready), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
 }
 
 void pooled_norm(int64_t m, int64_t h, int64_t pool_rows, int32_t dtype, int64_t valid, bool in_place) {
-  std::string what = std::string("pooled norm ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " + std::to_string(h) + "] pools of " +
-                     std::to_string(pool_rows) + ", valid " + std::to_string(valid);
+  std::string what = std::string("pooled norm ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " + std::to_string(h) +
+                     "] pools of " + std::to_string(pool_rows) + ", valid " + std::to_string(valid);
   int64_t pools = (m + pool_rows - 1) / pool_rows;
   Tensor x(dtype, {m, h}), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), y(dtype, {m, h}, 0), mean(PNB_DTYPE_F32, {m}, 0);
   Tensor rstd(PNB_DTYPE_F32, {m}, 0), pooled(PNB_DTYPE_F32, {pools, h}, 0), valid_rows(PNB_DTYPE_I32, {1});

@@ -92,7 +92,8 @@ void copies() {
   print("copy of 2 GiB", us, 2e-6 * static_cast<double>(bytes));
   size_t little = size_t{16} << 20;
   us = microseconds([&](int i, cudaStream_t stream) {
-    cuda(cudaMemcpyAsync(static_cast<char*>(to) + i * little, static_cast<char*>(from) + i * little, little, cudaMemcpyDeviceToDevice, stream));
+    cuda(cudaMemcpyAsync(static_cast<char*>(to) + i * little, static_cast<char*>(from) + i * little, little,
+                         cudaMemcpyDeviceToDevice, stream));
   });
   print("copy of 16 MiB in a graph", us, 2e-6 * static_cast<double>(little));
   cudaFree(from), cudaFree(to);
@@ -104,13 +105,15 @@ struct Norm {
   Tensor gamma, beta, mean, rstd;
 
   explicit Norm(int64_t h)
-      : h(h), x(tensors(PNB_DTYPE_BF16, {kTokens, h})), y(tensors(PNB_DTYPE_BF16, {kTokens, h})), dy(tensors(PNB_DTYPE_BF16, {kTokens, h})),
-        residual(tensors(PNB_DTYPE_BF16, {kTokens, h})), pooled(tensors(PNB_DTYPE_F32, {kTokens / 16, h})), gamma(PNB_DTYPE_F32, {h}),
-        beta(PNB_DTYPE_F32, {h}), mean(PNB_DTYPE_F32, {kTokens}), rstd(PNB_DTYPE_F32, {kTokens}) {}
+      : h(h), x(tensors(PNB_DTYPE_BF16, {kTokens, h})), y(tensors(PNB_DTYPE_BF16, {kTokens, h})),
+        dy(tensors(PNB_DTYPE_BF16, {kTokens, h})), residual(tensors(PNB_DTYPE_BF16, {kTokens, h})),
+        pooled(tensors(PNB_DTYPE_F32, {kTokens / 16, h})), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}),
+        mean(PNB_DTYPE_F32, {kTokens}), rstd(PNB_DTYPE_F32, {kTokens}) {}
 
   void forward(int set, cudaStream_t stream, bool with_pool, const pnb_lora_project_params* project) {
     auto p = params<pnb_layer_norm_forward_params>();
-    p.stream = stream, p.epsilon = 1e-5f, p.x = x[set]->t, p.y = y[set]->t, p.gamma = gamma.t, p.beta = beta.t, p.mean = mean.t, p.rstd = rstd.t;
+    p.stream = stream, p.epsilon = 1e-5f, p.x = x[set]->t, p.y = y[set]->t, p.gamma = gamma.t, p.beta = beta.t, p.mean = mean.t,
+    p.rstd = rstd.t;
     if (with_pool) p.pooled = pooled[set]->t, p.pool_rows = 16;
     p.project = project;
     backend().layer_norm_forward(p);
@@ -207,7 +210,8 @@ void masses() {
         }
         backend().activation_mass(p);
       });
-      std::string what = std::string("block mass from ") + (from_bits ? "bits" : "x") + ", lists of " + std::to_string(rows) + " rows";
+      std::string what = std::string("block mass from ") + (from_bits ? "bits" : "x") + ", lists of " + std::to_string(rows) +
+                         " rows";
       print(what.c_str(), us, from_bits ? megabytes(*bits[0]) : megabytes(*x[0]));
     }
   }
@@ -216,7 +220,8 @@ void masses() {
 void choice(Norm& norm) {
   int64_t r = 32, blocks = 256;
   double plain = norm.forward(false), with_pool = norm.forward(true);
-  Tensor a(PNB_DTYPE_F32, {r, norm.h}, 0.02), b(PNB_DTYPE_F32, {blocks, r}), bias(PNB_DTYPE_F32, {blocks}), scores(PNB_DTYPE_F32, {16, blocks});
+  Tensor a(PNB_DTYPE_F32, {r, norm.h}, 0.02), b(PNB_DTYPE_F32, {blocks, r}), bias(PNB_DTYPE_F32, {blocks}),
+      scores(PNB_DTYPE_F32, {16, blocks});
   Tensor indices(PNB_DTYPE_I32, {16, blocks}), counts(PNB_DTYPE_I32, {16}), summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE});
   Workspace space(kTokens / 16 * r * 4);
   for (int64_t lists : {1, 16}) {
@@ -229,12 +234,14 @@ void choice(Norm& norm) {
     };
     auto select = [&](int, cudaStream_t stream) {
       auto p = params<pnb_select_blocks_params>();
-      p.stream = stream, p.coverage = 0.9f, p.scores = scores.t, p.blocks.indices = indices.t, p.blocks.counts = counts.t, p.summary = summary.t;
+      p.stream = stream, p.coverage = 0.9f, p.scores = scores.t, p.blocks.indices = indices.t, p.blocks.counts = counts.t,
+      p.summary = summary.t;
       p.scores.shape[0] = p.blocks.indices.shape[0] = p.blocks.counts.shape[0] = lists;
       backend().select_blocks(p);
     };
     std::string what = ", " + std::to_string(lists) + " lists of 256 blocks";
-    double predicted = print(("predict mass, rank 32" + what).c_str(), microseconds(predict), megabytes(*norm.pooled[0]) + megabytes(a));
+    double predicted = print(("predict mass, rank 32" + what).c_str(), microseconds(predict),
+                             megabytes(*norm.pooled[0]) + megabytes(a));
     double selected = print(("select" + what).c_str(), microseconds(select), 1e-6 * 1024 * static_cast<double>(lists));
     double sum = with_pool - plain + predicted + selected;
     std::printf("pooling + predictor + selection%-21s %8.2f us a layer, %.3f ms in 24\n", what.c_str(), sum, 24e-3 * sum);

@@ -14,7 +14,8 @@ Device open_device(int ordinal, bool deterministic) {
   cudaError_t found = cudaGetDeviceCount(&count);
   if (found != cudaSuccess || count == 0) {
     cudaGetLastError();
-    fail(PNB_ERROR_UNAVAILABLE, "context: no CUDA device: %s", found == cudaSuccess ? "the driver lists none" : cudaGetErrorString(found));
+    fail(PNB_ERROR_UNAVAILABLE, "context: no CUDA device: %s",
+         found == cudaSuccess ? "the driver lists none" : cudaGetErrorString(found));
   }
   if (ordinal >= count) {
     fail(PNB_ERROR_UNAVAILABLE, "context: expected a CUDA device below %d, found ordinal %d", count, ordinal);
@@ -22,8 +23,8 @@ Device open_device(int ordinal, bool deterministic) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, ordinal), "context");
   if (properties.major != 9 || properties.minor != 0) {
-    fail(PNB_ERROR_UNAVAILABLE, "context: expected a GPU of compute capability 9.0 (H100, H200), found %s with %d.%d", properties.name,
-         properties.major, properties.minor);
+    fail(PNB_ERROR_UNAVAILABLE, "context: expected a GPU of compute capability 9.0 (H100, H200), found %s with %d.%d",
+         properties.name, properties.major, properties.minor);
   }
   check(cudaSetDevice(ordinal), "context");
   return {ordinal, Arch::kSm90, properties.multiProcessorCount, deterministic, properties.name};

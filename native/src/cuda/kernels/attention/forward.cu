@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 
 // A block of threads stays on its multiprocessor and takes units in turn. One warp fills rings of tiles through the copy
@@ -49,6 +50,23 @@ struct Shared {
   Barrier query_full[kQueries], query_empty[kQueries];
   Barrier key_full[kSlots<kDim>], key_empty[kSlots<kDim>];
   Barrier value_full[kSlots<kDim>], value_empty[kSlots<kDim>];
+};
+
+// Warpgroups that queue their products in turn: while one computes with what came out of its products, the tensor cores
+// work on the next one's. Every warpgroup takes part in every turn; barriers from kFirst on are theirs.
+template <int kWarpgroups, int kFirst>
+struct Turns {
+  int self;
+
+  // The first turn is warpgroup 0's.
+  __device__ explicit Turns(int warpgroup) : self(warpgroup) {
+    if (self == kWarpgroups - 1) pass();
+  }
+  __device__ void wait() const { sync_threads(kFirst + self, 2 * kWarpgroup); }
+  __device__ void pass() const {
+    int next = self + 1 == kWarpgroups ? 0 : self + 1;
+    asm volatile("bar.arrive %0, %1;" ::"r"(kFirst + next), "r"(2 * kWarpgroup) : "memory");
+  }
 };
 
 struct Args {

@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/attention/backward.h"
 #include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 
 // Each warpgroup owns 64 key rows and goes through the query rows that see them. Scores are computed transposed, so that
@@ -29,14 +30,21 @@ template <int kDim>
 constexpr int kKeySlots = kDim == 80 ? 2 : 1;
 template <int kDim>
 constexpr int kSlots = kDim == 64 ? 5 : 4;
-// Units by lists are too short to wait for keys and values at each one's beginning. Where there is no room for the next unit's beside
-// this one's and its queries, they share a pool.
+// Units by lists are too short to wait for keys and values at each one's beginning. Where there is no room for the next unit's
+// beside this one's and its queries, they share a pool.
 template <int kDim, bool kListed>
 constexpr bool kPooled = kListed && kDim == 128;
 
-// Who has which chunk of a pool. A unit's keys and its values hold one each to its end, and tiles of queries take the others in turn;
-// the next unit's keys and values come next in turn, while this one's last tiles are in use. The warp that fills chunks and those
-// that read them go through the same steps, and so agree.
+// A value of which the compiler knows nothing: what is made of it in a loop is made in each turn anew, rather than before
+// the loop in registers that are not there.
+__device__ __forceinline__ uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// Who has which chunk of a pool. A unit's keys and its values hold one each to its end, and tiles of queries take the others in
+// turn; the next unit's keys and values come next in turn, while this one's last tiles are in use. The warp that fills chunks and
+// those that read them go through the same steps, and so agree.
 struct Chunks {
   static constexpr int kNumber = 6;
   uint32_t queue = 0x543210;  // four bits each, the next one lowest
@@ -220,8 +228,8 @@ __device__ void produce_pooled(const Args& a, S& shared) {
 
 // Two rows of a gradient that this thread holds a part of; `left` rows of the sample are there from its first on.
 template <int kDim>
-__device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const float (&d)[kDim / 2], int head, int token, int left,
-                                           float factor) {
+__device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const float (&d)[kDim / 2], int head, int token,
+                                           int left, float factor) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) store_row<kDim>(to.row(token + 8 * h, head), d, h, factor, 8 * h < left);
 }

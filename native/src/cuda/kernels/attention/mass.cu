@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/attention/attention.h"
 #include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/reduce.cuh"
@@ -51,7 +52,8 @@ struct Args {
 __device__ inline int sampled_row(int k, int stride, int length) { return min((k + 1) * stride, length) - 1; }
 
 // Writes zeros to the slots of no block.
-__device__ void zero_unused_slots(const Borders& borders, int size, float* mass, int slots, int width, int head, int part, int parts) {
+__device__ void zero_unused_slots(const Borders& borders, int size, float* mass, int slots, int width, int head, int part,
+                                  int parts) {
   for (int slot = part; slot < slots; slot += parts) {
     if (borders.samples > 0) {
       SlotBlock at(borders, slot, size);
@@ -203,7 +205,8 @@ void launch(const pnb_attention_mass_params& p) {
          spans,
          p.scale};
   allow_shared_memory(mass_kernel<kDim>, sizeof(Shared<kDim>), op);
-  dim3 grid(static_cast<unsigned>(spans + 1), static_cast<unsigned>(p.q.shape[1]), static_cast<unsigned>(ceil_div(a.width, kBlocks)));
+  dim3 grid(static_cast<unsigned>(spans + 1), static_cast<unsigned>(p.q.shape[1]),
+            static_cast<unsigned>(ceil_div(a.width, kBlocks)));
   mass_kernel<kDim><<<grid, kThreads, sizeof(Shared<kDim>), stream_of(p.stream)>>>(a);
   check_launch(op);
 }

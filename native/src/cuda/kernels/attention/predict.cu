@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/attention/attention.h"
 #include "cuda/kernels/attention/lists.cuh"
+#include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/launch.cuh"
@@ -87,7 +88,9 @@ __global__ void __launch_bounds__(kTileThreads, 1) low_rank_kernel(const __grid_
     Barrier& full = shared.full[i % kTileSlots];
     full.arrive_and_expect(sizeof slot);
     int column = (first_step + i) * kColumns;
-    for (int panel = 0; panel < kColumns / kPanel; ++panel) copy_box(slot.pooled[panel], p.pooled, full, column + panel * kPanel, first_row);
+    for (int panel = 0; panel < kColumns / kPanel; ++panel) {
+      copy_box(slot.pooled[panel], p.pooled, full, column + panel * kPanel, first_row);
+    }
     copy_box(slot.a, p.a, full, column, first_output);
   };
   if (threadIdx.x == 0) {
@@ -145,7 +148,9 @@ __global__ void __launch_bounds__(kTileThreads, 1) low_rank_kernel(const __grid_
 #pragma unroll
     for (int other = 0; other < kMaxCluster; ++other) {
       found[other] = {};
-      if (other < blocks) found[other] = *reinterpret_cast<const float4*>(cluster.map_shared_rank(shared.sums + row * kSumPitch + column, other));
+      if (other < blocks) {
+        found[other] = *reinterpret_cast<const float4*>(cluster.map_shared_rank(shared.sums + row * kSumPitch + column, other));
+      }
     }
 #pragma unroll
     for (int other = 0; other < kMaxCluster; ++other) {
@@ -327,13 +332,16 @@ void predict_attention(const Device& device, const pnb_predict_attention_params&
   int heads = static_cast<int>(p.a.shape[1]), r = static_cast<int>(p.a.shape[2]);
   int outputs = 2 * heads * r;
   auto* z = static_cast<float*>(p.workspace.data);
-  if (r > kMostRanks || r % 8 != 0) fail(PNB_ERROR_INVALID_ARGUMENT, "%s: expected ranks in eights up to %d, found %d", op, kMostRanks, r);
+  if (r > kMostRanks || r % 8 != 0) {
+    fail(PNB_ERROR_INVALID_ARGUMENT, "%s: expected ranks in eights up to %d, found %d", op, kMostRanks, r);
+  }
 
   int64_t pitch = p.pooled.stride[0];
   bool fast = hidden % 8 == 0 && aligned(p.a.data) && aligned(p.bias.data) && rows_aligned(p.pooled);
   if (fast && rows > 0) {
     int64_t steps = ceil_div(hidden, kColumns), row_tiles = ceil_div(rows, kTile), output_tiles = ceil_div(outputs, kTile);
-    int cluster = cluster_for(row_tiles * output_tiles, std::min<int64_t>(device.multiprocessors, row_tiles * output_tiles * steps));
+    int cluster = cluster_for(row_tiles * output_tiles,
+                              std::min<int64_t>(device.multiprocessors, row_tiles * output_tiles * steps));
     Low low{make_matrix_map(p.a.data, outputs, hidden, kTile, op),
             make_float_map(p.pooled.data, rows, hidden, std::max<int64_t>(pitch, hidden), kTile, op),
             static_cast<const float*>(p.bias.data),

@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/attention/backward.h"
 #include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 
 // Built as the forward pass is: one warp fills a ring of key and value tiles, and each warpgroup owns 64 query

@@ -1,10 +1,12 @@
 // Which rows a block of threads works on: units are blocks of rows of one sample, found on the device, heaviest first.
 #pragma once
 
-#include "cuda/kernels/attention/hopper.cuh"
 #include "cuda/kernels/attention/lists.cuh"
+#include "cuda/kernels/hopper.cuh"
 
 namespace pnb::cuda::attention {
+
+using namespace hopper;
 
 // Units of a call at most, of all samples together; 16 KB of shared memory.
 constexpr int kMaxUnits = 4096;
@@ -205,8 +207,8 @@ __device__ __forceinline__ void for_each_visit(const Lists& lists, const VisitTa
 inline bool takes_fast_lists(const pnb_attention_blocks& b) {
   constexpr int64_t kFewestBlocks = 100;  // of threads: a device of this architecture has more multiprocessors
   if (!present(b.indices)) return true;
-  return b.size == kListedRows && b.indices.shape[0] * b.indices.shape[1] <= kMaxVisits * kFewestBlocks && b.indices.shape[0] <= INT16_MAX &&
-         b.indices.shape[2] <= INT16_MAX;
+  return b.size == kListedRows && b.indices.shape[0] * b.indices.shape[1] <= kMaxVisits * kFewestBlocks &&
+         b.indices.shape[0] <= INT16_MAX && b.indices.shape[2] <= INT16_MAX;
 }
 
 // The key blocks that a unit's query rows attend to, nearest first: those that these rows do not see, those that need a mask,

@@ -165,7 +165,9 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
         uint32_t pivots[kPivots];
         Above above{};
 #pragma unroll
-        for (int k = 0; k < kPivots; ++k) pivots[k] = low + static_cast<uint32_t>(static_cast<uint64_t>(high - low) * (k + 1) / (kPivots + 1));
+        for (int k = 0; k < kPivots; ++k) {
+          pivots[k] = low + static_cast<uint32_t>(static_cast<uint64_t>(high - low) * (k + 1) / (kPivots + 1));
+        }
 #pragma unroll
         for (int e = 0; e < kEach; ++e) {
           double mass = __uint_as_float(keys[e]);

@@ -1,10 +1,12 @@
 // Tiles of rows of one head in shared memory: how they are copied there, and how matrix products read them.
 #pragma once
 
-#include "cuda/kernels/attention/hopper.cuh"
+#include "cuda/kernels/hopper.cuh"
 #include "cuda/runtime/device.h"
 
 namespace pnb::cuda::attention {
+
+using namespace hopper;
 
 // Maps of a [tokens, heads, head_dim] view for the copy engine, which swizzles panels of at most 128 bytes a row: `wide` has
 // boxes of 64 dimensions, `rest` of the 16 that head size 80 leaves.

@@ -69,7 +69,8 @@ __global__ void embedding_kernel(Args p) {
 
 Term term_of(const pnb_tensor& rows, const pnb_tensor* indices, int32_t offset) {
   if (!present(rows)) return {};
-  return {rows.data, indices ? static_cast<const int32_t*>(indices->data) : nullptr, rows.dtype, offset, rows.shape[0], rows.stride[0]};
+  return {rows.data, indices ? static_cast<const int32_t*>(indices->data) : nullptr, rows.dtype, offset, rows.shape[0],
+          rows.stride[0]};
 }
 
 }  // namespace
@@ -78,11 +79,13 @@ void embedding(const Device&, const pnb_embedding_params& p) {
   int64_t m = p.d.shape[0];
   int64_t h = p.d.shape[1];
   if (m == 0 || h == 0) return;
-  Args args{{term_of(p.table, &p.tokens, 0), term_of(p.position_table, &p.positions, p.position_offset), term_of(p.residual, nullptr, 0)},
+  Args args{{term_of(p.table, &p.tokens, 0), term_of(p.position_table, &p.positions, p.position_offset),
+             term_of(p.residual, nullptr, 0)},
             p.d.data,
             p.d.stride[0],
             static_cast<int>(h)};
-  bool vectors = h % kCount == 0 && rows_aligned(p.table) && rows_aligned(p.position_table) && rows_aligned(p.residual) && rows_aligned(p.d);
+  bool vectors = h % kCount == 0 && rows_aligned(p.table) && rows_aligned(p.position_table) && rows_aligned(p.residual) &&
+                 rows_aligned(p.d);
   with_type(p.d.dtype, [&](auto type) {
     using T = decltype(type);
     if (vectors) embedding_kernel<T, kCount><<<m, kThreads, 0, stream_of(p.stream)>>>(args);

@@ -44,7 +44,8 @@ __device__ void finish_row(const Product& p, int row, int column, int origin, fl
   for (int t = 0; t < e.term_count; ++t) add_low_rank(e.terms[t], row, origin, count, values);
   uint8_t* mask = e.mask == nullptr ? nullptr : e.mask + row * e.mask_stride + origin / 8;
   unsigned bits = e.kind == PNB_EPILOGUE_DRELU ? *mask : 0u;
-  const D* residual = p.residual.data == nullptr ? nullptr : static_cast<const D*>(p.residual.data) + row * p.residual.row_stride + column;
+  const D* residual = p.residual.data == nullptr ? nullptr
+                                                 : static_cast<const D*>(p.residual.data) + row * p.residual.row_stride + column;
   D* d = static_cast<D*>(p.d.data) + row * p.d.row_stride + column;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {

@@ -20,7 +20,8 @@ struct TileKernels {
   sm90::TileProduct blocks[2];          // with lists of active blocks, d in bf16
   sm90::TileProduct blocks_dropout[2];  // some term has dropout
   int tile, wide_tile;       // columns of a tile; both have 128 rows
-  int wide_k;                // from this k on, the wide tile's better reuse outweighs its epilogue, which nothing hides: without terms
+  int wide_k;                // from this k on, the wide tile's better reuse outweighs its epilogue, which nothing hides: without
+                             // terms
   int relay_ranks;           // from so many on, terms cost less as k steps than as multiply-adds in the epilogue
 };
 

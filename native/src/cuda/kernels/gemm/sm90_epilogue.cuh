@@ -61,7 +61,8 @@ struct AddResidual {
     __device__ Callbacks(const Source& source, bool residual) : source(source), residual(residual) {}
 
     template <class ElementAccumulator, int kSize>
-    __device__ cutlass::Array<ElementD, kSize> visit(const cutlass::Array<ElementAccumulator, kSize>& accumulators, int v, int, int) {
+    __device__ cutlass::Array<ElementD, kSize> visit(const cutlass::Array<ElementAccumulator, kSize>& accumulators, int v, int,
+                                                     int) {
       cutlass::Array<float, kSize> values = accumulators;
       if (residual) {
         auto added = cute::recast<cutlass::Array<typename Source::value_type, kSize>>(source)(v);
@@ -106,7 +107,8 @@ class FusedEpilogue : public Base {
   template <class ProblemShape, class TileShape, class TileCoord, class Engine, class Layout, class TiledMma>
   __device__ auto store(LoadPipeline load_pipeline, LoadPipelineState load_state, StorePipeline store_pipeline,
                         StorePipelineState store_state, ProblemShape shape, TileShape tile_shape, TileCoord coord,
-                        cute::Tensor<Engine, Layout> accumulators, TiledMma mma, int thread, TensorStorage& shared, int subtile = -1) {
+                        cute::Tensor<Engine, Layout> accumulators, TiledMma mma, int thread, TensorStorage& shared,
+                        int subtile = -1) {
     using Accumulators = cute::Tensor<Engine, Layout>;
     Tile tile;
     tile.row = static_cast<int>(cute::get<0>(coord)) * kTileM;
@@ -129,7 +131,9 @@ class FusedEpilogue : public Base {
     } else if (epilogue_.kind == PNB_EPILOGUE_RELU) {
       if (epilogue_.mask != nullptr) Mask::store(epilogue_, accumulators, tile);
       CUTLASS_PRAGMA_UNROLL
-      for (int e = 0; e < cute::size(accumulators); ++e) accumulators(e) = accumulators(e) < 0.0f ? 0.0f : accumulators(e);  // NaN stays
+      for (int e = 0; e < cute::size(accumulators); ++e) {
+        accumulators(e) = accumulators(e) < 0.0f ? 0.0f : accumulators(e);  // NaN stays
+      }
     }
     return Base::store(load_pipeline, load_state, store_pipeline, store_state, shape, tile_shape, coord, accumulators, mma, thread,
                        shared, subtile);

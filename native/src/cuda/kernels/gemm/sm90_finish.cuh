@@ -5,8 +5,8 @@
 // eight: sums[i][4 j + 2 y + x] is row 64 i + 16 w + lane / 4 + 8 y, column 8 j + 2 (lane % 4) + x.
 #pragma once
 
-#include "cuda/kernels/attention/hopper.cuh"
 #include "cuda/kernels/gemm/sm90_schedule.cuh"
+#include "cuda/kernels/hopper.cuh"
 
 namespace pnb::cuda::sm90 {
 
@@ -24,7 +24,8 @@ struct Finish {
 };
 
 inline Finish finish_of(const Product& p) {
-  Finish finish{p.epilogue, p.m, p.n, p.epilogue_columns(), static_cast<const __nv_bfloat16*>(p.residual.data), p.residual.row_stride};
+  Finish finish{p.epilogue, p.m, p.n, p.epilogue_columns(), static_cast<const __nv_bfloat16*>(p.residual.data),
+                p.residual.row_stride};
   finish.residual_copied = p.residual.data != nullptr && !p.epilogue.dropout();
   return finish;
 }
@@ -176,7 +177,8 @@ class TileFinish {
   // Whether the tile's part of a mask's row is sixteen aligned bytes.
   __device__ bool whole_mask() const {
     return (reinterpret_cast<uintptr_t>(f_.epilogue.mask) | static_cast<uintptr_t>(f_.epilogue.mask_stride)) % 16 == 0 &&
-           origin_[0] % kTileN == 0 && origin_[kPanels - 1] == origin_[0] + kTileN - kPanelColumns && origin_[0] + kTileN <= f_.columns;
+           origin_[0] % kTileN == 0 && origin_[kPanels - 1] == origin_[0] + kTileN - kPanelColumns &&
+           origin_[0] + kTileN <= f_.columns;
   }
 
   // Zeroes what has no bit in the mask.
@@ -295,7 +297,8 @@ class TileFinish {
   static_assert(sizeof(Factors) <= kPanels * kPanelBytes, "factors fit the tile's memory");
 
   __device__ void fetch_factors(const LowRankTerm& term, int from, int count, Factors& factors) const {
-    static_assert(kTileM == hopper::kWarpgroup && kTileN == hopper::kWarpgroup, "a thread fetches one row's and one column's factors");
+    static_assert(kTileM == hopper::kWarpgroup && kTileN == hopper::kWarpgroup,
+                  "a thread fetches one row's and one column's factors");
     int row = row_ + thread_, column = own_column() - term.column;
     bool in_columns = own_column() < f_.columns && column >= 0 && column < term.columns;
     const float* h = term.h + row * term.h_stride + from;

@@ -41,7 +41,9 @@ class TileMask {
         for (int w = 0; w < kWords; ++w) {
           words_[row][w] = 0;
           for (int i = 0; i < 4; ++i) {
-            if (at < tile.m && tile.column + w * 32 + i * 8 < tile.n) words_[row][w] |= static_cast<uint32_t>(bytes[w * 4 + i]) << (8 * i);
+            if (at < tile.m && tile.column + w * 32 + i * 8 < tile.n) {
+              words_[row][w] |= static_cast<uint32_t>(bytes[w * 4 + i]) << (8 * i);
+            }
           }
         }
       }
@@ -116,7 +118,8 @@ class TileMask {
 
   // Whether the tile's part of a row can be moved 16 bytes at a time.
   __device__ static bool whole(const Epilogue& e, const Tile& tile) {
-    return tile.column + kTileN <= tile.n && (reinterpret_cast<uintptr_t>(e.mask) | static_cast<uintptr_t>(e.mask_stride)) % 16 == 0;
+    return tile.column + kTileN <= tile.n &&
+           (reinterpret_cast<uintptr_t>(e.mask) | static_cast<uintptr_t>(e.mask_stride)) % 16 == 0;
   }
 
   uint32_t words_[kRows][kWords];

@@ -70,7 +70,8 @@ __device__ __forceinline__ void arrive_remotely(hopper::Barrier& barrier, int ra
 }
 
 // Copies a box to the same place in the blocks of a cluster whose bits are set, and tells their barriers.
-__device__ __forceinline__ void copy_box_to(void* to, const CUtensorMap& map, hopper::Barrier& full, int x, int y, uint16_t blocks) {
+__device__ __forceinline__ void copy_box_to(void* to, const CUtensorMap& map, hopper::Barrier& full, int x, int y,
+                                            uint16_t blocks) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
       "[%0], [%1, {%3, %4}], [%2], %5;" ::"r"(hopper::shared_address(to)),

@@ -3,12 +3,10 @@
 // a look-up's instructions have left their cache since the last tile, and fetching them takes as long as the stages last.
 #pragma once
 
-#include "cuda/kernels/attention/hopper.cuh"
 #include "cuda/kernels/gemm/blocks.cuh"
+#include "cuda/kernels/hopper.cuh"
 
 namespace pnb::cuda::sm90 {
-
-namespace hopper = attention;
 
 // Two warpgroups of a block take turns at tiles of this size; a step along k is what a bulk copy's 128-byte rows hold.
 constexpr int kTileM = 128;

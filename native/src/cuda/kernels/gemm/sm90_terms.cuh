@@ -5,8 +5,8 @@
 // below the rounding of d. Terms with dropout are multiply-adds in f32 on the accumulators.
 #pragma once
 
-#include "cuda/kernels/attention/hopper.cuh"
 #include "cuda/kernels/gemm/sm90_schedule.cuh"
+#include "cuda/kernels/hopper.cuh"
 
 namespace pnb::cuda::sm90 {
 
@@ -69,7 +69,9 @@ __device__ __forceinline__ void split(float x, float y, uint32_t& high, uint32_t
 template <bool kAlongK, Gather kGather>
 class TermWriter {
  public:
-  __device__ TermWriter(const Epilogue& e, int m, const TileInfo& tile, int thread) : e_(e), m_(m), tile_(tile), thread_(thread) { find(); }
+  __device__ TermWriter(const Epilogue& e, int m, const TileInfo& tile, int thread) : e_(e), m_(m), tile_(tile), thread_(thread) {
+    find();
+  }
 
   __device__ void fetch() {
 #pragma unroll

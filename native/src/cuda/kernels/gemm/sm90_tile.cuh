@@ -57,15 +57,15 @@ struct TileGemm {
   using EpiloguePolicy = cutlass::epilogue::Sm90TmaWarpSpecialized<Config::kBuffers, 2, kFragment, true>;
   using Shared = FactorStorage<kTileM, kTileN, Config::kRanks>;
   using Visitor = AddResidual<ElementD, Shared>;
-  using PlainEpilogue =
-      typename cutlass::epilogue::collective::detail::Sm90TmaBuilderImpl<TileShape, EpilogueTile, float, float, ElementD, RowMajor,
-                                                                         16 / sizeof(ElementD), ElementD, RowMajor,
-                                                                         16 / sizeof(ElementD), Visitor, EpiloguePolicy>::CollectiveOp;
+  using PlainEpilogue = typename cutlass::epilogue::collective::detail::Sm90TmaBuilderImpl<
+      TileShape, EpilogueTile, float, float, ElementD, RowMajor, 16 / sizeof(ElementD), ElementD, RowMajor, 16 / sizeof(ElementD),
+      Visitor, EpiloguePolicy>::CollectiveOp;
   using CollectiveEpilogue = FusedEpilogue<PlainEpilogue, Shared, kTileM, kTileN>;
-  using Carveout = cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename CollectiveEpilogue::SharedStorage))>;
+  using Carveout =
+      cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename CollectiveEpilogue::SharedStorage))>;
   using CollectiveMainloop =
-      typename cutlass::gemm::collective::CollectiveBuilder<cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, RowMajor, 8,
-                                                            Element, LayoutB, 8, float, TileShape, ClusterShape, Carveout,
+      typename cutlass::gemm::collective::CollectiveBuilder<cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, RowMajor,
+                                                            8, Element, LayoutB, 8, float, TileShape, ClusterShape, Carveout,
                                                             typename Config::MainloopSchedule>::CollectiveOp;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int>, CollectiveMainloop, CollectiveEpilogue>;
 

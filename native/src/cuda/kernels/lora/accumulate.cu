@@ -41,7 +41,7 @@ struct Args {
   Sum sums[2];
   int64_t first, m;  // rows
   int64_t list;      // of these rows, where there are lists
-  int64_t tokens;  // of a block; a multiple of what its warps take in one step
+  int64_t tokens;    // of a block; a multiple of what its warps take in one step
   int r;
 };
 

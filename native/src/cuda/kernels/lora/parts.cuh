@@ -35,9 +35,7 @@ struct RankOfProjection {
   __device__ void load(int64_t column, float (&v)[kRun]) const {
     const float* from = factor + column * factor_column;
     if (factor_column == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-      auto pack = Pack<float, kRun>::load(from);
-#pragma unroll
-      for (int i = 0; i < kRun; ++i) v[i] = pack.v[i];
+      to_floats(Pack<float, kRun>::load(from), v);
     } else {
 #pragma unroll
       for (int i = 0; i < kRun; ++i) v[i] = from[i * factor_column];
@@ -124,7 +122,8 @@ struct Parts {
     }
     if constexpr (kRanks == 4) {
       bool first = group < 4;
-      left[0] = make_uint4(first ? low[0][0] : low[0][1], first ? low[0][2] : 0, first ? high[0][0] : high[0][1], first ? high[0][2] : 0);
+      left[0] = make_uint4(first ? low[0][0] : low[0][1], first ? low[0][2] : 0, first ? high[0][0] : high[0][1],
+                           first ? high[0][2] : 0);
     } else if constexpr (kRanks == 8) {
       left[0] = make_uint4(low[0][0], low[0][1], high[0][0], high[0][1]);
       left[1] = make_uint4(low[0][2], 0, high[0][2], 0);

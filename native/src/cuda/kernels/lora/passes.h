@@ -39,7 +39,7 @@ bool streams(const pnb_lora_gradients_params& p);
 uint64_t stream_gradients_workspace(const Device& device, const pnb_lora_gradients_params& p);
 void stream_gradients(const Device& device, const pnb_lora_gradients_params& p);
 
-// Appends an adapter's ranks to those of a projection, of which there are r.
+// Appends an adapter's ranks to the r of a projection, and adds their number to r.
 void add_ranks(const pnb_lora_project_params& p, RankOfProjection* ranks, int& r);
 
 // Ranks that the streaming kernels take: the tensor cores' sixteen rows.

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
   constexpr int kThreads = kConsumers + kWarp;
   extern __shared__ __align__(128) char memory[];
   __shared__ uint4 lefts[kMostSteps][Form::kLefts][kWarp];
-  __shared__ float2 corrections[kMostSteps][kRanks];  // sums of left * mean, and of dh
+  __shared__ float2 corrections[kMostSteps][kRanks];  // for each rank, sums over a step of left * mean and of dh
   __shared__ uint64_t barriers[2 * Rows::kSlots];
   auto* low_found = reinterpret_cast<float*>(memory + Rows::kBytes);  // [kWarps][rows][kRanks]
   // The pass over x reads x and its lists without waiting: they were there before the first pass, which lets this one begin only
@@ -136,7 +136,8 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
     for (int step = 0; any && step < steps; ++step) {
       int64_t row = first_row + step * kStepRows;
       int count = static_cast<int>(min(static_cast<int64_t>(kStepRows), end_row - row));
-      rows.fill(step, p.x + row * p.x_stride + first_column, p.x_stride, count, static_cast<uint32_t>(here * sizeof(__nv_bfloat16)));
+      rows.fill(step, p.x + row * p.x_stride + first_column, p.x_stride, count,
+                static_cast<uint32_t>(here * sizeof(__nv_bfloat16)));
     }
     return;
   }
@@ -153,7 +154,8 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
 #pragma unroll 1
   for (int i = threadIdx.x; i < rest * kStepRows * Rows::kSlots; i += kConsumers) {
     int line = i / rest;
-    *reinterpret_cast<uint4*>(rows.row(line / kStepRows, line % kStepRows) + (here + i % rest * kRun) * sizeof(__nv_bfloat16)) = uint4{};
+    *reinterpret_cast<uint4*>(rows.row(line / kStepRows, line % kStepRows) + (here + i % rest * kRun) * sizeof(__nv_bfloat16)) =
+        uint4{};
   }
 
   // In a set of 32 columns a lane has two neighbours of each eight.
@@ -304,7 +306,9 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
 #pragma unroll
   for (int tile = 0; corrects && tile < Form::kTiles; ++tile) {
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) correction[tile] = correction[tile] + corrections[step][(8 * tile + lane / 4) % kRanks];
+    for (int step = 0; step < steps; ++step) {
+      correction[tile] = correction[tile] + corrections[step][(8 * tile + lane / 4) % kRanks];
+    }
   }
 #pragma unroll
   for (int set = 0; set < kSets; ++set) {
@@ -319,7 +323,8 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
             v = make_float2((v.x - c.x) * g.x + c.y * b.x, (v.y - c.x) * g.y + c.y * b.y);
           }
         }
-        *reinterpret_cast<float2*>(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + first_column + at) = v;
+        *reinterpret_cast<float2*>(p.partial + (static_cast<int64_t>(blockIdx.x) * kRanks + rank) * p.columns + first_column + at) =
+            v;
       });
     }
   }
@@ -416,7 +421,8 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
       any = true;
       int64_t first = list * p.ranges_per_list;
       int count = static_cast<int>(min(static_cast<int64_t>(p.ranges_per_list), p.ranges - first));
-      sum += add_ranges(p.partial + first * range + rank * p.columns + place * p.blocks.size + neuron % p.blocks.size, range, count);
+      sum += add_ranges(p.partial + first * range + rank * p.columns + place * p.blocks.size + neuron % p.blocks.size, range,
+                        count);
     }
     if (!any) return;
   }
@@ -425,7 +431,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
 }
 
 // Ranks that a kernel computes with.
-int form(int64_t r) { return r <= 4 ? 4 : r <= 8 ? 8 : 16; }
+int kernel_ranks(int64_t r) { return r <= 4 ? 4 : r <= 8 ? 8 : 16; }
 
 // How passes over matrices of `columns` columns each are shared out.
 struct Grid {
@@ -485,8 +491,8 @@ Plan make_plan(const Device& device, const pnb_lora_gradients_params& first) {
   }
   plan.rest = one;
   plan.together = plan.together && total <= kStreamRanks;
-  plan.out_ranks = form(widest);
-  plan.in_ranks = form(plan.together ? total : widest);
+  plan.out_ranks = kernel_ranks(widest);
+  plan.in_ranks = kernel_ranks(plan.together ? total : widest);
   plan.out_grid = choose_grid(device, m, outs, plan.count, plan.out_ranks);
   plan.in_grid = choose_grid(device, m, ins, plan.together ? 1 : plan.count, plan.in_ranks);
   for (int i = 0; i < plan.count; ++i) {
@@ -540,7 +546,8 @@ Pass pass_over(const pnb_tensor& x, const pnb_block_list& blocks, int64_t width)
   return pass;
 }
 
-Sum sum_of(const Pass& pass, const Grid& grid, int64_t m, int pitch, int first_rank, int64_t r, const pnb_tensor& d, int rank_dim, float scale) {
+Sum sum_of(const Pass& pass, const Grid& grid, int64_t m, int pitch, int first_rank, int64_t r, const pnb_tensor& d, int rank_dim,
+           float scale) {
   Sum sum{};
   sum.partial = pass.partial + first_rank * pass.columns;
   sum.d = static_cast<float*>(d.data);
@@ -580,7 +587,8 @@ void run(const Plan& plan, const pnb_lora_gradients_params& first, cudaStream_t 
                        static_cast<const float*>(one.b.data) + k * one.b.stride[1], one.b.stride[0]};
     }
     int chunks = static_cast<int>(plan.out_grid.column_blocks(pass.columns));
-    finish.lows[i] = {pass.low, static_cast<float*>(one.dh.data), one.dh.stride[0], one.dh.stride[1], chunks, plan.out_ranks, static_cast<int>(r)};
+    finish.lows[i] = {pass.low, static_cast<float*>(one.dh.data), one.dh.stride[0], one.dh.stride[1], chunks, plan.out_ranks,
+                      static_cast<int>(r)};
     finish.sums[2 * i] = sum_of(pass, plan.out_grid, m, plan.out_ranks, 0, r, one.db, 1, one.scaling);
 
     Pass& over_x = in.passes[plan.together ? 0 : i];

@@ -108,7 +108,8 @@ void launch_ranks(const Args& args, cudaStream_t stream) {
   int warps = static_cast<int>(std::clamp<int64_t>(ceil_div(args.columns, kWarpColumns), 1, kMostWarps));
   size_t shared = static_cast<size_t>(warps) * kRows * kRanks * sizeof(float);
   auto kernel = args.dropout.active() ? stream_project_kernel<kRanks, true> : stream_project_kernel<kRanks, false>;
-  launch(kernel, {dim3(static_cast<unsigned>(ceil_div(args.m, kRows))), warps * kWarp, shared, stream, 1, true}, "lora: h = x A^T", args);
+  launch(kernel, {dim3(static_cast<unsigned>(ceil_div(args.m, kRows))), warps * kWarp, shared, stream, 1, true}, "lora: h = x A^T",
+         args);
 }
 
 }  // namespace

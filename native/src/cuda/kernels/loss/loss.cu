@@ -95,7 +95,9 @@ struct Softmax {
   float top, sum;
 };
 
-__device__ inline Softmax shuffle_xor(Softmax v, int mask) { return {__shfl_xor_sync(~0u, v.top, mask), __shfl_xor_sync(~0u, v.sum, mask)}; }
+__device__ inline Softmax shuffle_xor(Softmax v, int mask) {
+  return {__shfl_xor_sync(~0u, v.top, mask), __shfl_xor_sync(~0u, v.sum, mask)};
+}
 
 __device__ inline Softmax combine(Softmax a, Softmax b) {
   float top = fmaxf(a.top, b.top);
@@ -107,9 +109,8 @@ __device__ inline Softmax combine(Softmax a, Softmax b) {
 // One row of logits a block: its loss, and, where kGradient, its gradient in the logits' place. The second read comes from the
 // cache: the rows that are under way on all multiprocessors take 13 MB.
 template <typename T, bool kGradient>
-__global__ void __launch_bounds__(kThreads)
-    softmax_loss(T* logits, int64_t stride, int64_t vocab, const int32_t* rows, int64_t m, const int32_t* targets, const float* grad_scale,
-                 float* losses) {
+__global__ void __launch_bounds__(kThreads) softmax_loss(T* logits, int64_t stride, int64_t vocab, const int32_t* rows, int64_t m,
+                                                         const int32_t* targets, const float* grad_scale, float* losses) {
   constexpr int kWidth = kVector<T>;
   __shared__ Softmax shared[kWarp];
   T* z = logits + blockIdx.x * stride;
@@ -203,7 +204,8 @@ void run(Gemm& gemm, const pnb_linear_cross_entropy_params& p) {
     gemm.run(forward);
     const auto* scale = static_cast<const float*>(p.grad_scale.data);
     auto loss_kernel = gradient ? softmax_loss<T, true> : softmax_loss<T, false>;
-    loss_kernel<<<blocks, kThreads, 0, stream>>>(logits, space.logits_stride, vocab, rows + first, m, targets + first, scale, losses + first);
+    loss_kernel<<<blocks, kThreads, 0, stream>>>(logits, space.logits_stride, vocab, rows + first, m, targets + first, scale,
+                                                 losses + first);
     check_launch("linear_cross_entropy: softmax");
     if (!gradient) continue;
     pnb_gemm_params backward = product(p, PNB_WEIGHT_BACKWARD, z, inputs);

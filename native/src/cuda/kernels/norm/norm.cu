@@ -26,9 +26,9 @@ namespace cg = cooperative_groups;
 constexpr int kVectors = 4;
 constexpr int kThreads = 512;       // at most; 512 * 4 vectors hold 16384 elements of bf16, 8192 of f32
 constexpr int kPlainThreads = 256;  // of the kernels for other rows
-constexpr int kProjectedRows = 16;  // of a block that projects them: the tensor cores' sixteen
-constexpr size_t kMostProjected = 200 << 10;  // bytes that these may fill
 constexpr int kPoolRows = 16;       // of a block, where it has a cluster to share a pool with
+constexpr int kProjectedRows = 16;  // of a block that projects them: the tensor cores' sixteen
+constexpr size_t kMostProjectedBytes = 200 << 10;  // that these may fill
 
 // Ranks that rows are projected on when they have been normed.
 struct Projection {
@@ -203,7 +203,8 @@ __device__ uint32_t rows_there(int left) {
 
 // (v - mean) * rstd * gamma + beta. What rounds to bf16 takes the mean off in the product: its last bits are far below.
 template <typename T>
-__device__ void normalise(float (&v)[kRowColumns], float mean, float rstd, const float (&gamma)[kRowColumns], const float (&beta)[kRowColumns]) {
+__device__ void normalise(float (&v)[kRowColumns], float mean, float rstd, const float (&gamma)[kRowColumns],
+                          const float (&beta)[kRowColumns]) {
 #pragma unroll
   for (int j = 0; j < kRowColumns; ++j) {
     float normal;
@@ -219,9 +220,10 @@ __host__ __device__ constexpr int projection_bytes(int ranks, int threads) {
 }
 
 // h[first + i] = row i of sixteen in shared memory, of which `rows` are there, times the factors; every warp has some columns of
-// all rows. `found` has room for [warps][16][kRanks] floats.
+// all rows. `found_memory` has room for [warps][16][kRanks] floats.
 template <int kRanks>
-__device__ void project_rows(const Projection& p, const __nv_bfloat16* rows_of_tile, int pitch, int h, int64_t first, int rows, char* found_memory) {
+__device__ void project_rows(const Projection& p, const __nv_bfloat16* rows_of_tile, int pitch, int h, int64_t first, int rows,
+                             char* found_memory) {
   using Form = lora::Parts<kRanks>;
   auto* found = reinterpret_cast<float*>(found_memory);
   int warps = static_cast<int>(blockDim.x) / kWarp;
@@ -236,8 +238,9 @@ __device__ void project_rows(const Projection& p, const __nv_bfloat16* rows_of_t
     Form::load_factor(
         p.ranks, p.r,
         [&](const lora::RankOfProjection& rank, float(&v)[lora::kRun]) { rank.load(from + lane % 4 * lora::kRun, v); }, factor);
-    Pack<__nv_bfloat16, lora::kRun> both[2] = {Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(upper) + from),
-                                               Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(lower) + from)};
+    Pack<__nv_bfloat16, lora::kRun> both[2] = {
+        Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(upper) + from),
+        Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(lower) + from)};
 #pragma unroll
     for (int product = 0; product < 2; ++product) {
       uint32_t words[4];
@@ -258,7 +261,7 @@ __device__ void project_rows(const Projection& p, const __nv_bfloat16* rows_of_t
 }
 
 // A block takes p.rows rows, of one pool where there are pools; the blocks of a cluster share a pool and their sums meet in
-// shared memory. Where the rows are projected, on kRanks ranks, they stay where they were brought.
+// shared memory. Where the rows are projected, on kRanks ranks, they stay where they were brought, normed.
 template <typename T, int kRows, int kMostThreads, bool kPooled, int kRanks>
 __global__ void __launch_bounds__(kMostThreads) forward_rows(const __grid_constant__ Forward p) {
   __shared__ Statistics<kRows> shared[2];
@@ -338,10 +341,10 @@ __global__ void __launch_bounds__(kMostThreads) forward_rows(const __grid_consta
       cluster.sync();  // before a block ends, the first has read
     }
     if (cluster.block_rank() == 0) {
-      int64_t counted = counted_end - pool_first;
+      int64_t pool_counted = counted_end - pool_first;
       Pack<float, kRowColumns> pooled;
 #pragma unroll
-      for (int j = 0; j < kRowColumns; ++j) pooled.v[j] = counted > 0 ? sums[j] / static_cast<float>(counted) : 0.0f;
+      for (int j = 0; j < kRowColumns; ++j) pooled.v[j] = pool_counted > 0 ? sums[j] / static_cast<float>(pool_counted) : 0.0f;
       float* to = p.pooled + pool_first / p.pool_rows * p.h + column;
       if (p.parameters_aligned) {
         pooled.store(to);
@@ -485,14 +488,14 @@ __global__ void __launch_bounds__(kMostThreads) backward_rows(const __grid_const
 #pragma unroll
     for (int i = 0; i < kRows; ++i, dx += p.dx_stride) {
       float mean = __shfl_sync(~0u, statistics.x, i), rstd = __shfl_sync(~0u, statistics.y, i);
-      float of_distance = __shfl_sync(~0u, slope, i), constant = __shfl_sync(~0u, offset, i);
+      float row_slope = __shfl_sync(~0u, slope, i), row_offset = __shfl_sync(~0u, offset, i);
       float x[kRowColumns], g[kRowColumns], d[kRowColumns];
       to_floats(now[0][i], x);
       to_floats(now[1][i], g);
       if constexpr (kResidual) to_floats(now[kOperands - 1][i], d);
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) {
-        float change = g[j] * gamma[j] * rstd + ((x[j] - mean) * of_distance + constant);
+        float change = g[j] * gamma[j] * rstd + ((x[j] - mean) * row_slope + row_offset);
         d[j] = kResidual ? d[j] + change : change;
       }
       Pack<T, kRowColumns> result;
@@ -548,13 +551,16 @@ void launch_forward(Forward args, int64_t blocks, int cluster, cudaStream_t stre
   args.stages = kRanks > 0 ? kProjectedRows / stage : stages_of(stage * row_bytes<T>(args.h));
   size_t shared = stage * args.stages * row_bytes<T>(args.h) + projection_bytes(kRanks, threads);
   if (cluster > 1) shared += args.h * sizeof(float);
-  auto kernel = stage == 4 ? forward_rows<T, 4, kMostRowThreads / 2, kPooled, kRanks> : forward_rows<T, 2, kMostRowThreads, kPooled, kRanks>;
+  auto kernel = stage == 4 ? forward_rows<T, 4, kMostRowThreads / 2, kPooled, kRanks>
+                           : forward_rows<T, 2, kMostRowThreads, kPooled, kRanks>;
   allow_shared_memory(kernel, shared, "layer_norm_forward");
   launch(kernel, {dim3(static_cast<unsigned>(blocks)), threads, shared, stream, cluster, true}, "layer_norm_forward", args);
 }
 
 // Whether the kernels that keep a thread at its columns can take rows of this length.
-bool many_rows(int64_t h, bool rows_aligned) { return rows_aligned && h % (kRowColumns * kWarp) == 0 && h <= kRowColumns * kMostRowThreads; }
+bool many_rows(int64_t h, bool rows_aligned) {
+  return rows_aligned && h % (kRowColumns * kWarp) == 0 && h <= kRowColumns * kMostRowThreads;
+}
 
 // Threads a row, so that each has at most kVectors vectors; 0 where the row does not fit or is not aligned.
 template <typename T>
@@ -609,13 +615,13 @@ void layer_norm_forward(const Device& device, const pnb_layer_norm_forward_param
         args.rows = ranks > 0 ? kProjectedRows : rows_of_block(device, m, static_cast<int>(h / kRowColumns), rows_of_stage(h));
         blocks = ceil_div(m, args.rows);
       }
-      if (args.rows > kProjectedRows || kProjectedRows * row_bytes<T>(h) > kMostProjected) ranks = 0;
+      if (args.rows > kProjectedRows || kProjectedRows * row_bytes<T>(h) > kMostProjectedBytes) ranks = 0;
       for (const auto* one = ranks > 0 ? p.project : nullptr; one != nullptr; one = one->next) {
         lora::add_ranks(*one, args.projection.ranks, args.projection.r);
       }
-      with_ranks<T>(ranks, [&](auto form) {
-        if (pooled) launch_forward<T, true, form>(args, blocks, cluster, stream);
-        else launch_forward<T, false, form>(args, blocks, cluster, stream);
+      with_ranks<T>(ranks, [&](auto kernel_ranks) {
+        if (pooled) launch_forward<T, true, kernel_ranks>(args, blocks, cluster, stream);
+        else launch_forward<T, false, kernel_ranks>(args, blocks, cluster, stream);
       });
       projected = ranks > 0;
       return;

@@ -17,7 +17,8 @@ constexpr int kRowPadding = 64;  // bytes behind a row in shared memory: the sam
 template <typename T, int kRows, int kOperands>
 class RowRing {
  public:
-  __device__ RowRing(const T* const (&operands)[kOperands], const int64_t (&strides)[kOperands], int h, int stages, int64_t first, int64_t end)
+  __device__ RowRing(const T* const (&operands)[kOperands], const int64_t (&strides)[kOperands], int h, int stages, int64_t first,
+                     int64_t end)
       : h_(h), pitch_(h * static_cast<int>(sizeof(T)) + kRowPadding), stages_(stages), next_(first), end_(end) {
 #pragma unroll
     for (int k = 0; k < kOperands; ++k) operands_[k] = operands[k], strides_[k] = strides[k];
@@ -90,7 +91,8 @@ class RowRing {
   __device__ void ask(int stage, int i, int64_t row_of_matrix) {
 #pragma unroll
     for (int k = 0; k < kOperands; ++k) {
-      copy_bulk(row(stage, k, i), operands_[k] + row_of_matrix * strides_[k], static_cast<uint32_t>(h_ * sizeof(T)), barriers() + stage);
+      copy_bulk(row(stage, k, i), operands_[k] + row_of_matrix * strides_[k], static_cast<uint32_t>(h_ * sizeof(T)),
+                barriers() + stage);
     }
   }
 
@@ -135,8 +137,7 @@ __device__ float2 combine_rows(float2 (&of)[kRows], Combine combine) {
 }
 
 // Leaves what the warp found of its rows to the block. The first mask above halves the lanes by kWarp / 2, so lanes of a row
-// are neighbours.
-// `met` runs right after the barrier.
+// are neighbours. `met` runs right after the barrier.
 template <int kRows, typename Met>
 __device__ void leave(float2 found, Statistics<kRows>& shared, Met met) {
   constexpr int kLanes = kWarp / kRows;
@@ -146,7 +147,9 @@ __device__ void leave(float2 found, Statistics<kRows>& shared, Met met) {
   met();
 }
 
-__device__ inline float2 lane_value(float2 v, int lane) { return make_float2(__shfl_sync(~0u, v.x, lane), __shfl_sync(~0u, v.y, lane)); }
+__device__ inline float2 lane_value(float2 v, int lane) {
+  return make_float2(__shfl_sync(~0u, v.x, lane), __shfl_sync(~0u, v.y, lane));
+}
 
 // What a lane reads of what the warps left of row lane % kRows: of every kWarp / kRows warps one.
 template <int kMostThreads, int kRows>

@@ -100,7 +100,8 @@ void launch(const Device& device, Args args, cudaStream_t stream) {
   int64_t wanted = std::max<int64_t>(1, ceil_div(args.n, kThreads * kWidth));
   auto blocks = static_cast<unsigned>(std::min<int64_t>(wanted, static_cast<int64_t>(resident) * device.multiprocessors));
   void* arguments[] = {&args};
-  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(adamw_kernel<kWidth>), dim3(blocks), dim3(kThreads), arguments, 0, stream),
+  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(adamw_kernel<kWidth>), dim3(blocks), dim3(kThreads), arguments, 0,
+                                    stream),
         "adamw");
 }
 

@@ -171,8 +171,8 @@ __device__ inline void count_bits(const uint32_t (&w)[kTogether], uint32_t (&byt
   constexpr uint32_t kLowest = 0x01010101u;
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
-    bytes[k] += (ones >> k & kLowest) + ((twos >> k & kLowest) << 1) + ((fours >> k & kLowest) << 2) + ((eights >> k & kLowest) << 3) +
-                (w[15] >> k & kLowest);
+    bytes[k] += (ones >> k & kLowest) + ((twos >> k & kLowest) << 1) + ((fours >> k & kLowest) << 2) +
+                ((eights >> k & kLowest) << 3) + (w[15] >> k & kLowest);
   }
 }
 
@@ -189,7 +189,8 @@ __global__ void __launch_bounds__(kBitThreads) mass_of_bits(Mass p) {
   bool inside = first + 32 * word < p.n;
   const uint8_t* mask = static_cast<const uint8_t*>(p.data) + first / 8 + 4 * word;
   // The count that this thread keeps for neuron threadIdx.x is byte neuron / 8 % 4 of register neuron % 8 of its word.
-  const uint8_t* counted = reinterpret_cast<const uint8_t*>(bytes_of) + threadIdx.x / 32 * 32 + threadIdx.x % 8 * 4 + threadIdx.x / 8 % 4;
+  const uint8_t* counted = reinterpret_cast<const uint8_t*>(bytes_of) + threadIdx.x / 32 * 32 + threadIdx.x % 8 * 4 +
+                           threadIdx.x / 8 % 4;
   uint32_t count = 0;
   for (int64_t from = rows.first; from < rows.end; from += kBitRows * kTogether * kStepsOfBytes) {
     uint32_t bytes[8] = {};
@@ -290,7 +291,8 @@ void activation_mass(const Device& device, const pnb_activation_mass_params& p) 
     });
   } else {
     bool words = p.relu_mask.stride[0] % 4 == 0 && reinterpret_cast<uintptr_t>(p.relu_mask.data) % 4 == 0;
-    launch(words ? mass_of_bits<true> : mass_of_bits<false>, {grid, kBitThreads, 0, stream, cluster, true}, "activation_mass", args);
+    launch(words ? mass_of_bits<true> : mass_of_bits<false>, {grid, kBitThreads, 0, stream, cluster, true}, "activation_mass",
+           args);
   }
   if (!shape.through_workspace) return;
   args.neuron_mass = static_cast<float*>(p.neuron_mass.data);

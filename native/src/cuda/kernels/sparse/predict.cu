@@ -73,9 +73,10 @@ __device__ void load_rows(float (*to)[kSlicePitch], const float* from, int64_t s
     for (int k = 0; k < kRows * kVectors / kWarp; ++k) {
       int row = (k * kWarp + lane) / kVectors, column = lane % kVectors * 4;
       bool inside = row < present_rows && column < columns;
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(&to[row][column]))),
-                   "l"(inside ? from + row * stride + column : from), "r"(inside ? 16 : 0)
-                   : "memory");
+      asm volatile(
+          "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(&to[row][column]))),
+          "l"(inside ? from + row * stride + column : from), "r"(inside ? 16 : 0)
+          : "memory");
     }
   } else {
     for (int row = 0; row < kRows; ++row) to[row][lane] = row < present_rows && lane < columns ? from[row * stride + lane] : 0.0f;
@@ -94,7 +95,8 @@ __device__ void low_rank(const Predict& p, Shared& shared, cg::cluster_group& cl
   for (int64_t column = first + warp * kSliceColumns; column < end; column += kStepColumns) {
     __syncwarp();
     load_rows<kTileRanks, kAligned>(slice.in.a, p.a + rank * p.h + column, p.h, p.r - rank, end - column);
-    load_rows<kTileRows, kAligned>(slice.in.pooled, p.pooled + min(row, p.rows - 1) * p.pooled_stride + column, p.pooled_stride, rows, end - column);
+    load_rows<kTileRows, kAligned>(slice.in.pooled, p.pooled + min(row, p.rows - 1) * p.pooled_stride + column, p.pooled_stride,
+                                   rows, end - column);
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncwarp();
 #pragma unroll 1
@@ -243,8 +245,8 @@ __global__ void __launch_bounds__(kThreads, 2) predict_kernel(Predict p) {
 }
 
 struct Plan {
-  int64_t lists, scores;
-  int tiles;
+  int64_t lists, scores;  // scores of a list
+  int tiles;              // likewise: clusters
 
   explicit Plan(const pnb_predict_mass_params& p) {
     lists = ceil_div(p.pooled.shape[0], p.pooled_per_list);
@@ -252,7 +254,9 @@ struct Plan {
     tiles = static_cast<int>(ceil_div(std::min(p.pooled.shape[0], p.pooled_per_list), kTileRows));
   }
   int64_t part_bytes() const { return round_up(lists * tiles * scores * static_cast<int64_t>(sizeof(float)), sizeof(uint64_t)); }
-  int64_t bytes() const { return tiles == 1 ? 0 : part_bytes() + lists * kMaxCluster * tiles * static_cast<int64_t>(sizeof(uint64_t)); }
+  int64_t bytes() const {
+    return tiles == 1 ? 0 : part_bytes() + lists * kMaxCluster * tiles * static_cast<int64_t>(sizeof(uint64_t));
+  }
 };
 
 // What no memory holds by chance, another one at each call.

@@ -79,7 +79,8 @@ __device__ void sort(uint64_t (&keys)[kEach], uint64_t* shared) {
 
 constexpr int kBatch = 16;
 
-// sums[i] = sums[i - 1] + values[i], by one thread; the next values are on their way while it adds.
+// sums[i] = sums[i - 1] + values[i], by one thread; the next values are on their way while it adds. `count` is a multiple of
+// kBatch, and both arrays begin at multiples of 16 bytes.
 __device__ void add_in_order(const float* values, float* sums, int count) {
   float4 next[kBatch / 4];
 #pragma unroll
@@ -100,7 +101,7 @@ __device__ void add_in_order(const float* values, float* sums, int count) {
   }
 }
 
-constexpr int kFew = 256;  // blocks that are placed by counting
+constexpr int kFew = 256;  // blocks at most that are placed by counting
 
 // Of up to kFew blocks, one a thread.
 struct Few {
@@ -110,7 +111,7 @@ struct Few {
   int warps[kFew / kWarp];
 };
 
-// The number of scores from `from` on, up to `to`, that are above a limit.
+// The number of scores from `from` on, up to `to`, that are above a limit; these two are multiples of 4.
 __device__ __forceinline__ int count_above(const uint32_t* scores, int from, int to, uint32_t limit) {
   int counts[4] = {};
 #pragma unroll 4
@@ -206,7 +207,7 @@ __device__ void select(const Select& p, int64_t list, Shared& shared, Outcome& o
   __syncthreads();  // before the next list writes here
 }
 
-// Each block's place is the number of those that are chosen before it.
+// select() for up to kFew blocks: each one's place is the number of those that come before it.
 __device__ void select_few(const Select& p, int64_t list, Few& few, Outcome& outcome) {
   int i = static_cast<int>(threadIdx.x), lane = i % kWarp, warp = i / kWarp, count = static_cast<int>(blockDim.x);
   float score = i < p.blocks ? p.scores[list * p.scores_stride + i] : 0.0f;
@@ -245,7 +246,8 @@ __device__ void select_few(const Select& p, int64_t list, Few& few, Outcome& out
   __syncthreads();  // before the next list writes here
 }
 
-template <int kEach>  // 0: few
+// kEach: blocks a thread; 0: up to kFew, by select_few().
+template <int kEach>
 __global__ void __launch_bounds__(kEach == 0 ? kFew : kMostThreads) select_kernel(Select p) {
   extern __shared__ __align__(16) char memory[];
   __shared__ Outcome outcome;
@@ -271,7 +273,8 @@ __global__ void __launch_bounds__(kEach == 0 ? kFew : kMostThreads) select_kerne
     double blocks = static_cast<double>(max(p.lists * p.blocks, static_cast<int64_t>(1)));
     p.summary[PNB_SUMMARY_KEPT] = static_cast<float>(static_cast<double>(all.kept) / blocks);
     p.summary[PNB_SUMMARY_COVERED] = all.whole == 0 ? 1.0f : static_cast<float>(all.covered / all.whole);
-    p.summary[PNB_SUMMARY_CUT] = static_cast<float>(static_cast<double>(all.cut) / static_cast<double>(max(p.lists, static_cast<int64_t>(1))));
+    p.summary[PNB_SUMMARY_CUT] = static_cast<float>(static_cast<double>(all.cut) /
+                                                    static_cast<double>(max(p.lists, static_cast<int64_t>(1))));
   }
   cluster.sync();  // before a block ends, the first has read
 }
@@ -334,10 +337,15 @@ void select_blocks(const pnb_select_blocks_params& p) {
 }
 
 void relative_mass(const pnb_relative_mass_params& p) {
-  Relative args{static_cast<const float*>(p.neuron_mass.data), static_cast<float*>(p.scores.data), static_cast<int>(p.scores.shape[1]), p.block_size,
-                p.threshold, p.share};
+  Relative args{static_cast<const float*>(p.neuron_mass.data),
+                static_cast<float*>(p.scores.data),
+                static_cast<int>(p.scores.shape[1]),
+                p.block_size,
+                p.threshold,
+                p.share};
   if (args.blocks == 0) return;
-  relative_kernel<<<static_cast<unsigned>(ceil_div(args.blocks, kRelativeThreads / kWarp)), kRelativeThreads, 0, stream_of(p.stream)>>>(args);
+  relative_kernel<<<static_cast<unsigned>(ceil_div(args.blocks, kRelativeThreads / kWarp)), kRelativeThreads, 0,
+                    stream_of(p.stream)>>>(args);
   check_launch("relative_mass");
 }
 

@@ -9,7 +9,7 @@
 
 #include "cute/arch/mma_sm90_gmma.hpp"
 
-namespace pnb::cuda::attention {
+namespace pnb::cuda::hopper {
 
 constexpr int kWarpgroup = 128;
 
@@ -18,13 +18,6 @@ constexpr int kWarpgroup = 128;
 
 // A value that all lanes of a warp share, told to the compiler: it serialises products in branches that might diverge.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
-
-// The same value, of which the compiler knows nothing: what is made of it in a loop is made in each turn anew, rather than before
-// the loop in registers that are not there.
-__device__ __forceinline__ uint32_t opaque(uint32_t x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
@@ -88,23 +81,6 @@ __device__ __forceinline__ void sync_threads(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
-// Warpgroups that queue their products in turn: while one computes with what came out of its products, the tensor cores
-// work on the next one's. Every warpgroup takes part in every turn; barriers from kFirst on are theirs.
-template <int kWarpgroups, int kFirst>
-struct Turns {
-  int self;
-
-  // The first turn is warpgroup 0's.
-  __device__ explicit Turns(int warpgroup) : self(warpgroup) {
-    if (self == kWarpgroups - 1) pass();
-  }
-  __device__ void wait() const { sync_threads(kFirst + self, 2 * kWarpgroup); }
-  __device__ void pass() const {
-    int next = self + 1 == kWarpgroups ? 0 : self + 1;
-    asm volatile("bar.arrive %0, %1;" ::"r"(kFirst + next), "r"(2 * kWarpgroup) : "memory");
-  }
-};
-
 template <int kRegisters>
 __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -132,15 +108,6 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, Barri
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
                ::"r"(address), "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
                : "memory");
-}
-
-constexpr float kLog2E = 1.4426950408889634f;
-
-// 2^x to 2 units in the last place; denormal results become 0.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
@@ -213,4 +180,4 @@ __device__ __forceinline__ void wait() {
 
 }  // namespace wgmma
 
-}  // namespace pnb::cuda::attention
+}  // namespace pnb::cuda::hopper
