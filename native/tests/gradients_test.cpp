@@ -63,7 +63,6 @@ void differences(Tensor& x, const std::vector<double>& gradient, const std::func
     char text[200];
     std::snprintf(text, sizeof text, ": direction %d, gradient says %.7g, differences say %.7g: error %.2g, allowed %.2g",
                   trial, stated, measured, error, tolerance);
-    if(getenv("SHOW")) printf("%s%s\n", what.c_str(), text);
     expect(error <= tolerance, what + text);
   }
 }
