@@ -14,10 +14,13 @@ import torch.nn.functional as F
 # hidden size, MLP width, heads
 SHAPES = {"opt-125m": (768, 3072, 12), "opt-1.3b": (2048, 8192, 32), "opt-2.7b": (2560, 10240, 32), "opt-6.7b": (4096, 16384, 32)}
 REPEATS = 20
+# As long as JMH warms up and measures on a GPU: over seconds it is the limit of power that says how fast products run.
+WARMUP_SECONDS = 0.3
+SECONDS = 0.75
 
 
 def milliseconds(run, device):
-    """Median over REPEATS runs, each long enough that starting the clock does not count."""
+    """Median over runs, each long enough that starting the clock does not count."""
     run()
     if device == "cpu":
         times = []
@@ -30,7 +33,8 @@ def milliseconds(run, device):
     times = []
     # Larger than the second-level cache: a run does not find the operands of the run before.
     flush = torch.empty(256 * 2**20, dtype=torch.uint8, device=device)
-    for _ in range(REPEATS):
+    began = time.perf_counter()
+    while (passed := time.perf_counter() - began) < WARMUP_SECONDS + SECONDS:
         flush.zero_()
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -38,7 +42,8 @@ def milliseconds(run, device):
             run()
         end.record()
         torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / calls)
+        if passed >= WARMUP_SECONDS:
+            times.append(begin.elapsed_time(end) / calls)
     return statistics.median(times)
 
 
