@@ -10,7 +10,8 @@ import org.jspecify.annotations.Nullable;
  * @param dO [tokens, heads, head_dim]
  * @param dq [tokens, heads, head_dim]: {@code =}; likewise dk, dv; zero in rows of no sample
  * @param cuSeqlens i32 [samples + 1]
- * @param blocks whose scores have gradients; null: all. The forward pass may have had longer lists, or none
+ * @param blocks whose scores have gradients; null: all. {@code o} and {@code lse} are to be those of a forward pass over the same
+ *     lists: from longer ones, or none, a query's score gradients do not add up to zero
  */
 public record AttentionBackward(
         float scale,
