@@ -17,7 +17,7 @@ final class PeftParity {
     static final double F32_GRADIENT = 1e-4;
     static final double TWENTY_LOSSES = 1e-4;
     static final double BF16_LOSS = 1e-3;
-    /** Of PEFT's own bf16 error. */
+    /** Of PEFT's own bf16 error, and of its loss where {@link #peftMissesTheLoss}. */
     static final double BF16_FACTOR = 2;
     /** Half a unit in bf16's last place: an error that a single rounding makes is no error. */
     static final double BF16_FLOOR = 0x1p-9;
@@ -58,7 +58,7 @@ final class PeftParity {
      */
     static Worst requireBf16(String name, PeftFixture fixture, boolean each) {
         Map<String, Double> errors = fixture.errors();
-        requireBf16Loss(name, errors);
+        requireBf16Loss(name, fixture, errors);
         double worst = 0;
         for (Map.Entry<String, Double> part : partsOfAllowed(fixture, errors, each).entrySet()) {
             assertThat(part.getValue()).as(name + ": " + part.getKey() + ", as a part of what is allowed")
@@ -78,7 +78,7 @@ final class PeftParity {
         Worst largest = new Worst(0, 0, 0, 0);
         for (PeftFixture model : models) {
             Map<String, Double> errors = model.errors();
-            requireBf16Loss(name, errors);
+            requireBf16Loss(name, model, errors);
             partsOfAllowed(model, errors, true).forEach((key, part) -> logSums.merge(key, Math.log(part), Double::sum));
             Worst here = worst(errors, 0);
             largest = new Worst(Math.max(largest.logits, here.logits), Math.max(largest.loss, here.loss),
@@ -95,8 +95,19 @@ final class PeftParity {
         return new Worst(largest.logits, largest.loss, largest.gradient, worst);
     }
 
-    private static void requireBf16Loss(String name, Map<String, Double> errors) {
-        assertThat(errors.get("loss")).as(name + ": loss").isLessThanOrEqualTo(BF16_LOSS);
+    private static void requireBf16Loss(String name, PeftFixture fixture, Map<String, Double> errors) {
+        double allowed = peftMissesTheLoss(fixture) ? BF16_FACTOR * peftLossError(fixture) : BF16_LOSS;
+        assertThat(errors.get("loss")).as(name + ": loss, where PEFT's in bf16 is off by " + peftLossError(fixture))
+                .isLessThanOrEqualTo(allowed);
+    }
+
+    /** Whether bf16 is too coarse for this model: PEFT's own loss is off by more than is allowed. */
+    static boolean peftMissesTheLoss(PeftFixture fixture) {
+        return peftLossError(fixture) > BF16_LOSS;
+    }
+
+    private static double peftLossError(PeftFixture fixture) {
+        return fixture.told.path("bf16_errors").required("loss").doubleValue();
     }
 
     /** The errors of logits and gradients, each divided by the largest that is allowed. */
