@@ -3,7 +3,6 @@ package dev.penumbra.jmh;
 import dev.penumbra.backend.op.AdamW;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
-import org.jspecify.annotations.Nullable;
 import org.openjdk.jmh.annotations.Benchmark;
 
 /** One update of all adapters on q_proj and v_proj, with clipping. */
@@ -12,30 +11,20 @@ public class AdamWBenchmark extends DeviceState {
     private static final float BETA1 = 0.9f;
     private static final float BETA2 = 0.999f;
 
-    private AdamW update;
-    private long bytes;
-
-    @Override
-    void prepare() {
-        long n = 2L * shape.layers * 2 * RANK * shape.hiddenSize;
-        Tensor param = uniform(1, DType.F32, n);
-        Tensor grad = uniform(1e-3, DType.F32, n);
-        Tensor m = zeros(DType.F32, n);
-        Tensor v = zeros(DType.F32, n);
-        Tensor schedule = of(1e-4f, 1 - BETA1, 1 - BETA2);
-        Tensor norm = zeros(DType.F32, 1);
-        update = update(param, grad, m, v, schedule, norm, workspace(update(param, grad, m, v, schedule, norm, null)));
-        // grad is read for its norm and for the update; the others are read and written.
-        bytes = 8 * param.byteSize();
-    }
-
-    private static AdamW update(Tensor param, Tensor grad, Tensor m, Tensor v, Tensor schedule, Tensor norm,
-            @Nullable Tensor workspace) {
-        return new AdamW(param, grad, m, v, BETA1, BETA2, 1e-8f, 0, 1, schedule, norm, workspace);
-    }
-
     @Benchmark
     public void update() {
-        measure(update, 0, bytes);
+        measure(() -> {
+            long n = 2L * shape.layers * 2 * RANK * shape.hiddenSize;
+            Tensor param = uniform(1, DType.F32, n);
+            Tensor grad = uniform(1e-3, DType.F32, n);
+            Tensor m = zeros(DType.F32, n);
+            Tensor v = zeros(DType.F32, n);
+            Tensor schedule = of(1e-4f, 1 - BETA1, 1 - BETA2);
+            Tensor norm = zeros(DType.F32, 1);
+            AdamW update = withWorkspace(
+                    space -> new AdamW(param, grad, m, v, BETA1, BETA2, 1e-8f, 0, 1, schedule, norm, space));
+            // grad is read for its norm and for the update; the others are read and written.
+            return new Work(update, 0, 8 * param.byteSize());
+        });
     }
 }

@@ -3,6 +3,7 @@ package dev.penumbra.jmh;
 import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.AttentionBlocks;
 import dev.penumbra.backend.op.AttentionForward;
+import dev.penumbra.backend.op.Operation;
 import dev.penumbra.backend.op.SelectAttention;
 import dev.penumbra.backend.op.SelectBlocks;
 import dev.penumbra.tensor.DType;
@@ -10,7 +11,6 @@ import dev.penumbra.tensor.Tensor;
 import java.util.Arrays;
 import java.util.Random;
 import java.util.stream.IntStream;
-import org.jspecify.annotations.Nullable;
 import org.openjdk.jmh.annotations.Benchmark;
 import org.openjdk.jmh.annotations.Param;
 
@@ -33,34 +33,26 @@ public class AttentionBenchmark extends DeviceState {
     @Param("128")
     public int blockSize;
 
-    private @Nullable AttentionBlocks blocks;
+    /** Of the pairs of a query and a key before it, the part that the lists keep. */
     private double keptPairs = 1;
-    private AttentionForward forward;
-    private AttentionBackward backward;
-    private int samples;
 
-    @Override
-    void prepare() {
+    private int samples() {
+        return tokens() / sampleLength;
+    }
+
+    /** A pass that has run: backward reads its o and lse. */
+    private AttentionForward pass() {
         if (tokens() % sampleLength != 0) {
             throw new IllegalArgumentException(
                     "expected a sampleLength that divides " + tokens() + " tokens, found " + sampleLength);
         }
-        samples = tokens() / sampleLength;
-        Tensor borders = of(IntStream.rangeClosed(0, samples).map(i -> i * sampleLength).toArray());
-        if (!kept.equals(DENSE)) {
-            blocks = blocks(Float.parseFloat(kept), borders);
-        }
+        Tensor borders = of(IntStream.rangeClosed(0, samples()).map(i -> i * sampleLength).toArray());
         Tensor qkv = uniform(1, dtype, tokens(), 3L * shape.hiddenSize);
-        Tensor dQkv = zeros(dtype, tokens(), 3L * shape.hiddenSize);
-        Tensor o = zeros(dtype, tokens(), shape.heads, shape.headDim());
-        Tensor dO = uniform(1, dtype, tokens(), shape.heads, shape.headDim());
-        Tensor lse = zeros(DType.F32, shape.heads, tokens());
-        float scale = (float) (1 / Math.sqrt(shape.headDim()));
-        forward = new AttentionForward(scale, part(qkv, 0), part(qkv, 1), part(qkv, 2), o, lse, borders, borders,
-                sampleLength, blocks);
-        AttentionBackward planned = backward(scale, qkv, o, lse, dO, dQkv, borders, null);
-        backward = backward(scale, qkv, o, lse, dO, dQkv, borders, workspace(planned));
+        AttentionForward forward = new AttentionForward((float) (1 / Math.sqrt(shape.headDim())), part(qkv, 0), part(qkv, 1),
+                part(qkv, 2), zeros(dtype, tokens(), shape.heads, shape.headDim()), zeros(DType.F32, shape.heads, tokens()),
+                borders, borders, sampleLength, kept.equals(DENSE) ? null : blocks(Float.parseFloat(kept), borders));
         runOnce(forward);
+        return forward;
     }
 
     /** Lists by masses that differ from head to head and are the same for every sample. */
@@ -70,7 +62,7 @@ public class AttentionBenchmark extends DeviceState {
                     "expected a sampleLength of whole blocks of " + blockSize + ", found " + sampleLength);
         }
         int width = sampleLength / blockSize;
-        long slots = AttentionBlocks.slots(tokens(), samples, blockSize);
+        long slots = AttentionBlocks.slots(tokens(), samples(), blockSize);
         AttentionBlocks lists = new AttentionBlocks(zeros(DType.I32, shape.heads, slots, width),
                 zeros(DType.I32, shape.heads, slots), zeros(DType.I32, shape.heads, slots, width),
                 zeros(DType.I32, shape.heads, slots), zeros(DType.I32, 2, shape.heads * slots), blockSize);
@@ -82,20 +74,12 @@ public class AttentionBenchmark extends DeviceState {
         Tensor table = of(masses).reshape(shape.heads, width, width);
         Tensor parts = of(budgets);
         Tensor summary = zeros(DType.F32, SelectBlocks.SUMMARY_SIZE);
-        SelectAttention planned = new SelectAttention(null, table, parts, 1, borders, tokens(), sampleLength, lists, summary,
-                null);
-        runOnce(new SelectAttention(null, table, parts, 1, borders, tokens(), sampleLength, lists, summary,
-                workspace(planned)));
+        runOnce(withWorkspace(space -> new SelectAttention(null, table, parts, 1, borders, tokens(), sampleLength, lists,
+                summary, space)));
         double below = read(summary)[0] * width * (width + 1) / 2.0 - width; // blocks of a list that are seen whole
         keptPairs = (below * blockSize * blockSize + width * (blockSize * (blockSize + 1) / 2.0))
                 / (sampleLength * (sampleLength + 1) / 2.0);
         return lists;
-    }
-
-    private AttentionBackward backward(float scale, Tensor qkv, Tensor o, Tensor lse, Tensor dO, Tensor dQkv, Tensor borders,
-            Tensor workspace) {
-        return new AttentionBackward(scale, part(qkv, 0), part(qkv, 1), part(qkv, 2), o, lse, dO, part(dQkv, 0),
-                part(dQkv, 1), part(dQkv, 2), borders, sampleLength, blocks, workspace);
     }
 
     /** q, k or v as [tokens, heads, headDim], out of one product's [tokens, 3 h]. */
@@ -104,13 +88,25 @@ public class AttentionBenchmark extends DeviceState {
         return qkv.slice(1, index * h, (index + 1) * h).splitLast(shape.headDim());
     }
 
+    private Work work(Operation operation, long denseFlops) {
+        return new Work(operation, Math.round(keptPairs * denseFlops), 0);
+    }
+
     @Benchmark
     public void forward() {
-        measure(forward, Math.round(keptPairs * shape.attentionForwardFlops(samples, sampleLength)), 0);
+        measure(() -> work(pass(), shape.attentionForwardFlops(samples(), sampleLength)));
     }
 
     @Benchmark
     public void backward() {
-        measure(backward, Math.round(keptPairs * shape.attentionBackwardFlops(samples, sampleLength)), 0);
+        measure(() -> {
+            AttentionForward pass = pass();
+            Tensor dO = uniform(1, dtype, tokens(), shape.heads, shape.headDim());
+            Tensor dQkv = zeros(dtype, tokens(), 3L * shape.hiddenSize);
+            AttentionBackward backward = withWorkspace(space -> new AttentionBackward(pass.scale(), pass.q(), pass.k(),
+                    pass.v(), pass.o(), pass.lse(), dO, part(dQkv, 0), part(dQkv, 1), part(dQkv, 2), pass.cuSeqlensQ(),
+                    sampleLength, pass.blocks(), space));
+            return work(backward, shape.attentionBackwardFlops(samples(), sampleLength));
+        });
     }
 }

@@ -9,9 +9,7 @@ import dev.penumbra.backend.op.SelectBlocks;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.Arrays;
-import java.util.function.Function;
 import java.util.stream.IntStream;
-import org.jspecify.annotations.Nullable;
 import org.openjdk.jmh.annotations.Benchmark;
 import org.openjdk.jmh.annotations.Param;
 
@@ -32,61 +30,67 @@ public class AttentionChoiceBenchmark extends DeviceState {
     @Param("BF16")
     public DType dtype;
 
-    private AttentionMass mass;
-    private PredictAttention predict;
-    private SelectAttention select;
+    private Tensor borders() {
+        return of(IntStream.rangeClosed(0, batch).map(i -> i * seqLen).toArray());
+    }
 
-    @Override
-    void prepare() {
-        Tensor borders = of(IntStream.rangeClosed(0, batch).map(i -> i * seqLen).toArray());
-        long slots = AttentionBlocks.slots(tokens(), batch, blockSize);
-        int width = Math.ceilDiv(seqLen, blockSize);
-        int h = shape.hiddenSize;
-        float scale = (float) (1 / Math.sqrt(shape.headDim()));
-        Tensor q = uniform(1, dtype, tokens(), shape.heads, shape.headDim());
-        Tensor k = uniform(1, dtype, tokens(), shape.heads, shape.headDim());
-        Tensor lse = zeros(DType.F32, shape.heads, tokens());
-        runOnce(new AttentionForward(scale, q, k, k, zeros(dtype, tokens(), shape.heads, shape.headDim()), lse, borders,
-                borders, seqLen, null));
-        mass = new AttentionMass(scale, q, k, lse, borders, seqLen, blockSize, queryStride,
-                zeros(DType.F32, shape.heads, slots, width));
+    private long slots() {
+        return AttentionBlocks.slots(tokens(), batch, blockSize);
+    }
 
-        Tensor pooled = uniform(1, DType.F32, Math.ceilDiv(tokens(), POOL_ROWS), h);
-        Tensor a = uniform(1 / Math.sqrt(h), DType.BF16, 2, shape.heads, PREDICTOR_RANK, h);
-        Tensor bias = uniform(1, DType.F32, 2, shape.heads, PREDICTOR_RANK);
-        Tensor distance = uniform(1, DType.F32, shape.heads, width);
-        Tensor predicted = zeros(DType.F32, shape.heads, slots, width);
-        Function<@Nullable Tensor, PredictAttention> prediction = space -> new PredictAttention(pooled, POOL_ROWS, a, bias,
-                distance, borders, tokens(), seqLen, blockSize, predicted, space);
-        predict = prediction.apply(workspace(prediction.apply(null)));
-        runOnce(predict);
-
-        AttentionBlocks lists = new AttentionBlocks(zeros(DType.I32, shape.heads, slots, width),
-                zeros(DType.I32, shape.heads, slots), zeros(DType.I32, shape.heads, slots, width),
-                zeros(DType.I32, shape.heads, slots), zeros(DType.I32, 2, shape.heads * slots), blockSize);
-        float[] parts = new float[shape.heads];
-        Arrays.fill(parts, BUDGET);
-        Tensor budgets = of(parts);
-        Tensor summary = zeros(DType.F32, SelectBlocks.SUMMARY_SIZE);
-        Function<@Nullable Tensor, SelectAttention> selection = space -> new SelectAttention(predicted, null, budgets,
-                COVERAGE,
-                borders, tokens(), seqLen, lists, summary, space);
-        select = selection.apply(workspace(selection.apply(null)));
+    private int width() {
+        return Math.ceilDiv(seqLen, blockSize);
     }
 
     /** One product over the pairs of a sampled query and a key before it. */
     @Benchmark
     public void attentionMass() {
-        measure(mass, shape.attentionForwardFlops(batch, seqLen) / 2 / queryStride, 0);
+        measure(() -> {
+            Tensor borders = borders();
+            float scale = (float) (1 / Math.sqrt(shape.headDim()));
+            Tensor q = uniform(1, dtype, tokens(), shape.heads, shape.headDim());
+            Tensor k = uniform(1, dtype, tokens(), shape.heads, shape.headDim());
+            Tensor lse = zeros(DType.F32, shape.heads, tokens());
+            runOnce(new AttentionForward(scale, q, k, k, zeros(dtype, tokens(), shape.heads, shape.headDim()), lse, borders,
+                    borders, seqLen, null));
+            AttentionMass mass = new AttentionMass(scale, q, k, lse, borders, seqLen, blockSize, queryStride,
+                    zeros(DType.F32, shape.heads, slots(), width()));
+            return new Work(mass, shape.attentionForwardFlops(batch, seqLen) / 2 / queryStride, 0);
+        });
+    }
+
+    private PredictAttention prediction() {
+        int h = shape.hiddenSize;
+        Tensor pooled = uniform(1, DType.F32, Math.ceilDiv(tokens(), POOL_ROWS), h);
+        Tensor a = uniform(1 / Math.sqrt(h), DType.BF16, 2, shape.heads, PREDICTOR_RANK, h);
+        Tensor bias = uniform(1, DType.F32, 2, shape.heads, PREDICTOR_RANK);
+        Tensor distance = uniform(1, DType.F32, shape.heads, width());
+        Tensor borders = borders();
+        Tensor predicted = zeros(DType.F32, shape.heads, slots(), width());
+        return withWorkspace(space -> new PredictAttention(pooled, POOL_ROWS, a, bias, distance, borders, tokens(), seqLen,
+                blockSize, predicted, space));
     }
 
     @Benchmark
     public void predictAttention() {
-        measure(predict);
+        measure(() -> new Work(prediction()));
     }
 
     @Benchmark
     public void selectAttention() {
-        measure(select, 0, select.mass().byteSize());
+        measure(() -> {
+            PredictAttention prediction = prediction();
+            runOnce(prediction); // the masses
+            AttentionBlocks lists = new AttentionBlocks(zeros(DType.I32, shape.heads, slots(), width()),
+                    zeros(DType.I32, shape.heads, slots()), zeros(DType.I32, shape.heads, slots(), width()),
+                    zeros(DType.I32, shape.heads, slots()), zeros(DType.I32, 2, shape.heads * slots()), blockSize);
+            float[] parts = new float[shape.heads];
+            Arrays.fill(parts, BUDGET);
+            Tensor budgets = of(parts);
+            Tensor summary = zeros(DType.F32, SelectBlocks.SUMMARY_SIZE);
+            SelectAttention select = withWorkspace(space -> new SelectAttention(prediction.mass(), null, budgets, COVERAGE,
+                    prediction.cuSeqlens(), tokens(), seqLen, lists, summary, space));
+            return new Work(select, 0, bytes(prediction.mass()));
+        });
     }
 }

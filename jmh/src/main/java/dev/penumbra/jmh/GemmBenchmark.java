@@ -1,6 +1,5 @@
 package dev.penumbra.jmh;
 
-import dev.penumbra.backend.FrozenWeight;
 import dev.penumbra.backend.op.Gemm;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.tensor.DType;
@@ -22,42 +21,16 @@ public class GemmBenchmark extends DeviceState {
     @Param({"BF16", "F32"})
     public DType dtype;
 
-    private Gemm forward;
-    private Gemm backward;
+    private int in() {
+        return layer == Layer.FC2 ? shape.ffnDim : shape.hiddenSize;
+    }
 
-    @Override
-    void prepare() {
-        int h = shape.hiddenSize;
-        int in = layer == Layer.FC2 ? shape.ffnDim : h;
-        int out = switch (layer) {
-            case QKV -> 3 * h;
+    private int out() {
+        return switch (layer) {
+            case QKV -> 3 * shape.hiddenSize;
             case FC1 -> shape.ffnDim;
-            case OUT, FC2 -> h;
+            case OUT, FC2 -> shape.hiddenSize;
         };
-        FrozenWeight weight = weight(dtype, out, in);
-        Tensor x = uniform(1, dtype, tokens(), in);
-        Tensor y = zeros(dtype, tokens(), out);
-        Tensor dy = uniform(1, dtype, tokens(), out);
-        Tensor dx = zeros(dtype, tokens(), in);
-        Gemm.Builder forwards = Gemm.forward(x, weight, y).bias(uniform(1, DType.F32, out));
-        Gemm.Builder backwards = Gemm.backward(dy, weight, dx);
-        switch (layer) {
-            case QKV -> {
-                forwards.lowRank(List.of(adapterOutput(0), adapterOutput(2L * h)));
-                backwards.lowRank(List.of(adapterInputGradient(), adapterInputGradient()));
-            }
-            case OUT -> forwards.residual(uniform(1, dtype, tokens(), out));
-            case FC1 -> forwards.relu(mask());
-            case FC2 -> {
-                forwards.residual(uniform(1, dtype, tokens(), out));
-                Tensor mask = mask();
-                // A mask as ReLU leaves it: about half of its bits set.
-                runOnce(withWorkspace(Gemm.forward(dy, weight(dtype, in, out), zeros(dtype, tokens(), in)).relu(mask)));
-                backwards.drelu(mask);
-            }
-        }
-        forward = withWorkspace(forwards);
-        backward = withWorkspace(backwards);
     }
 
     private LowRank adapterOutput(long column) {
@@ -70,21 +43,34 @@ public class GemmBenchmark extends DeviceState {
                 uniform(1, DType.F32, RANK, shape.hiddenSize).transpose(), 0, 1, null);
     }
 
-    private Tensor mask() {
-        return zeros(DType.U8, tokens(), Math.ceilDiv(shape.ffnDim, 8));
-    }
-
-    private Gemm withWorkspace(Gemm.Builder gemm) {
-        return gemm.workspace(workspace(gemm.build())).build();
+    private Work work(Gemm.Builder gemm) {
+        return new Work(withWorkspace(space -> gemm.workspace(space).build()));
     }
 
     @Benchmark
     public void forward() {
-        measure(forward);
+        measure(() -> {
+            Tensor x = uniform(1, dtype, tokens(), in());
+            Gemm.Builder gemm = Gemm.forward(x, weight(dtype, out(), in()), zeros(dtype, tokens(), out()))
+                    .bias(uniform(1, DType.F32, out()));
+            return work(switch (layer) {
+                case QKV -> gemm.lowRank(List.of(adapterOutput(0), adapterOutput(2L * shape.hiddenSize)));
+                case OUT, FC2 -> gemm.residual(uniform(1, dtype, tokens(), out()));
+                case FC1 -> gemm.relu(mask(tokens(), shape.ffnDim));
+            });
+        });
     }
 
     @Benchmark
     public void backward() {
-        measure(backward);
+        measure(() -> {
+            Tensor dy = uniform(1, dtype, tokens(), out());
+            Gemm.Builder gemm = Gemm.backward(dy, weight(dtype, out(), in()), zeros(dtype, tokens(), in()));
+            return work(switch (layer) {
+                case QKV -> gemm.lowRank(List.of(adapterInputGradient(), adapterInputGradient()));
+                case OUT, FC1 -> gemm;
+                case FC2 -> gemm.drelu(mask(tokens(), shape.ffnDim));
+            });
+        });
     }
 }

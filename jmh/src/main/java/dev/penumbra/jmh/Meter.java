@@ -13,13 +13,15 @@ import org.openjdk.jmh.results.ScalarResult;
 
 /**
  * Turns the time and the work of a benchmark's operations into GFLOP/s and GB/s, beside JMH's own score. The time is what the
- * device took, which for an asynchronous device is not what the host's call took.
+ * device took, which for an asynchronous device is not what the host's call took. All is of one operation, however many of them
+ * one call of a benchmark runs.
  */
 public final class Meter implements InternalProfiler {
 
     static final String MILLISECONDS = "device.ms";
     static final String GFLOPS = "device.gflops";
     static final String GIGABYTES = "device.gbps";
+    static final String BYTES = "device.bytes";
 
     private static long operations;
     private static double milliseconds;
@@ -27,7 +29,7 @@ public final class Meter implements InternalProfiler {
     private static long bytes;
 
     /**
-     * Enters one operation.
+     * Enters one operation, or the mean of many alike.
      *
      * @param itsFlops 0 where memory decides the time
      * @param itsBytes bytes that must cross memory at least once; 0 where arithmetic decides the time
@@ -63,6 +65,7 @@ public final class Meter implements InternalProfiler {
             }
             if (bytes > 0) {
                 results.add(average(GIGABYTES, bytes / milliseconds / 1e6, "GB/s"));
+                results.add(average(BYTES, (double) bytes / operations, "B/op"));
             }
         }
         return results;

@@ -3,10 +3,10 @@ package dev.penumbra.jmh;
 import dev.penumbra.backend.FrozenWeight;
 import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Gemm;
-import dev.penumbra.backend.op.Operation;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.List;
+import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
 import org.openjdk.jmh.annotations.Benchmark;
 import org.openjdk.jmh.annotations.Param;
@@ -28,13 +28,14 @@ public class MlpBenchmark extends DeviceState {
     @Param("BF16")
     public DType dtype;
 
-    private Gemm fc1;
-    private Gemm fc2;
-    private Gemm hiddenGradient;
-    private Gemm inputGradient;
+    private record Products(Gemm fc1, Gemm fc2, Gemm hiddenGradient, Gemm inputGradient) {
 
-    @Override
-    void prepare() {
+        List<Gemm> all() {
+            return List.of(fc1, fc2, hiddenGradient, inputGradient);
+        }
+    }
+
+    private Products products() {
         int h = shape.hiddenSize;
         int ffn = shape.ffnDim;
         BlockList blocks = kept == 1
@@ -45,21 +46,25 @@ public class MlpBenchmark extends DeviceState {
         FrozenWeight w2 = weight(dtype, ffn, h); // fc2's, transposed: its rows are neurons too
         Tensor x = uniform(1, dtype, tokens(), h);
         Tensor hidden = zeros(dtype, tokens(), width);
-        Tensor mask = zeros(DType.U8, tokens(), Math.ceilDiv(ffn, 8));
+        Tensor mask = mask(tokens(), ffn);
         Tensor dy = uniform(1, dtype, tokens(), h);
         Tensor dHidden = zeros(dtype, tokens(), width);
-        fc1 = withWorkspace(Gemm.forward(x, w1, hidden).bias(uniform(1, DType.F32, ffn)).relu(mask), blocks);
-        fc2 = withWorkspace(
-                Gemm.backward(hidden, w2, zeros(dtype, tokens(), h)).bias(uniform(1, DType.F32, h)).residual(x), blocks);
-        hiddenGradient = withWorkspace(Gemm.forward(dy, w2, dHidden).drelu(mask), blocks);
-        inputGradient = withWorkspace(Gemm.backward(dHidden, w1, zeros(dtype, tokens(), h)), blocks);
-        for (Operation operation : List.of(fc1, fc2, hiddenGradient, inputGradient)) {
-            runOnce(operation);
-        }
+        Products products = new Products(
+                product(blocks, Gemm.forward(x, w1, hidden).bias(uniform(1, DType.F32, ffn)).relu(mask)),
+                product(blocks,
+                        Gemm.backward(hidden, w2, zeros(dtype, tokens(), h)).bias(uniform(1, DType.F32, h)).residual(x)),
+                product(blocks, Gemm.forward(dy, w2, dHidden).drelu(mask)),
+                product(blocks, Gemm.backward(dHidden, w1, zeros(dtype, tokens(), h))));
+        products.all().forEach(this::runOnce); // each reads what those before it wrote
+        return products;
     }
 
-    private Gemm withWorkspace(Gemm.Builder gemm, @Nullable BlockList blocks) {
-        return gemm.blocks(blocks).workspace(workspace(gemm.build())).build();
+    private Gemm product(@Nullable BlockList blocks, Gemm.Builder gemm) {
+        return withWorkspace(space -> gemm.blocks(blocks).workspace(space).build());
+    }
+
+    private void measureOne(Function<Products, Gemm> product) {
+        measure(() -> new Work(product.apply(products()), denseFlops(), 0));
     }
 
     private long denseFlops() {
@@ -68,26 +73,26 @@ public class MlpBenchmark extends DeviceState {
 
     @Benchmark
     public void fc1() {
-        measure(fc1, denseFlops(), 0);
+        measureOne(Products::fc1);
     }
 
     @Benchmark
     public void fc2() {
-        measure(fc2, denseFlops(), 0);
+        measureOne(Products::fc2);
     }
 
     @Benchmark
     public void hiddenGradient() {
-        measure(hiddenGradient, denseFlops(), 0);
+        measureOne(Products::hiddenGradient);
     }
 
     @Benchmark
     public void inputGradient() {
-        measure(inputGradient, denseFlops(), 0);
+        measureOne(Products::inputGradient);
     }
 
     @Benchmark
     public void together() {
-        measure(List.of(fc1, fc2, hiddenGradient, inputGradient), 4 * denseFlops(), 0);
+        measure(() -> new Work(products().all(), 4 * denseFlops(), 0));
     }
 }
