@@ -10,6 +10,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalLong;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
@@ -43,7 +44,7 @@ import tools.jackson.databind.node.ArrayNode;
 import tools.jackson.databind.node.ObjectNode;
 
 /** Runs JMH's benchmarks. */
-@Command(name = "benchmarks", description = "Run the JMH benchmarks: milliseconds, GFLOP/s and GB/s.", mixinStandardHelpOptions = true)
+@Command(name = "benchmarks", description = "Run the JMH benchmarks: milliseconds, GFLOP/s and GB/s of one operation, on a GPU as one of many in a graph.", mixinStandardHelpOptions = true)
 final class BenchmarksCommand implements Callable<Integer> {
 
     /** As in the step that is compared with PEFT's; a parameter that a benchmark lacks is left out by JMH. */
@@ -170,9 +171,15 @@ final class BenchmarksCommand implements Callable<Integer> {
                 node.put(unit(rate), Results.rounded(score(result, rate)));
             }
         }
+        bytes(result).ifPresent(bytes -> node.put("bytes", bytes));
         ceiling(result, ceilings).ifPresent(ceiling -> {
             node.put("ceiling", ceiling.what());
             node.put("of_ceiling", Results.rounded(node.required(ceiling.rate()).doubleValue() / ceiling.value()));
+            if (node.has("bytes")) {
+                ceilings.ofCopy(node.get("bytes").longValue()).ifPresent(
+                        copy -> node.put("of_copy_of_its_size",
+                                Results.rounded(node.required("gbps").doubleValue() / copy)));
+            }
         });
         return node;
     }
@@ -185,6 +192,13 @@ final class BenchmarksCommand implements Callable<Integer> {
                 .filter(result.getSecondaryResults()::containsKey).map(BenchmarksCommand::unit).toList());
     }
 
+    /** What one operation moves; empty where arithmetic decides the time. */
+    static OptionalLong bytes(RunResult result) {
+        return result.getSecondaryResults().containsKey(Meter.BYTES)
+                ? OptionalLong.of(Math.round(score(result, Meter.BYTES)))
+                : OptionalLong.empty();
+    }
+
     /** Of a rate: what stands behind the dot. */
     private static String unit(String rate) {
         return rate.substring(rate.indexOf('.') + 1);
@@ -192,20 +206,24 @@ final class BenchmarksCommand implements Callable<Integer> {
 
     private static String table(Collection<RunResult> results, @Nullable Ceilings ceilings) {
         StringBuilder text = new StringBuilder(
-                String.format(Locale.ROOT, "%n%-28s %10s %10s %8s %11s  %s%n", "benchmark", "ms", "GFLOP/s", "GB/s",
-                        "of ceiling", "parameters"));
+                String.format(Locale.ROOT, "%n%-32s %10s %10s %8s %11s %10s  %s%n", "benchmark", "ms", "GFLOP/s", "GB/s",
+                        "of ceiling", "its copy", "parameters"));
         for (RunResult result : results) {
-            JsonNode part = json(result, ceilings).path("of_ceiling");
-            text.append(String.format(Locale.ROOT, "%-28s %10s %10s %8s %11s  %s%n", name(result),
+            JsonNode json = json(result, ceilings);
+            text.append(String.format(Locale.ROOT, "%-32s %10s %10s %8s %11s %10s  %s%n", name(result),
                     cell(result, Meter.MILLISECONDS), cell(result, Meter.GFLOPS), cell(result, Meter.GIGABYTES),
-                    part.isMissingNode() ? "" : String.format(Locale.ROOT, "%.2f", part.doubleValue()), params(result)));
+                    part(json, "of_ceiling"), part(json, "of_copy_of_its_size"), params(result)));
         }
         return text.toString();
     }
 
+    private static String part(JsonNode json, String of) {
+        return json.has(of) ? String.format(Locale.ROOT, "%.2f", json.get(of).doubleValue()) : "";
+    }
+
     private static String cell(RunResult result, String label) {
         return result.getSecondaryResults().containsKey(label)
-                ? String.format(Locale.ROOT, label.equals(Meter.MILLISECONDS) ? "%.3f" : "%.1f", score(result, label))
+                ? String.format(Locale.ROOT, label.equals(Meter.MILLISECONDS) ? "%.4f" : "%.1f", score(result, label))
                 : "";
     }
 

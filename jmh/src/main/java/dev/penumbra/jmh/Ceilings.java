@@ -10,7 +10,9 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalDouble;
 import java.util.TreeSet;
+import java.util.stream.Stream;
 import org.openjdk.jmh.results.RunResult;
 import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.json.JsonMapper;
@@ -18,7 +20,8 @@ import tools.jackson.databind.node.ArrayNode;
 
 /**
  * What a GPU's own libraries reach, as {@code peers/ceilings.py} measures it: what a benchmark's rate is a part of. For a
- * product that is cuBLAS on the same sizes, for attention SDPA on the same samples, for all that streams a copy of a GiB.
+ * product that is cuBLAS on the same sizes, for attention SDPA on the same samples, for all that streams a copy of a GiB. What
+ * streams stands beside a copy of as many bytes, too: the start and the end of a kernel are a large part of a small one.
  */
 final class Ceilings {
 
@@ -44,11 +47,13 @@ final class Ceilings {
         TreeSet<String> shapes = new TreeSet<>();
         TreeSet<String> tokens = new TreeSet<>();
         TreeSet<String> sequences = new TreeSet<>();
+        TreeSet<Long> copies = new TreeSet<>();
         for (RunResult result : results) {
             Sizes sizes = new Sizes(BenchmarksCommand.params(result));
             shapes.add(sizes.shape);
             tokens.add(Integer.toString(sizes.tokens));
             sequences.add(sizes.samples + "x" + sizes.sampleLength);
+            BenchmarksCommand.bytes(result).ifPresent(copies::add);
         }
         List<String> command = new ArrayList<>(
                 List.of(System.getenv().getOrDefault("PENUMBRA_PYTHON", "python3"), PEER.toString(), "--shapes"));
@@ -57,6 +62,8 @@ final class Ceilings {
         command.addAll(tokens);
         command.add("--sequences");
         command.addAll(sequences);
+        command.add("--copies");
+        copies.forEach(bytes -> command.add(Long.toString(bytes)));
         Process process = new ProcessBuilder(command).redirectError(ProcessBuilder.Redirect.INHERIT).start();
         List<String> lines = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8).lines().toList();
         try {
@@ -88,8 +95,8 @@ final class Ceilings {
     Optional<Ceiling> of(String name, Map<String, String> params, Collection<String> rates) {
         Sizes sizes = new Sizes(params);
         if (rates.contains("gbps")) {
-            return lines.stream().filter(line -> line.path("what").asString("").equals("copy")).findFirst()
-                    .map(line -> new Ceiling("a copy", "gbps", GIGA_OF_TERA * line.required("tbps").doubleValue()));
+            return copies().filter(line -> !line.has("bytes")).findFirst()
+                    .map(line -> new Ceiling("a large copy", "gbps", GIGA_OF_TERA * line.required("tbps").doubleValue()));
         }
         // The rest of a step is products for the most part: their best rate is its ceiling.
         boolean own = name.startsWith("gemm.") || name.startsWith("attention.");
@@ -104,6 +111,16 @@ final class Ceilings {
                 .max(Comparator.comparingDouble(line -> line.required("tflops").doubleValue()))
                 .map(line -> new Ceiling(line.has("length") ? "SDPA" : "cuBLAS", "gflops",
                         GIGA_OF_TERA * line.required("tflops").doubleValue()));
+    }
+
+    /** GB/s of a copy that moves, read and written together, so many bytes. */
+    OptionalDouble ofCopy(long bytes) {
+        return copies().filter(line -> line.path("bytes").asLong(0) == bytes)
+                .mapToDouble(line -> GIGA_OF_TERA * line.required("tbps").doubleValue()).findFirst();
+    }
+
+    private Stream<JsonNode> copies() {
+        return lines.stream().filter(line -> line.path("what").asString("").equals("copy"));
     }
 
     /** A benchmark's sizes by the names that the peer uses. */

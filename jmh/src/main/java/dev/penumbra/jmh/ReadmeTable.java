@@ -88,14 +88,24 @@ final class ReadmeTable {
                         plain(result.required("ms")), result.has("gflops") ? plain(result.get("gflops")) : "",
                         result.has("gbps") ? plain(result.get("gbps")) : ""));
                 if (withCeilings) {
-                    cells.add(result.has("of_ceiling")
-                            ? String.format(Locale.ROOT, "%.2f of %s", result.get("of_ceiling").doubleValue(),
-                                    result.required("ceiling").stringValue())
-                            : "");
+                    cells.add(ofCeiling(result));
                 }
                 row(text, cells.toArray(String[]::new));
             }
         }
+    }
+
+    /** "0.67 of a large copy, 0.83 of one of its size". */
+    private static String ofCeiling(JsonNode result) {
+        if (!result.has("of_ceiling")) {
+            return "";
+        }
+        String part = String.format(Locale.ROOT, "%.2f of %s", result.get("of_ceiling").doubleValue(),
+                result.required("ceiling").stringValue());
+        return result.has("of_copy_of_its_size")
+                ? part + String.format(Locale.ROOT, ", %.2f of one of its size",
+                        result.get("of_copy_of_its_size").doubleValue())
+                : part;
     }
 
     /** How attention's time follows the sum of the squared lengths of a packed row's samples. */

@@ -17,7 +17,8 @@ import tools.jackson.databind.node.ObjectNode;
 
 /**
  * The files of {@code jmh/results}: what was measured, with the machine, the versions and the command. A file has a list of
- * {@code benchmarks} (benchmark, params, ms, gflops, gbps, and of a GPU's ceiling the part) or of {@code comparisons} (what, unit, penumbra, peer).
+ * {@code benchmarks} (benchmark, params; ms, gflops and gbps of one operation, the bytes that it moves, and the parts of a GPU's
+ * ceiling and of a copy of its size) or of {@code comparisons} (what, unit, penumbra, peer).
  */
 final class Results {
 

@@ -13,6 +13,7 @@ import org.openjdk.jmh.runner.options.OptionsBuilder;
 class CeilingsTest {
 
     private static final Ceilings MEASURED = new Ceilings(List.of("{\"device\": \"a GPU\"}",
+            "{\"what\": \"copy\", \"bytes\": 33554432, \"ms\": 0.0098, \"tbps\": 3.4}",
             "{\"what\": \"copy\", \"ms\": 0.5, \"tbps\": 4.2}",
             "{\"what\": \"gemm.forward\", \"shape\": \"opt-1.3b\", \"layer\": \"qkv\", \"tokens\": 4096, \"tflops\": 700}",
             "{\"what\": \"gemm.forward\", \"shape\": \"opt-1.3b\", \"layer\": \"out\", \"tokens\": 4096, \"tflops\": 600}",
@@ -46,9 +47,11 @@ class CeilingsTest {
     }
 
     @Test
-    void whatStreamsIsMeasuredByACopy() {
+    void whatStreamsIsMeasuredByALargeCopyAndByOneOfItsSize() {
         assertThat(MEASURED.of("lora.project", params(), List.of("gflops", "gbps")))
-                .contains(new Ceilings.Ceiling("a copy", "gbps", 4200));
+                .contains(new Ceilings.Ceiling("a large copy", "gbps", 4200));
+        assertThat(MEASURED.ofCopy(33554432)).hasValue(3400);
+        assertThat(MEASURED.ofCopy(33554436)).isEmpty();
     }
 
     @Test

@@ -72,12 +72,14 @@ class ReadmeTableTest {
                 {"device": "%s", "shape": "OPT_1_3B", "batch": "4", "seqLen": "1024"}}]}""";
         JsonNode cpu = JSON.readTree(report.formatted("", "", "CPU"));
         JsonNode gpu = JSON.readTree(report.formatted("\"ceilings\": [],",
-                "\"ceiling\": \"a copy\", \"of_ceiling\": 0.714,", "CUDA").replace("A processor", "Another"));
+                "\"ceiling\": \"a large copy\", \"of_ceiling\": 0.714, \"of_copy_of_its_size\": 0.882,", "CUDA")
+                .replace("A processor", "Another"));
 
         assertThat(ReadmeTable.of(List.of(cpu, gpu)))
                 .contains("| layernorm.forward | opt-1.3b, 4 x 1024 | 0.0100 |  | 3000 |\n")
                 .contains("Operations on the GPU")
-                .contains("| layernorm.forward | opt-1.3b, 4 x 1024 | 0.0100 |  | 3000 | 0.71 of a copy |\n")
+                .contains(
+                        "| layernorm.forward | opt-1.3b, 4 x 1024 | 0.0100 |  | 3000 | 0.71 of a large copy, 0.88 of one of its size |\n")
                 .contains("`jmh/run something`; 2 x Another;");
     }
 
