@@ -86,13 +86,14 @@ def report(what, ms, flops=0, moved=0, **more):
 def gemms(shape, tokens, device):
     hidden, ffn, _ = SHAPES[shape]
 
-    def random(*size):
-        return torch.randn(size, device=device, dtype=torch.bfloat16)
+    # As the benchmarks draw theirs: how much power a product takes depends on its values.
+    def random(*size, bound=1.0):
+        return torch.empty(size, device=device, dtype=torch.bfloat16).uniform_(-bound, bound)
 
     for layer, out, inner in (("qkv", 3 * hidden, hidden), ("out", hidden, hidden), ("fc1", ffn, hidden), ("fc2", hidden, ffn)):
         labels = dict(flops=2 * tokens * out * inner, shape=shape, layer=layer, tokens=tokens)
         count = turns(2 * (tokens * inner + tokens * out + out * inner), device)
-        weights = [random(out, inner) for _ in range(count)]
+        weights = [random(out, inner, bound=inner**-0.5) for _ in range(count)]
         xs = [random(tokens, inner) for _ in range(count)]
         report("gemm.forward", milliseconds([lambda x=x, w=w: F.linear(x, w) for x, w in zip(xs, weights)], device), **labels)
         dys = [random(tokens, out) for _ in range(count)]
@@ -102,8 +103,9 @@ def gemms(shape, tokens, device):
 def attention(shape, batch, length, device):
     hidden, _, heads = SHAPES[shape]
 
-    def random(**more):
-        return torch.randn((batch, heads, length, hidden // heads), device=device, dtype=torch.bfloat16, **more)
+    def random(requires_grad=False):
+        size = (batch, heads, length, hidden // heads)
+        return torch.empty(size, device=device, dtype=torch.bfloat16).uniform_(-1, 1).requires_grad_(requires_grad)
 
     # q, k, v and o; backward has as many gradients, and a turn is at least twice as large.
     count = turns(4 * 2 * hidden * batch * length, device)
