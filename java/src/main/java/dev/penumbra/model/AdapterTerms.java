@@ -1,5 +1,6 @@
 package dev.penumbra.model;
 
+import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Dropout;
 import dev.penumbra.backend.op.LoraGradients;
@@ -9,6 +10,7 @@ import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraAdapter.Site;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
+import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -25,26 +27,42 @@ final class AdapterTerms {
     static final List<String> FC1 = List.of("fc1");
     static final List<String> FC2 = List.of("fc2");
 
+    private final Backend backend;
     private final Buffers buffers;
     private final @Nullable LoraAdapter adapter;
+    /** Seed and offset, which a batch brings to the device. */
     private final Tensor dropoutState;
+    private final Tensor stagedDropout;
     private final List<Tensor> dh = new ArrayList<>();
     private boolean dropping;
 
     /** @param capacity rows of the largest batch */
-    AdapterTerms(Buffers buffers, @Nullable LoraAdapter adapter, Tensor dropoutState, int capacity, boolean training) {
+    AdapterTerms(Backend backend, Buffers buffers, @Nullable LoraAdapter adapter, int capacity, boolean training) {
+        this.backend = backend;
         this.buffers = buffers;
         this.adapter = adapter;
-        this.dropoutState = dropoutState;
+        dropoutState = buffers.activations("dropout state", DType.U64, 2);
+        stagedDropout = buffers.stage("staged dropout state", DType.U64, 2);
         if (training) {
             for (int i = 0; i < QKV.size(); i++) {
-                dh.add(buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "dh " + i, DType.F32, capacity, adapter.config().r()));
+                dh.add(buffers.activations("dh " + i, DType.F32, capacity, adapter.config().r()));
             }
         }
     }
 
-    void setDropping(boolean drops) {
-        dropping = drops;
+    /** Begins a batch: dropout is drawn from {@code seed}, where the adapter has some; null: none is. */
+    void load(ModelPass.@Nullable DropoutSeed seed) {
+        dropping = seed != null && adapter != null && adapter.config().loraDropout() > 0;
+        if (dropping) {
+            stagedDropout.segment().set(ValueLayout.JAVA_LONG, 0, seed.seed());
+            stagedDropout.segment().set(ValueLayout.JAVA_LONG, Long.BYTES, seed.offset());
+            backend.upload(stagedDropout, dropoutState);
+        }
+    }
+
+    /** Whether the batch is computed with dropout. */
+    boolean isDropping() {
+        return dropping;
     }
 
     boolean has(int layer, List<String> kinds) {

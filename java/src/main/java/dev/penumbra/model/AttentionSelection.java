@@ -46,7 +46,7 @@ final class AttentionSelection {
     private final AttentionConfig config;
     private final Backend backend;
     private final Buffers buffers;
-    private final Batch batch;
+    private final LoadedBatch batch;
     private final int heads;
     private final int width;
     private final int slotCapacity;
@@ -64,19 +64,6 @@ final class AttentionSelection {
     private final Map<float[], Tensor> tables = new IdentityHashMap<>();
     private final Tightness tightness = new Tightness();
     private boolean active;
-
-    /** What a pass knows of the loaded batch. */
-    interface Batch {
-        int rows();
-
-        /** i32 [samples + 1] on the device. */
-        Tensor borders();
-
-        long maxSeqlen();
-
-        /** i32 [1] on the device: rows of the batch that are no padding. */
-        Tensor validRows();
-    }
 
     /** Room for one layer's lists. */
     private record Lists(Tensor indices, Tensor counts, Tensor transposedIndices, Tensor transposedCounts, Tensor order) {
@@ -105,7 +92,7 @@ final class AttentionSelection {
      * @param batch what is loaded, whenever lists are made
      * @param firstGradient layers before it have no backward pass through their attention
      */
-    AttentionSelection(AttentionSparsity sparsity, Backend backend, Buffers buffers, Batch batch, PassShape shape,
+    AttentionSelection(AttentionSparsity sparsity, Backend backend, Buffers buffers, LoadedBatch batch, PassShape shape,
             OptConfig model, int firstGradient) {
         this.sparsity = sparsity;
         this.config = sparsity.config();
@@ -168,7 +155,7 @@ final class AttentionSelection {
     /** One sample a block, and as many as batches are told apart by. */
     private static int mostSamples(int capacity, int blockSize) {
         int blocks = Math.ceilDiv(capacity, blockSize);
-        return Math.ceilDiv(blocks, OptPass.SIGNATURE_SAMPLES) * OptPass.SIGNATURE_SAMPLES;
+        return Math.ceilDiv(blocks, LoadedBatch.SIGNATURE_SAMPLES) * LoadedBatch.SIGNATURE_SAMPLES;
     }
 
     /** Whether a layer's lists are read after another layer's are made. */

@@ -53,6 +53,11 @@ public final class Buffers {
         return backend.allocate(Objects.requireNonNull(owner), dtype, shape);
     }
 
+    /** Memory that a pass writes. */
+    Tensor activations(String name, DType dtype, long... dims) {
+        return allocate(MemoryPlan.Kind.ACTIVATIONS, name, dtype, dims);
+    }
+
     /** Host memory from which inputs are uploaded. */
     Tensor stage(String name, DType dtype, long... dims) {
         Shape shape = Shape.of(dims);

@@ -8,19 +8,23 @@ import java.util.Map;
 import org.jspecify.annotations.Nullable;
 
 /**
- * What one decoder layer writes in its forward pass; kept until its backward pass, or shared by layers that have none. But pre-norm
- * layers keep no norms.
+ * What one decoder layer writes in its forward pass, [tokens, width] each: kept until its backward pass, or shared by layers that
+ * have none. Pre-norm layers keep no norms' outputs.
  */
 final class LayerBuffers {
 
-    /** Of pre-norm layers one tensor with {@link #norm2}, and with all other layers': only until the next norm. */
+    /** The attention norm's output. Of pre-norm layers one tensor with {@link #norm2}, and with all other layers'. */
     final Tensor norm1;
+    /** [tokens, 3 hidden]. */
     final Tensor qkv;
     final Tensor attention;
+    /** f32 [tokens · heads]. */
     final Tensor lse;
+    /** What the attention's half of the layer gives. */
     final Tensor middle;
-    /** Pre-norm only; see {@link #norm1}. */
+    /** The MLP norm's output. Pre-norm only; see {@link #norm1}. */
     final @Nullable Tensor norm2;
+    /** u8 [tokens, ceil(neurons / 8)]. */
     final Tensor mask;
     /** mean and rstd of both norms, f32 [tokens] each. */
     final Tensor mean1;
@@ -31,6 +35,7 @@ final class LayerBuffers {
     /** Post-norm only: what the second norm reads. */
     final @Nullable Tensor sum2;
 
+    /** Adapters' projections of their inputs, f32 [tokens, r] each, by kind. */
     final Map<String, Tensor> h = new HashMap<>();
 
     /**
@@ -39,30 +44,27 @@ final class LayerBuffers {
      */
     LayerBuffers(Buffers buffers, OptConfig config, DType dtype, int tokens, String at, @Nullable Tensor scratch) {
         long hidden = config.hiddenSize();
-        MemoryPlan.Kind kind = MemoryPlan.Kind.ACTIVATIONS;
         boolean post = !config.doLayerNormBefore();
-        // In post-norm layers the first norm's output is the second block's residual and the first's gradient starts there.
-        norm1 = post ? buffers.allocate(kind, at + "norm1", dtype, tokens, hidden) : scratch;
-        qkv = buffers.allocate(kind, at + "qkv", dtype, tokens, 3 * hidden);
-        attention = buffers.allocate(kind, at + "attention", dtype, tokens, hidden);
-        lse = buffers.allocate(kind, at + "lse", DType.F32, (long) tokens * config.numAttentionHeads());
-        middle = buffers.allocate(kind, at + "middle", dtype, tokens, hidden);
+        // In post-norm layers the first norm's output is the second sublayer's residual and the first's gradient starts there.
+        norm1 = post ? buffers.activations(at + "norm1", dtype, tokens, hidden) : scratch;
+        qkv = buffers.activations(at + "qkv", dtype, tokens, 3 * hidden);
+        attention = buffers.activations(at + "attention", dtype, tokens, hidden);
+        lse = buffers.activations(at + "lse", DType.F32, (long) tokens * config.numAttentionHeads());
+        middle = buffers.activations(at + "middle", dtype, tokens, hidden);
         norm2 = scratch;
         mask = reluMask(buffers, config, tokens, at);
-        mean1 = buffers.allocate(kind, at + "mean1", DType.F32, tokens);
-        rstd1 = buffers.allocate(kind, at + "rstd1", DType.F32, tokens);
-        mean2 = buffers.allocate(kind, at + "mean2", DType.F32, tokens);
-        rstd2 = buffers.allocate(kind, at + "rstd2", DType.F32, tokens);
-        sum2 = post ? buffers.allocate(kind, at + "sum2", dtype, tokens, hidden) : null;
+        mean1 = buffers.activations(at + "mean1", DType.F32, tokens);
+        rstd1 = buffers.activations(at + "rstd1", DType.F32, tokens);
+        mean2 = buffers.activations(at + "mean2", DType.F32, tokens);
+        rstd2 = buffers.activations(at + "rstd2", DType.F32, tokens);
+        sum2 = post ? buffers.activations(at + "sum2", dtype, tokens, hidden) : null;
     }
 
     static Tensor reluMask(Buffers buffers, OptConfig config, int tokens, String at) {
-        return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, at + "relu mask", DType.U8, tokens,
-                Math.ceilDiv(config.ffnDim(), 8));
+        return buffers.activations(at + "relu mask", DType.U8, tokens, Math.ceilDiv(config.ffnDim(), 8));
     }
 
     void allocateH(Buffers buffers, String at, Site site, int tokens) {
-        h.put(site.layer().kind(),
-                buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, at + site.layer().kind() + ".h", DType.F32, tokens, site.r()));
+        h.put(site.layer().kind(), buffers.activations(at + site.layer().kind() + ".h", DType.F32, tokens, site.r()));
     }
 }

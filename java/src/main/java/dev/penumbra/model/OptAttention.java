@@ -13,23 +13,13 @@ final class OptAttention {
 
     private final OptConfig config;
     private final Buffers buffers;
-    private final AttentionSelection.Batch batch;
+    private final LoadedBatch batch;
     private final @Nullable AttentionSelection selection;
     private final @Nullable AttentionObserver observer;
     private final @Nullable Tensor observed;
 
-    /** How a forward pass goes. */
-    enum Run {
-        /** All of it. */
-        DENSE,
-        /** All of it, and true masses are kept. */
-        SENSING,
-        /** By lists where there are some. */
-        SPARSE
-    }
-
-    OptAttention(OptConfig config, Buffers buffers, AttentionSelection.Batch batch, @Nullable AttentionSelection selection,
-            @Nullable AttentionObserver observer, int capacity) {
+    OptAttention(OptConfig config, Buffers buffers, LoadedBatch batch, @Nullable AttentionSelection selection,
+            @Nullable AttentionObserver observer) {
         this.config = config;
         this.buffers = buffers;
         this.batch = batch;
@@ -37,8 +27,8 @@ final class OptAttention {
         this.observer = observer;
         observed = observer == null || observer.poolRows() == 0
                 ? null
-                : buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, "pooled for attention's observer", DType.F32,
-                        Math.ceilDiv(capacity, observer.poolRows()), config.hiddenSize());
+                : buffers.activations("pooled for attention's observer", DType.F32,
+                        Math.ceilDiv(batch.capacity(), observer.poolRows()), config.hiddenSize());
     }
 
     private boolean isSparse(int layer, Run run) {
@@ -122,7 +112,7 @@ final class OptAttention {
     }
 
     private Tensor output(LayerBuffers b) {
-        return heads(b.attention.slice(0, 0, batch.rows()));
+        return heads(batch.of(b.attention));
     }
 
     private Tensor heads(Tensor matrix) {
@@ -132,7 +122,7 @@ final class OptAttention {
     /** q, k or v: [m, heads, headDim] of a [m, 3 h] buffer. */
     private Tensor part(Tensor qkv, int index) {
         long h = config.hiddenSize();
-        return heads(qkv.slice(0, 0, batch.rows()).slice(1, index * h, (index + 1) * h));
+        return heads(batch.of(qkv).slice(1, index * h, (index + 1) * h));
     }
 
     private Tensor lse(LayerBuffers b) {

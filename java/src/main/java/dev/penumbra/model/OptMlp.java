@@ -5,10 +5,10 @@ import static dev.penumbra.model.AdapterTerms.FC2;
 
 import dev.penumbra.backend.op.BlockList;
 import dev.penumbra.backend.op.Gemm;
+import dev.penumbra.backend.op.LayerNormForward.Pooling;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
-import java.util.ArrayList;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
 
@@ -28,9 +28,10 @@ final class OptMlp {
     private final OptWeights weights;
     private final AdapterTerms adapters;
     private final Buffers buffers;
+    private final LoadedBatch batch;
+    private final OptActivations activations;
     private final @Nullable MlpSelection selection;
-    private final DType dtype;
-    private final int capacity;
+    private final @Nullable MlpObserver observer;
 
     /** Elements, of an activation that nobody keeps. */
     private final Tensor scratch;
@@ -38,94 +39,58 @@ final class OptMlp {
     private final Tensor gradient;
     /** Elements, of the activations that a backward pass reads; null where none does. */
     private final @Nullable Tensor[] kept;
-    /** Of a dense layer: as many as there is room for. */
-    private final int bandRows;
+    /** f32 [groups of rows, hidden], for the observer. */
+    private final @Nullable Tensor observed;
 
-    /** What a pass knows of the loaded batch and its layer's buffers. */
-    interface Batch {
-        int rows();
-
-        /** i32 [1] on the device: rows of the batch that are no padding. */
-        Tensor validRows();
-
-        /** i32 [1] on the device: rows of a band that are no padding. */
-        Tensor validRows(Band band);
-
-        Tensor mask(int layer);
-
-        LayerBuffers layer(int layer);
-    }
-
-    private final Batch batch;
-
-    /** What reads a layer's activation, and what it does with it: the pass's observer, or a measurement. */
-    @FunctionalInterface
-    interface Look {
-        void at(Band band, Tensor activation);
-    }
-
-    /**
-     * @param lowest first layer that has a backward pass
-     * @param wholeActivations whether somebody looks at a layer's whole activation at once
-     */
-    OptMlp(Opt model, AdapterTerms adapters, Buffers buffers, @Nullable MlpSelection selection, Batch batch, int capacity,
-            int lowest, boolean training, boolean wholeActivations) {
+    /** @param batch in bands of {@link #bandRows} */
+    OptMlp(Opt model, AdapterTerms adapters, GradientReach reach, Buffers buffers, LoadedBatch batch,
+            OptActivations activations, @Nullable MlpSelection selection, @Nullable MlpObserver observer) {
         this.config = model.config();
         this.weights = model.weights();
         this.adapters = adapters;
         this.buffers = buffers;
-        this.selection = selection;
-        this.dtype = model.dtype();
         this.batch = batch;
-        this.capacity = capacity;
+        this.activations = activations;
+        this.selection = selection;
+        this.observer = observer;
         int layers = config.numHiddenLayers();
-        boolean compact = selection != null && !selection.isBackwardOnly() && !selection.readsActivations()
-                && !wholeActivations && selection.widest() > 0;
-        bandRows = compact ? bandRows(selection) : capacity;
-        long elements = (long) bandRows * config.ffnDim();
-        if (compact) {
-            elements = Math.max(elements, (long) capacity * selection.widest());
-        }
-        scratch = elements("scratch activation", elements);
+        long capacity = batch.capacity();
+        long elements = Math.max((long) batch.bandRows() * config.ffnDim(),
+                selection == null ? 0 : capacity * selection.widest());
+        scratch = buffers.activations("scratch activation", model.dtype(), elements);
         kept = new Tensor[layers];
         boolean anyKept = false;
-        for (int i = lowest; i < layers && training; i++) {
+        for (int i = reach.lowest(); i < layers; i++) {
             if (adapters.has(i, FC2)) {
                 anyKept = true;
                 boolean whole = selection == null || selection.isBackwardOnly() || !selection.isSparse(i);
-                kept[i] = elements("layers." + i + ".activation",
-                        (long) capacity * (whole ? config.ffnDim() : selection.width(i)));
+                kept[i] = buffers.activations("layers." + i + ".activation", model.dtype(),
+                        capacity * (whole ? config.ffnDim() : selection.width(i)));
             }
         }
-        gradient = anyKept ? elements("d activation", elements) : scratch;
+        gradient = anyKept ? buffers.activations("d activation", model.dtype(), elements) : scratch;
+        observed = observer == null || observer.poolRows() == 0
+                ? null
+                : buffers.activations("pooled for MLPs' observer", DType.F32,
+                        Math.ceilDiv(batch.capacity(), observer.poolRows()), config.hiddenSize());
     }
 
-    private Tensor elements(String name, long count) {
-        return buffers.allocate(MemoryPlan.Kind.ACTIVATIONS, name, dtype, count);
-    }
-
-    /** As many rows of all neurons as the lists' neurons of all rows need room for. */
-    private int bandRows(MlpSelection lists) {
-        long rows = (long) capacity * lists.widest() / config.ffnDim();
-        int multiple = lists.bandMultiple();
-        return Math.min(capacity, Math.toIntExact(Math.max(multiple, rows / multiple * multiple)));
-    }
-
-    /** Rows of a band; a batch of fewer is one band. */
-    int bandRows() {
-        return bandRows;
-    }
-
-    private List<Band> bands() {
-        List<Band> bands = new ArrayList<>();
-        for (int from = 0; from < batch.rows(); from += bandRows) {
-            bands.add(new Band(bands.size(), from, Math.min(batch.rows(), from + bandRows)));
+    /**
+     * Rows of a dense layer that are computed at a time; a batch of fewer is one band. Where buffers have room for the lists'
+     * neurons only: as many rows of all neurons as that is.
+     *
+     * @param capacity rows of the largest batch
+     * @param observer sees a layer's whole activation at once; null: nobody does
+     */
+    static int bandRows(@Nullable MlpSelection selection, OptConfig config, int capacity, @Nullable MlpObserver observer) {
+        boolean compact = selection != null && !selection.isBackwardOnly() && !selection.readsActivations()
+                && observer == null && selection.widest() > 0;
+        if (!compact) {
+            return capacity;
         }
-        return bands;
-    }
-
-    private Band whole() {
-        return new Band(0, 0, batch.rows());
+        long rows = (long) capacity * selection.widest() / config.ffnDim();
+        int multiple = selection.bandMultiple();
+        return Math.min(capacity, Math.toIntExact(Math.max(multiple, rows / multiple * multiple)));
     }
 
     private static Tensor matrix(Tensor elements, int rows, long columns) {
@@ -139,24 +104,38 @@ final class OptMlp {
                 : matrix(scratch, band.rows(), config.ffnDim());
     }
 
-    private boolean isSparse(int layer, boolean sparse) {
-        return sparse && selection != null && selection.isSparse(layer);
+    private boolean isSparse(int layer, Run run) {
+        return run == Run.SPARSE && selection != null && selection.isSparse(layer);
+    }
+
+    private boolean isSensed(Run run) {
+        return run == Run.SENSING && selection != null && selection.senses();
     }
 
     /** Whether an activation that the backward pass reads does not fit where it would be kept, and is computed again. */
-    boolean recomputes(int layer, boolean sparse) {
-        return kept[layer] != null && !isSparse(layer, sparse) && selection != null && !selection.isBackwardOnly()
+    boolean recomputes(int layer, Run run) {
+        return kept[layer] != null && !isSparse(layer, run) && selection != null && !selection.isBackwardOnly()
                 && selection.isSparse(layer);
     }
 
-    /**
-     * output = fc2(ReLU(fc1(input))) + residual.
-     *
-     * @param sparse whether only the blocks of lists are computed where there are some
-     * @param look is shown a dense layer's activation; null: nobody is
-     */
-    void forward(int i, Tensor input, Tensor residual, Tensor output, boolean sparse, @Nullable Look look) {
-        if (isSparse(i, sparse)) {
+    /** What the norm before a layer's MLP is to pool; null: nothing. */
+    @Nullable
+    Pooling pooling(int layer, Run run) {
+        if (run == Run.SPARSE) {
+            return selection == null
+                    ? null
+                    : selection.pooling(layer, batch.rows(), config.hiddenSize(), batch.validRows());
+        }
+        return observed == null ? null : new Pooling(observedRows(), observer.poolRows(), batch.validRows());
+    }
+
+    private Tensor observedRows() {
+        return observed.slice(0, 0, Math.ceilDiv(batch.rows(), observer.poolRows()));
+    }
+
+    /** output = fc2(ReLU(fc1(input))) + residual; of a run by lists, over the listed neurons where the forward pass is sparse. */
+    void forward(int i, Tensor input, Tensor residual, Tensor output, Run run) {
+        if (isSparse(i, run)) {
             if (!selection.readsActivations()) {
                 selection.chooseBefore(i, batch.rows(), config.hiddenSize());
             }
@@ -165,19 +144,35 @@ final class OptMlp {
                 return;
             }
         }
-        boolean keeps = kept[i] != null && !recomputes(i, sparse);
-        for (Band band : bands()) {
+        boolean keeps = kept[i] != null && !recomputes(i, run);
+        if (isSensed(run)) {
+            selection.beginSensing(i, batch.rows());
+        }
+        for (Band band : batch.bands()) {
             Tensor activation = activation(i, band, keeps);
             fc1(i, band, band.of(input), activation, null, true);
-            if (look != null) {
-                look.at(band, activation);
-            }
+            show(i, band, input, activation, run);
             fc2(i, band, activation, band.of(residual), band.of(output), null);
+        }
+        if (isSensed(run)) {
+            selection.endSensing(i, batch.rows());
+        }
+    }
+
+    /** Shows a dense layer's activation to who looks: a measurement, or the pass's observer, who sees all rows as one band. */
+    private void show(int i, Band band, Tensor input, Tensor activation, Run run) {
+        Tensor mask = activations.reluMask(i);
+        if (isSensed(run)) {
+            selection.sense(i, band, activation, band.of(mask), batch.validRows(band), batch.rows());
+        }
+        if (run == Run.DENSE && observer != null && !buffers.isPlanning()) {
+            observer.afterFc1(i, input, observed == null ? null : observedRows(), activation, batch.of(mask),
+                    batch.validRows());
         }
     }
 
     private void sparseForward(int i, Tensor input, Tensor residual, Tensor output) {
-        Band whole = whole();
+        Band whole = batch.whole();
         int m = whole.rows();
         if (selection.readsActivations()) {
             Tensor activation = matrix(scratch, m, config.ffnDim());
@@ -193,15 +188,15 @@ final class OptMlp {
     private void fc1(int i, Band band, Tensor input, Tensor activation, @Nullable BlockList blocks, boolean projects) {
         OptWeights.Linear w = weights.layers.get(i).fc1();
         List<LowRank> terms = projects
-                ? adapters.project(i, FC1, input, batch.layer(i).h, band, null)
-                : adapters.projected(i, FC1, batch.layer(i).h, band);
+                ? adapters.project(i, FC1, input, activations.layer(i).h, band, null)
+                : adapters.projected(i, FC1, activations.layer(i).h, band);
         buffers.run(Gemm.forward(input, w.weight(), activation).lowRank(terms).bias(w.bias())
-                .relu(band.of(batch.mask(i))).blocks(blocks).workspace(buffers.workspace()).build());
+                .relu(band.of(activations.reluMask(i))).blocks(blocks).workspace(buffers.workspace()).build());
     }
 
     private void fc2(int i, Band band, Tensor activation, Tensor residual, Tensor output, @Nullable BlockList blocks) {
         OptWeights.Linear w = weights.layers.get(i).fc2();
-        List<LowRank> terms = adapters.project(i, FC2, activation, batch.layer(i).h, band, blocks);
+        List<LowRank> terms = adapters.project(i, FC2, activation, activations.layer(i).h, band, blocks);
         buffers.run(Gemm.backward(activation, w.weight(), output).lowRank(terms).bias(w.bias()).residual(residual)
                 .blocks(blocks).workspace(buffers.workspace()).build());
     }
@@ -216,14 +211,14 @@ final class OptMlp {
      * @param needsFc1 whether fc1's output has a gradient that something reads
      */
     void backward(int i, AdapterInput input, Tensor dy, @Nullable Tensor residual, @Nullable Tensor dInput,
-            boolean needsFc1, Tensor grad, boolean sparse) {
-        if (isSparse(i, sparse)) {
+            boolean needsFc1, Tensor grad, Run run) {
+        if (isSparse(i, run)) {
             sparseBackward(i, input, dy, residual, dInput, needsFc1, grad);
             return;
         }
-        boolean recomputes = recomputes(i, sparse);
+        boolean recomputes = recomputes(i, run);
         boolean keeps = kept[i] != null && !recomputes;
-        for (Band band : bands()) {
+        for (Band band : batch.bands()) {
             Tensor activation = activation(i, band, keeps);
             if (recomputes) {
                 fc1(i, band, band.of(input.x()), activation, null, false);
@@ -235,9 +230,9 @@ final class OptMlp {
 
     private void sparseBackward(int i, AdapterInput input, Tensor dy, @Nullable Tensor residual, @Nullable Tensor dInput,
             boolean needsFc1, Tensor grad) {
-        Band whole = whole();
+        Band whole = batch.whole();
         if (selection.isBackwardOnly() && selection.readsActivations() && needsFc1) {
-            selection.chooseByMask(i, whole.of(batch.mask(i)), batch.validRows());
+            selection.chooseByMask(i, whole.of(activations.reluMask(i)), batch.validRows());
         }
         BlockList blocks = selection.list(i, whole.rows());
         BlockList ofActivation = selection.isBackwardOnly() ? null : blocks;
@@ -256,15 +251,16 @@ final class OptMlp {
             @Nullable Tensor dInput, boolean needsFc1, Tensor grad, @Nullable BlockList ofActivation,
             @Nullable BlockList blocks) {
         OptWeights.Layer w = weights.layers.get(i);
-        List<LowRank> terms = adapters.gradients(i, FC2, dy, new AdapterInput(activation, null), batch.layer(i).h, band,
+        List<LowRank> terms = adapters.gradients(i, FC2, dy, new AdapterInput(activation, null), activations.layer(i).h,
+                band,
                 grad, ofActivation, null);
         if (!needsFc1) {
             return;
         }
         Tensor dActivation = matrix(gradient, band.rows(), blocks == null ? config.ffnDim() : blocks.width());
-        buffers.run(Gemm.forward(dy, w.fc2().weight(), dActivation).lowRank(terms).drelu(band.of(batch.mask(i)))
+        buffers.run(Gemm.forward(dy, w.fc2().weight(), dActivation).lowRank(terms).drelu(band.of(activations.reluMask(i)))
                 .blocks(blocks).workspace(buffers.workspace()).build());
-        terms = adapters.gradients(i, FC1, dActivation, input, batch.layer(i).h, band, grad, null, blocks);
+        terms = adapters.gradients(i, FC1, dActivation, input, activations.layer(i).h, band, grad, null, blocks);
         if (dInput != null) {
             buffers.run(Gemm.backward(dActivation, w.fc1().weight(), dInput).lowRank(terms).residual(residual)
                     .blocks(blocks).workspace(buffers.workspace()).build());

@@ -1,0 +1,100 @@
+package dev.penumbra.model;
+
+import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.lora.LoraAdapter.Site;
+import dev.penumbra.tensor.Tensor;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * The buffers that a pass's layers write, and their gradients, [capacity, width] each. What a backward pass reads is kept; the
+ * layers below the lowest adapter, which have none, share one set and write their output over their input.
+ */
+final class OptActivations {
+
+    private final Tensor[] x;
+    private final LayerBuffers[] layers;
+    private final Tensor[] reluMasks;
+    private final @Nullable Tensor dX;
+    private final @Nullable Tensor dBranch;
+    private final @Nullable Tensor dQkv;
+
+    /** @param lowest first layer that has a backward pass */
+    OptActivations(Opt model, @Nullable LoraAdapter adapter, Buffers buffers, PassShape shape, int lowest) {
+        OptConfig config = model.config();
+        int capacity = shape.capacity();
+        int h = config.hiddenSize();
+        int count = config.numHiddenLayers();
+        x = new Tensor[count + 1];
+        layers = new LayerBuffers[count];
+        reluMasks = new Tensor[count];
+        Tensor scratch = config.doLayerNormBefore()
+                ? buffers.activations("scratch norm", model.dtype(), capacity, h)
+                : null;
+        LayerBuffers shared = lowest == 0
+                ? null
+                : new LayerBuffers(buffers, config, model.dtype(), capacity, "shared ", scratch);
+        x[0] = buffers.activations("layers.0 input", model.dtype(), capacity, h);
+        for (int i = 0; i < count; i++) {
+            String at = "layers." + i + ".";
+            boolean saved = i >= lowest;
+            layers[i] = saved ? new LayerBuffers(buffers, config, model.dtype(), capacity, at, scratch) : shared;
+            reluMasks[i] = saved || !shape.keepsReluMasks()
+                    ? layers[i].mask
+                    : LayerBuffers.reluMask(buffers, config, capacity, at);
+            x[i + 1] = saved ? buffers.activations(at + "output", model.dtype(), capacity, h) : x[i];
+            for (Site site : sites(adapter, i)) {
+                if (saved || !layers[i].h.containsKey(site.layer().kind())) {
+                    layers[i].allocateH(buffers, saved ? at : "shared ", site, capacity);
+                }
+            }
+        }
+        boolean training = shape.training();
+        dX = training ? buffers.activations("d hidden", model.dtype(), capacity, h) : null;
+        dBranch = training ? buffers.activations("d branch", model.dtype(), capacity, h) : null;
+        dQkv = training ? buffers.activations("d qkv", model.dtype(), capacity, 3L * h) : null;
+    }
+
+    private static List<Site> sites(@Nullable LoraAdapter adapter, int layer) {
+        return adapter == null
+                ? List.of()
+                : adapter.sites().stream().filter(site -> site.layer().layer() == layer).toList();
+    }
+
+    int layers() {
+        return layers.length;
+    }
+
+    /** What a layer reads; of the first, the embedded tokens. */
+    Tensor input(int layer) {
+        return x[layer];
+    }
+
+    Tensor output(int layer) {
+        return x[layer + 1];
+    }
+
+    LayerBuffers layer(int layer) {
+        return layers[layer];
+    }
+
+    /** u8 [capacity, ceil(neurons / 8)]: which of a layer's neurons fire. */
+    Tensor reluMask(int layer) {
+        return reluMasks[layer];
+    }
+
+    /** The gradient that flows down past the sublayers: of a layer's output first, then of what lies before it. */
+    Tensor dX() {
+        return dX;
+    }
+
+    /** The gradient within a sublayer. */
+    Tensor dBranch() {
+        return dBranch;
+    }
+
+    /** [capacity, 3 hidden], of queries, keys and values. */
+    Tensor dQkv() {
+        return dQkv;
+    }
+}

@@ -1,0 +1,60 @@
+package dev.penumbra.model;
+
+import dev.penumbra.backend.op.Gemm;
+import dev.penumbra.backend.op.LayerNorm;
+import dev.penumbra.backend.op.LayerNormBackward;
+import dev.penumbra.backend.op.LayerNormForward;
+import dev.penumbra.backend.op.LayerNormForward.Pooling;
+import dev.penumbra.backend.op.LoraProject;
+import dev.penumbra.backend.op.LowRank;
+import dev.penumbra.tensor.Tensor;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/** The operations that a pass repeats, with a model's weights. Matrices are [rows, width], of the loaded batch's rows. */
+final class PassOps {
+
+    private final Buffers buffers;
+    private final LoadedBatch batch;
+
+    PassOps(Buffers buffers, LoadedBatch batch) {
+        this.buffers = buffers;
+        this.batch = batch;
+    }
+
+    /**
+     * out = norm(in).
+     *
+     * @param mean a buffer, f32: {@code =}; likewise rstd
+     * @param pooling what else is computed of it on the way; null: nothing
+     * @param project adapters of it; null: none
+     */
+    void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd, @Nullable Pooling pooling,
+            @Nullable LoraProject project) {
+        buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, batch.of(mean), batch.of(rstd),
+                pooling, project));
+    }
+
+    /** dx = the gradient of a norm's input + residual; {@code in}, {@code mean} and {@code rstd} are buffers. */
+    void normBackward(Tensor dy, Tensor in, Tensor mean, Tensor rstd, OptWeights.LayerNorm norm, @Nullable Tensor residual,
+            Tensor dx) {
+        buffers.run(new LayerNormBackward(dy, batch.of(in), batch.of(mean), batch.of(rstd), norm.gamma(), residual, dx));
+    }
+
+    /** The output of a norm over {@code in}, which is not kept; {@code in}, {@code mean} and {@code rstd} are buffers. */
+    AdapterInput normed(Tensor in, OptWeights.LayerNorm norm, Tensor mean, Tensor rstd) {
+        return new AdapterInput(batch.of(in), new LayerNorm(batch.of(mean), batch.of(rstd), norm.gamma(), norm.beta()));
+    }
+
+    /** d = x Wᵀ + bias + adapters' terms + residual. */
+    void linear(Tensor in, OptWeights.Linear w, List<LowRank> terms, @Nullable Tensor residual, Tensor d) {
+        buffers.run(Gemm.forward(in, w.weight(), d).lowRank(terms).bias(w.bias()).residual(residual)
+                .workspace(buffers.workspace()).build());
+    }
+
+    /** dx = dy W + adapters' terms + residual. */
+    void linearBackward(Tensor dy, OptWeights.Linear w, List<LowRank> terms, @Nullable Tensor residual, Tensor dx) {
+        buffers.run(
+                Gemm.backward(dy, w.weight(), dx).lowRank(terms).residual(residual).workspace(buffers.workspace()).build());
+    }
+}
