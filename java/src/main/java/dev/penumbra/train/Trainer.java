@@ -175,10 +175,11 @@ public final class Trainer {
     }
 
     /**
-     * Trains to the last step, or until {@link #cancel}. Loads the model's weights where that is not done.
+     * Trains to the last step, or until {@link #cancel}, and writes the adapter where there is an output. Loads the model's
+     * weights where that is not done.
      *
-     * @throws ModelException before anything is loaded when the plan does not fit into memory
-     * @return metrics of the last step, or null when there was none left to do
+     * @return metrics of the last step; null when there was none left to do: the adapter of the last checkpoint is written then
+     * @throws dev.penumbra.model.ModelException before anything is loaded, when the plan does not fit into memory
      * @throws TrainingException when a loss or gradient is not finite, naming the step; checkpoints before it stay. When the
      *         output has checkpoints that this run does not resume, or cannot
      */
@@ -188,11 +189,17 @@ public final class Trainer {
             model.load();
             float[] initial = adapter.parametersToHost();
             StepMetrics last;
+            int reached;
             try (Arena arena = Arena.ofShared()) {
-                last = new Run(arena).run();
+                Run run = new Run(arena);
+                last = run.run();
+                reached = run.step;
             }
             if (last != null) {
-                finish(last.step(), initial);
+                requireChanged(reached, initial);
+            }
+            if (last != null || reached == totalSteps) {
+                finish(reached);
             }
             return last;
         } catch (IOException failure) {
@@ -405,13 +412,15 @@ public final class Trainer {
         }
     }
 
-    /** Writes the adapter, reads it again and compares what it computes: a file that says something else is no result. */
-    private void finish(int step, float[] initial) throws IOException {
-        float[] trained = adapter.parametersToHost();
-        if (Arrays.equals(initial, trained) && config.lr() > 0) {
+    private void requireChanged(int step, float[] initial) {
+        if (Arrays.equals(initial, adapter.parametersToHost()) && config.lr() > 0) {
             throw new TrainingException(
                     "expected an adapter that training has changed, found its initial values after step " + step);
         }
+    }
+
+    /** Writes the adapter, reads it again and compares what it computes: a file that says something else is no result. */
+    private void finish(int step) throws IOException {
         if (config.output() == null) {
             return;
         }

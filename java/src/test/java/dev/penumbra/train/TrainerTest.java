@@ -129,6 +129,22 @@ class TrainerTest {
     }
 
     @Test
+    void aRunThatWasKilledAfterItsLastCheckpointWritesItsAdapterWhenItIsResumed(@TempDir Path dir) throws IOException {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            TrainConfig.Builder saving = config().saveEvery(3).output(dir);
+            LoraAdapter trained = adapter(f, arena, 0);
+            train(f, trained, saving.build(), -1);
+            byte[] weights = Files.readAllBytes(dir.resolve("adapter_model.safetensors"));
+            Files.delete(dir.resolve("adapter_model.safetensors"));
+            Files.delete(dir.resolve("adapter_config.json"));
+            assertThat(train(f, adapter(f, arena, 0), saving.resume(true).build(), -1)).as("steps left").isEmpty();
+            assertThat(dir.resolve("adapter_config.json")).exists();
+            assertThat(dir.resolve("adapter_model.safetensors")).hasBinaryContent(weights);
+            assertThat(train(f, trained, saving.build(), -1)).as("once more, the adapter being what it becomes").isEmpty();
+        }
+    }
+
+    @Test
     void aResumedRunWithOtherSettingsIsRefused(@TempDir Path dir) throws IOException {
         try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             train(f, adapter(f, arena, 0), config().output(dir).saveEvery(3).build(), -1);
