@@ -33,7 +33,10 @@ public interface Backend extends AutoCloseable {
     /** Waits for everything enqueued, then copies {@code source} (this device) to {@code target} (host). */
     void download(Tensor source, Tensor target);
 
-    /** Enqueues a copy of some f32 values (contiguous, at most 1024) to the host, without waiting for it. */
+    /**
+     * Enqueues a copy of some f32 values (contiguous, at most 1024) to the host, without waiting for it. Take them before 16 more
+     * reads.
+     */
     Readback read(Tensor source);
 
     /** Bytes on this device that {@link #pack} will take for a weight of this form. */

@@ -48,6 +48,38 @@ class LifetimeCudaTest {
     }
 
     @Test
+    void aRecordingThatFailsSaysWhyAndLeavesTheDeviceUsable() {
+        try (Backend backend = Backends.open(Device.cuda(0), 0, true); Arena arena = Arena.ofConfined()) {
+            Tensor tensor = backend.allocate(arena, DType.F32, Shape.of(4));
+            assertThatThrownBy(() -> backend.capture(arena, () -> {
+                backend.run(new Fill(1, tensor));
+                throw new IllegalStateException("no more");
+            })).isInstanceOf(IllegalStateException.class).hasMessage("no more");
+            // What waits for the device ends a recording, and the driver's second complaint is not the one that is told.
+            assertThatThrownBy(() -> backend.capture(arena, backend::synchronize)).isInstanceOf(BackendException.class)
+                    .hasMessageContaining("the operations enqueued before");
+            backend.run(new Fill(2, tensor));
+            assertThat(backend.read(tensor).floats()).containsOnly(2);
+        }
+    }
+
+    @Test
+    void aReadIsRefusedOnceItsPlaceIsTakenByLaterOnes() {
+        try (Backend backend = Backends.open(Device.cuda(0), 0, true); Arena arena = Arena.ofConfined()) {
+            Tensor tensor = backend.allocate(arena, DType.F32, Shape.of(1));
+            Readback first = backend.read(tensor);
+            for (int i = 0; i < 15; i++) {
+                backend.run(new Fill(i + 1, tensor));
+                backend.read(tensor);
+            }
+            assertThat(first.floats()).containsOnly(0);
+            backend.read(tensor);
+            assertThatThrownBy(first::floats).isInstanceOf(IllegalStateException.class)
+                    .hasMessageContaining("before 16 more reads");
+        }
+    }
+
+    @Test
     void moreMemoryThanThereIsIsRefusedWithBothNumbers() {
         try (Backend backend = Backends.open(Device.cuda(0), 0, true); Arena arena = Arena.ofConfined()) {
             long free = backend.freeBytes().orElseThrow();

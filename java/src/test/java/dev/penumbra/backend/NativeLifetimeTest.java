@@ -173,6 +173,15 @@ class NativeLifetimeTest {
     }
 
     @Test
+    void refusesCopiesThatAreNotContiguous() {
+        Tensor columns = tensor(3, 4).slice(1, 0, 2);
+        assertThatThrownBy(() -> cpu.upload(tensor(3, 2), columns)).isInstanceOf(IllegalArgumentException.class)
+                .hasMessage("expected a copy between contiguous tensors, found a target F32[3, 2] that is not");
+        assertThatThrownBy(() -> cpu.download(columns, tensor(3, 2))).isInstanceOf(IllegalArgumentException.class)
+                .hasMessageContaining("found a source F32[3, 2]");
+    }
+
+    @Test
     void refusesThreadCountsThatMakeNoSense() {
         assertThatThrownBy(() -> Backends.open(Device.CPU, -1, false))
                 .isInstanceOf(BackendException.class)

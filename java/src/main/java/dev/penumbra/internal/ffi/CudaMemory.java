@@ -142,9 +142,6 @@ final class CudaMemory implements DeviceMemory {
     @Override
     public void download(Tensor source, Tensor target) {
         select();
-        if (!source.isContiguous()) {
-            throw new IllegalArgumentException("expected a contiguous tensor to download, found " + source);
-        }
         CudaStatus.check(
                 Cuda.cuMemcpyDtoHAsync_v2(target.segment(), source.address(), source.byteSize(), stream), "a download");
         synchronize();
@@ -166,14 +163,13 @@ final class CudaMemory implements DeviceMemory {
         select();
         CudaStatus.check(
                 Cuda.cuStreamBeginCapture_v2(stream, Cuda.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL()), "the start of a capture");
-        MemorySegment graph;
         try {
             operations.run();
-        } catch (RuntimeException e) {
-            endCapture();
+        } catch (RuntimeException | Error e) {
+            abandonCapture();
             throw e;
         }
-        graph = endCapture();
+        MemorySegment graph = create(result -> Cuda.cuStreamEndCapture(stream, result), "the end of a capture");
         MemorySegment executable;
         try {
             executable = create(result -> Cuda.cuGraphInstantiateWithFlags(result, graph, 0), "a graph");
@@ -193,8 +189,14 @@ final class CudaMemory implements DeviceMemory {
         };
     }
 
-    private MemorySegment endCapture() {
-        return create(result -> Cuda.cuStreamEndCapture(stream, result), "the end of a capture");
+    /** Ends a capture whose operations failed. What the driver says of it tells less than they do. */
+    private void abandonCapture() {
+        try (Arena call = Arena.ofConfined()) {
+            MemorySegment result = call.allocate(Cuda.C_POINTER);
+            if (Cuda.cuStreamEndCapture(stream, result) == Cuda.CUDA_SUCCESS()) {
+                Cuda.cuGraphDestroy(result.get(Cuda.C_POINTER, 0));
+            }
+        }
     }
 
     @Override

@@ -17,7 +17,7 @@ interface DeviceMemory extends AutoCloseable {
 
     Tensor allocate(Arena owner, DType dtype, Shape shape);
 
-    /** The tensors agree in dtype and shape. */
+    /** The tensors agree in dtype and shape, and are contiguous; of a download too. */
     void upload(Tensor source, Tensor target);
 
     void download(Tensor source, Tensor target);

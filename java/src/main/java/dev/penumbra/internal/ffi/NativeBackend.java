@@ -109,6 +109,10 @@ public final class NativeBackend implements Backend {
             throw new IllegalArgumentException(
                     "expected a copy between equal dtypes and shapes, found " + source + " to " + target);
         }
+        if (!source.isContiguous() || !target.isContiguous()) {
+            throw new IllegalArgumentException("expected a copy between contiguous tensors, found "
+                    + (source.isContiguous() ? "a target " + target : "a source " + source) + " that is not");
+        }
     }
 
     @Override

@@ -34,7 +34,7 @@ final class PinnedBuffers implements AutoCloseable {
     private final MemorySegment[] slotArrived = new MemorySegment[SLOTS];
     private int half;
     private long used;
-    private int slot;
+    private long readsSoFar;
 
     PinnedBuffers(Arena owner, MemorySegment stream) {
         this.stream = stream;
@@ -92,16 +92,27 @@ final class PinnedBuffers implements AutoCloseable {
             throw new IllegalArgumentException(
                     "expected at most " + SLOT_BYTES / 4 + " contiguous f32 values to read, found " + source);
         }
+        long number = readsSoFar++;
+        int slot = (int) (number % SLOTS);
         MemorySegment staged = reads.asSlice((long) slot * SLOT_BYTES, source.byteSize());
         MemorySegment arrived = slotArrived[slot];
-        slot = (slot + 1) % SLOTS;
         CudaStatus.check(Cuda.cuMemcpyDtoHAsync_v2(staged, source.address(), source.byteSize(), stream), "a read");
         CudaStatus.check(Cuda.cuEventRecord(arrived, stream), "an event");
-        return new Arriving(staged, arrived);
+        return new Arriving(number, staged, arrived);
     }
 
     /** Good until its slot is taken again, {@link #SLOTS} reads later. */
-    private record Arriving(MemorySegment staged, MemorySegment arrived) implements Readback {
+    private final class Arriving implements Readback {
+
+        private final long number;
+        private final MemorySegment staged;
+        private final MemorySegment arrived;
+
+        Arriving(long number, MemorySegment staged, MemorySegment arrived) {
+            this.number = number;
+            this.staged = staged;
+            this.arrived = arrived;
+        }
 
         @Override
         public boolean isDone() {
@@ -115,6 +126,11 @@ final class PinnedBuffers implements AutoCloseable {
 
         @Override
         public float[] floats() {
+            long since = readsSoFar - number - 1;
+            if (since >= SLOTS) {
+                throw new IllegalStateException("expected a read's values to be taken before " + SLOTS
+                        + " more reads, found " + since + " since");
+            }
             CudaStatus.check(Cuda.cuEventSynchronize(arrived), "the operations enqueued before a read");
             return staged.toArray(ValueLayout.JAVA_FLOAT);
         }
