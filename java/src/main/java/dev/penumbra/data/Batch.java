@@ -4,7 +4,8 @@ import java.util.Arrays;
 import java.util.stream.IntStream;
 
 /**
- * The rows of one micro-batch, concatenated: samples lie one after another and attention never crosses a border.
+ * The rows of one micro-batch, concatenated: samples lie one after another and attention never crosses a border. What kernels
+ * index with is checked here, for they do not.
  *
  * @param ids tokens, padding included
  * @param positions of each token within its sample, from 0
@@ -15,6 +16,32 @@ import java.util.stream.IntStream;
  * @param realTokens tokens that are not padding
  */
 public record Batch(int[] ids, int[] positions, int[] cuSeqlens, int[] rows, int[] targets, int maxSeqlen, int realTokens) {
+
+    public Batch {
+        if (positions.length != ids.length || targets.length != rows.length) {
+            throw new IllegalArgumentException("expected a position for each of " + ids.length
+                    + " tokens and a target for each of " + rows.length + " rows, found " + positions.length + " and "
+                    + targets.length);
+        }
+        if (cuSeqlens.length == 0 || cuSeqlens[0] != 0) {
+            throw new IllegalArgumentException("expected borders that ascend from 0, found "
+                    + (cuSeqlens.length == 0 ? "none" : "a first one of " + cuSeqlens[0]));
+        }
+        for (int s = 1; s < cuSeqlens.length; s++) {
+            int length = cuSeqlens[s] - cuSeqlens[s - 1];
+            if (length < 0 || length > maxSeqlen || cuSeqlens[s] > ids.length) {
+                throw new IllegalArgumentException("expected a sample " + (s - 1) + " of at most " + maxSeqlen
+                        + " tokens, the longest sample's, that ends within " + ids.length + ", found one from "
+                        + cuSeqlens[s - 1] + " to " + cuSeqlens[s]);
+            }
+        }
+        for (int i = 0; i < rows.length; i++) {
+            if (rows[i] < 0 || rows[i] >= ids.length || i > 0 && rows[i] <= rows[i - 1]) {
+                throw new IllegalArgumentException("expected rows ascending within [0, " + ids.length + "), found " + rows[i]
+                        + " at " + i);
+            }
+        }
+    }
 
     /** One sample, without padding. */
     public static Batch of(Sample sample) {

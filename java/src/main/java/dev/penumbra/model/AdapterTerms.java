@@ -69,8 +69,12 @@ final class AdapterTerms {
         return kinds.stream().anyMatch(kind -> site(layer, kind) != null);
     }
 
-    @Nullable
-    Site site(int layer, String kind) {
+    private @Nullable Site site(int layer, String kind) {
+        return site(adapter, layer, kind);
+    }
+
+    /** Where an adapter sits on a linear layer; null: it does not. */
+    static @Nullable Site site(@Nullable LoraAdapter adapter, int layer, String kind) {
         String at = kind.startsWith("fc") ? "layers." + layer + "." : "layers." + layer + ".self_attn.";
         return adapter == null ? null : adapter.site(at + kind);
     }

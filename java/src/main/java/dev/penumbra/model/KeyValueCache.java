@@ -6,9 +6,14 @@ public interface KeyValueCache {
     /** Tokens fed so far. */
     int length();
 
+    /** Most tokens. */
     int capacity();
 
-    /** Feeds tokens after those so far; returns the logits [vocab] that follow the last. */
+    /**
+     * Feeds tokens after those so far; returns the logits [vocab] that follow the last.
+     *
+     * @throws ModelException when there is none or no room for all, or one is not of the vocabulary
+     */
     float[] feed(int[] ids);
 
     /** Forgets all tokens. */

@@ -75,7 +75,12 @@ public interface LanguageModel extends AutoCloseable {
         return openPass(owner, adapter, shape, PassOptions.DENSE);
     }
 
-    /** A generator's state over one sample: keys and values of all its tokens so far. */
+    /**
+     * A generator's state over one sample: keys and values of all its tokens so far; it lives as long as {@code owner}.
+     *
+     * @param capacity most tokens
+     * @throws ModelException when that is more than the model's positions
+     */
     KeyValueCache openCache(Arena owner, @Nullable LoraAdapter adapter, int capacity);
 
     @Override

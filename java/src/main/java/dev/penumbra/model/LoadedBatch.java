@@ -23,7 +23,7 @@ final class LoadedBatch {
 
     private final Backend backend;
     private final PassShape shape;
-    private final int maxPositions;
+    private final OptConfig config;
     private final int bandRows;
     private final int capacity;
     private final BatchInputs inputs;
@@ -33,14 +33,11 @@ final class LoadedBatch {
     private int samples;
     private int maxSeqlen;
 
-    /**
-     * @param maxPositions no sample is longer
-     * @param bandRows rows of a {@link Band}
-     */
-    LoadedBatch(Backend backend, Buffers buffers, PassShape shape, int maxPositions, int bandRows) {
+    /** @param bandRows rows of a {@link Band} */
+    LoadedBatch(Backend backend, Buffers buffers, PassShape shape, OptConfig config, int bandRows) {
         this.backend = backend;
         this.shape = shape;
-        this.maxPositions = maxPositions;
+        this.config = config;
         this.bandRows = bandRows;
         capacity = shape.capacity();
         inputs = new BatchInputs(buffers, capacity, capacity, capacity + 1, capacity, capacity,
@@ -51,17 +48,14 @@ final class LoadedBatch {
      * Uploads a batch.
      *
      * @throws IllegalArgumentException when it is empty or larger than the pass
-     * @throws ModelException when a sample is longer than the model's positions
+     * @throws ModelException when it has tokens or positions that the model does not
      */
     void load(Batch batch) {
         int given = batch.ids().length;
         if (given == 0 || given > capacity || batch.rows().length > capacity || batch.samples() > capacity) {
             throw new IllegalArgumentException("expected 1 to " + capacity + " tokens in a batch, found " + given);
         }
-        if (batch.maxSeqlen() > maxPositions) {
-            throw new ModelException("expected samples of at most " + maxPositions
-                    + " tokens, the model's positions, found one of " + batch.maxSeqlen());
-        }
+        requireKnown(batch);
         givenRows = given;
         // Recorded operations are worth their recording when many batches share a signature: sizes are rounded up for them.
         boolean recorded = backend.isAsynchronous();
@@ -80,6 +74,17 @@ final class LoadedBatch {
         inputs.set(Input.ROWS_OF_BANDS,
                 bands().stream().mapToInt(band -> Math.clamp(valid - (long) band.from(), 0, bandRows)).toArray());
         inputs.upload(backend);
+    }
+
+    /** Kernels look tokens and positions up as they are. */
+    private void requireKnown(Batch batch) {
+        int longest = Math.max(batch.maxSeqlen(), 1 + Arrays.stream(batch.positions()).max().orElse(0));
+        if (longest > config.maxPositionEmbeddings() || Arrays.stream(batch.positions()).anyMatch(at -> at < 0)) {
+            throw new ModelException("expected samples of at most " + config.maxPositionEmbeddings()
+                    + " tokens, the model's positions, found one of " + longest);
+        }
+        config.requireTokens(batch.ids());
+        config.requireTokens(batch.targets());
     }
 
     /** The next multiple of {@code block}, within the capacity. */

@@ -21,8 +21,6 @@ import org.jspecify.annotations.Nullable;
 /** OPT over one growing sample: each layer's keys and values are kept, and only new tokens are computed. */
 final class OptCache implements KeyValueCache {
 
-    private static final List<String> QKV = List.of("q_proj", "k_proj", "v_proj");
-
     private final Opt model;
     private final Backend backend;
     private final OptConfig config;
@@ -72,6 +70,7 @@ final class OptCache implements KeyValueCache {
         if (ids.length == 0 || length + ids.length > capacity) {
             throw new ModelException("expected 1 to " + (capacity - length) + " further tokens, found " + ids.length);
         }
+        config.requireTokens(ids);
         try (Arena arena = Arena.ofConfined()) {
             float[] logits = new Feed(arena, ids.length).run(ids);
             length += ids.length;
@@ -132,7 +131,7 @@ final class OptCache implements KeyValueCache {
             int h = config.hiddenSize();
             boolean pre = config.doLayerNormBefore();
             Tensor qkv = matrix(3 * h);
-            linear(i, QKV, pre ? norm(x, w.attentionNorm()) : x, w.qkv(), qkv, null, false);
+            linear(i, AdapterTerms.QKV, pre ? norm(x, w.attentionNorm()) : x, w.qkv(), qkv, null, false);
             backend.run(new Convert(qkv.slice(1, h, 2L * h), keys[i].slice(0, length, length + (long) m)));
             backend.run(new Convert(qkv.slice(1, 2L * h, 3L * h), values[i].slice(0, length, length + (long) m)));
             Tensor attention = matrix(h);
@@ -142,12 +141,12 @@ final class OptCache implements KeyValueCache {
                     heads(values[i].slice(0, 0, length + (long) m)), heads(attention), null, bordersQ, bordersK,
                     length + (long) m, null));
             Tensor middle = matrix(h);
-            linear(i, List.of("out_proj"), attention, w.out(), middle, x, false);
+            linear(i, AdapterTerms.OUT, attention, w.out(), middle, x, false);
             Tensor mlpInput = norm(middle, pre ? w.mlpNorm() : w.attentionNorm());
             Tensor activation = matrix(config.ffnDim());
-            linear(i, List.of("fc1"), mlpInput, w.fc1(), activation, null, true);
+            linear(i, AdapterTerms.FC1, mlpInput, w.fc1(), activation, null, true);
             Tensor output = matrix(h);
-            linear(i, List.of("fc2"), activation, w.fc2(), output, pre ? middle : mlpInput, false);
+            linear(i, AdapterTerms.FC2, activation, w.fc2(), output, pre ? middle : mlpInput, false);
             return pre ? output : norm(output, w.mlpNorm());
         }
 
@@ -155,8 +154,7 @@ final class OptCache implements KeyValueCache {
                 @Nullable Tensor residual, boolean relu) {
             List<LowRank> terms = new ArrayList<>();
             for (int k = 0; k < kinds.size(); k++) {
-                String at = "layers." + layer + (kinds.get(k).startsWith("fc") ? "." : ".self_attn.");
-                Site site = adapter == null ? null : adapter.site(at + kinds.get(k));
+                Site site = AdapterTerms.site(adapter, layer, kinds.get(k));
                 if (site != null) {
                     Tensor hK = backend.allocate(arena, DType.F32, Shape.of(m, site.r()));
                     backend.run(new LoraProject(in, site.a(adapter.parameters()), null, hK));
@@ -165,7 +163,7 @@ final class OptCache implements KeyValueCache {
                 }
             }
             // fc2 is packed transposed.
-            Gemm.Builder product = kinds.contains("fc2")
+            Gemm.Builder product = kinds.equals(AdapterTerms.FC2)
                     ? Gemm.backward(in, w.weight(), d)
                     : Gemm.forward(in, w.weight(), d);
             Gemm.Builder gemm = product.lowRank(terms).bias(w.bias()).residual(residual);

@@ -44,6 +44,16 @@ public record OptConfig(
         return (float) (1 / Math.sqrt(headDim()));
     }
 
+    /** @throws ModelException naming the first that is no token of the vocabulary */
+    void requireTokens(int... ids) {
+        for (int i = 0; i < ids.length; i++) {
+            if (ids[i] < 0 || ids[i] >= vocabSize) {
+                throw new ModelException("expected tokens in [0, " + vocabSize + "), found " + ids[i] + " at " + i
+                        + ": is the tokenizer another model's?");
+            }
+        }
+    }
+
     public boolean hasFinalLayerNorm() {
         return doLayerNormBefore && !removeFinalLayerNorm;
     }

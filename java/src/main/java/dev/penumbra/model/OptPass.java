@@ -47,7 +47,7 @@ final class OptPass implements ModelPass {
                 ? null
                 : new MlpSelection(options.sparsity(), model.backend(), buffers, capacity, config.hiddenSize(),
                         reach.first(reach::reachesFc1));
-        batch = new LoadedBatch(model.backend(), buffers, shape, config.maxPositionEmbeddings(),
+        batch = new LoadedBatch(model.backend(), buffers, shape, config,
                 OptMlp.bandRows(selection, config, capacity, options.observer()));
         attentionSelection = options.attention() == null || options.attention().config().policy().isDense()
                 ? null

@@ -253,6 +253,30 @@ class TrainerTest {
     }
 
     @Test
+    void tokensAndPositionsThatTheModelDoesNotHaveAreRefused() throws IOException {
+        try (PeftFixture f = fixture("pre-norm")) {
+            int vocab = f.model.vocabSize();
+            ModelPass pass = f.model.openPass(f.arena, f.adapter, new PassShape(64, 24, false));
+            for (int unknown : new int[]{vocab, -1}) {
+                int[] ids = {2, unknown, 4};
+                assertThatThrownBy(() -> pass.forward(Batch.of(new Sample(ids, new boolean[3])), null))
+                        .isInstanceOf(ModelException.class)
+                        .hasMessageContaining("expected tokens in [0, " + vocab + "), found " + unknown + " at 1");
+                assertThatThrownBy(() -> f.model.openCache(f.arena, f.adapter, 8).feed(ids))
+                        .isInstanceOf(ModelException.class).hasMessageContaining("found " + unknown + " at 1");
+            }
+            int[] ids = {2, 3, 4};
+            assertThatThrownBy(() -> pass.load(
+                    new Batch(ids, ids, new int[]{0, 3}, new int[]{0}, new int[]{vocab}, 3, 3), null))
+                    .hasMessageContaining("found " + vocab + " at 0");
+            int far = f.model.maxPositions();
+            assertThatThrownBy(() -> pass.load(
+                    new Batch(ids, new int[]{0, 1, far}, new int[]{0, 3}, new int[0], new int[0], 3, 3), null))
+                    .isInstanceOf(ModelException.class).hasMessageContaining("found one of " + (far + 1));
+        }
+    }
+
+    @Test
     void generationAtTemperatureZeroIsGreedyAndSamplingFollowsTheSeed() throws IOException {
         try (PeftFixture f = fixture("pre-norm")) {
             Generator generator = new Generator(f.model, f.adapter, -1);
