@@ -1,7 +1,7 @@
 package dev.penumbra.cli;
 
+import dev.penumbra.io.TextFiles;
 import java.io.IOException;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -36,6 +36,8 @@ final class ConfigFile {
 
     /** The file is not what was expected: wrong usage. */
     static final class Invalid extends Exception {
+        private static final long serialVersionUID = 1;
+
         Invalid(String message) {
             super(message);
         }
@@ -105,7 +107,7 @@ final class ConfigFile {
     private static JsonNode read(String file) throws Invalid {
         JsonNode root;
         try {
-            root = YAML.readTree(Files.readString(Path.of(file)));
+            root = YAML.readTree(TextFiles.read(Path.of(file)));
         } catch (JacksonException broken) {
             throw new Invalid(file + " line " + broken.getLocation().getLineNr() + ": expected YAML: "
                     + broken.getOriginalMessage().lines().findFirst().orElse(""));

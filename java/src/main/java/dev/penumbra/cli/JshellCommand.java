@@ -1,5 +1,6 @@
 package dev.penumbra.cli;
 
+import dev.penumbra.io.TextFiles;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
@@ -41,7 +42,7 @@ final class JshellCommand implements Callable<Integer> {
             return shell();
         }
         try (JshellScript runner = new JshellScript(IMPORTS, arguments)) {
-            runner.run(script.toString(), Files.readString(script));
+            runner.run(script.toString(), TextFiles.read(script));
         }
         return 0;
     }

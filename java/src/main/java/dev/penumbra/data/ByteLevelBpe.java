@@ -1,5 +1,6 @@
 package dev.penumbra.data;
 
+import dev.penumbra.io.TextFiles;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -56,7 +57,7 @@ final class ByteLevelBpe {
     }
 
     private static void merges(Path file, ArrayNode merges) throws IOException {
-        String[] lines = Files.readString(file).split("\r?\n");
+        String[] lines = TextFiles.read(file).split("\r?\n");
         for (int i = 0; i < lines.length; i++) {
             if (lines[i].isEmpty() || i == 0 && lines[i].startsWith("#version")) {
                 continue;

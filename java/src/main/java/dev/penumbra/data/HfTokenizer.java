@@ -1,6 +1,7 @@
 package dev.penumbra.data;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import dev.penumbra.io.TextFiles;
 import java.io.ByteArrayInputStream;
 import java.io.IOException;
 import java.io.InputStream;
@@ -38,6 +39,8 @@ public final class HfTokenizer implements Tokenizer {
     /**
      * Reads the tokenizer of a model folder: {@code tokenizer.json}, else {@code vocab.json} with {@code merges.txt}. Start, end
      * and padding token are those of {@code config.json}, else OPT's.
+     *
+     * @throws IOException naming the file that is missing or broken
      */
     public static HfTokenizer load(Path modelFolder) throws IOException {
         Path file = modelFolder.resolve("tokenizer.json");
@@ -50,11 +53,16 @@ public final class HfTokenizer implements Tokenizer {
         } else {
             throw new IOException(modelFolder + ": expected tokenizer.json, or vocab.json and merges.txt, found neither");
         }
-        JsonNode config = JsonFiles.readIfPresent(modelFolder.resolve("config.json"));
-        int bosId = config.path("bos_token_id").asInt(2);
-        int eosId = config.path("eos_token_id").asInt(2);
-        return new HfTokenizer(tokenizer, bosId, eosId, config.path("pad_token_id").asInt(1),
-                template(modelFolder, tokenizer, bosId, eosId));
+        try {
+            JsonNode config = JsonFiles.readIfPresent(modelFolder.resolve("config.json"));
+            int bosId = config.path("bos_token_id").asInt(2);
+            int eosId = config.path("eos_token_id").asInt(2);
+            return new HfTokenizer(tokenizer, bosId, eosId, config.path("pad_token_id").asInt(1),
+                    template(modelFolder, tokenizer, bosId, eosId));
+        } catch (IOException | RuntimeException failure) {
+            tokenizer.close();
+            throw failure;
+        }
     }
 
     /** The library's own failures name no file. */
@@ -71,7 +79,7 @@ public final class HfTokenizer implements Tokenizer {
             throws IOException {
         JsonNode settings = JsonFiles.readIfPresent(modelFolder.resolve("tokenizer_config.json"));
         Path file = modelFolder.resolve("chat_template.jinja");
-        String source = Files.exists(file) ? Files.readString(file) : source(settings.path("chat_template"));
+        String source = Files.exists(file) ? TextFiles.read(file) : source(settings.path("chat_template"));
         if (source.isEmpty()) {
             return Optional.empty();
         }

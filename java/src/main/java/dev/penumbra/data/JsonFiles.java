@@ -1,5 +1,6 @@
 package dev.penumbra.data;
 
+import dev.penumbra.io.TextFiles;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -15,10 +16,10 @@ final class JsonFiles {
     private JsonFiles() {
     }
 
-    /** @throws IOException naming the file when it is no JSON */
+    /** @throws IOException naming the file when it is no text, or no JSON */
     static JsonNode read(Path file) throws IOException {
         try {
-            return JSON.readTree(Files.readString(file));
+            return JSON.readTree(TextFiles.read(file));
         } catch (JacksonException broken) {
             throw new IOException(file + ": expected JSON: " + broken.getOriginalMessage(), broken);
         }

@@ -8,6 +8,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
 import java.util.Arrays;
 import java.util.Map;
 import java.util.TreeMap;
@@ -144,9 +145,13 @@ public final class ModelExporter {
             boolean wanted = name.endsWith(".jinja") || name.endsWith(".txt")
                     || name.endsWith(".json") && !name.endsWith(".index.json") && !name.equals("config.json");
             if (wanted && Files.isRegularFile(file)) {
-                AtomicFiles.writeString(to.resolve(name), Files.readString(file));
+                copy(file, to.resolve(name));
             }
         }
-        AtomicFiles.writeString(to.resolve("config.json"), Files.readString(from.resolve("config.json")));
+        copy(from.resolve("config.json"), to.resolve("config.json"));
+    }
+
+    private static void copy(Path from, Path to) throws IOException {
+        AtomicFiles.write(to, path -> Files.copy(from, path, StandardCopyOption.REPLACE_EXISTING));
     }
 }

@@ -40,6 +40,8 @@ public final class RunLock implements AutoCloseable {
             lock = channel.tryLock();
         } catch (OverlappingFileLockException heldByThisProcess) {
             // The message below says it.
+        } catch (IOException failure) {
+            throw AtomicFiles.unwritable(folder, failure);
         } finally {
             if (lock == null) {
                 channel.close();

@@ -11,6 +11,7 @@ import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
 import java.util.Collections;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
@@ -124,7 +125,7 @@ public final class SafetensorsFile extends WeightsFile {
                             + ", found " + dtype);
         }
         long bytes = elementBytes;
-        List<Long> dims = new java.util.ArrayList<>();
+        List<Long> dims = new ArrayList<>();
         try {
             for (JsonNode dim : shape) {
                 long size = wholeNumber(file, name, "shape", dim);

@@ -69,6 +69,9 @@ class BadInputTest {
                         in -> Files.delete(in.model.resolve("tokenizer.json"))),
                 broken("broken tokenizer", "model/tokenizer.json: expected a tokenizer: ",
                         in -> Files.writeString(in.model.resolve("tokenizer.json"), "{\"version\": 1")),
+                broken("a chat template that is no text",
+                        "model/chat_template.jinja: expected text in UTF-8, found other bytes",
+                        in -> Files.write(in.model.resolve("chat_template.jinja"), new byte[]{'{', (byte) 0xFF})),
                 broken("truncated weights", "model/model.safetensors: ", in -> {
                     try (FileChannel file = FileChannel.open(in.model.resolve("model.safetensors"),
                             StandardOpenOption.WRITE)) {

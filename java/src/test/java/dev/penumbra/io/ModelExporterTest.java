@@ -18,6 +18,9 @@ class ModelExporterTest {
 
     private static final String MODULE = "decoder.layers.0.self_attn.q_proj";
 
+    /** No text in UTF-8. */
+    private static final byte[] LATIN = {(byte) 0xE9, 't', (byte) 0xE9};
+
     @TempDir
     Path folder;
 
@@ -30,6 +33,7 @@ class ModelExporterTest {
                             "decoder.other.bias", Tensor.of(arena, 7f)),
                     Map.of());
             Files.writeString(base.resolve("config.json"), "{\"model_type\":\"opt\"}");
+            Files.write(base.resolve("notes.txt"), LATIN);
             PeftAdapter.write(lora, new LoraConfig(1, 2, 0, Set.of("q_proj"), false), "base",
                     Map.of("base_model.model." + adapted + ".lora_A.weight", Tensor.of(arena, 1f, 0f, -1f).reshape(1, 3),
                             "base_model.model." + adapted + ".lora_B.weight", Tensor.of(arena, b).reshape(2, 1)));
@@ -46,6 +50,7 @@ class ModelExporterTest {
             assertThat(merged.tensor(MODULE + ".weight", 2, 3).toFloats()).containsExactly(2f, 2f, 2f, 24f, 5f, -14f);
             assertThat(merged.tensor("decoder.other.bias").toFloats()).containsExactly(7f);
             assertThat(merged.config().path("model_type").asString()).isEqualTo("opt");
+            assertThat(folder.resolve("out/notes.txt")).hasBinaryContent(LATIN);
         }
     }
 
