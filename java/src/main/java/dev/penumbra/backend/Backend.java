@@ -33,6 +33,24 @@ public interface Backend extends AutoCloseable {
     /** Waits for everything enqueued, then copies {@code source} (this device) to {@code target} (host). */
     void download(Tensor source, Tensor target);
 
+    /** The elements of a contiguous float tensor of this device, in row-major order; waits as {@link #download} does. */
+    default float[] toFloats(Tensor source) {
+        try (Arena arena = Arena.ofConfined()) {
+            Tensor host = Tensor.allocate(arena, source.dtype(), source.shape());
+            download(source, host);
+            return host.toFloats();
+        }
+    }
+
+    /** The elements of a contiguous I32 tensor, as {@link #toFloats}. */
+    default int[] toInts(Tensor source) {
+        try (Arena arena = Arena.ofConfined()) {
+            Tensor host = Tensor.allocate(arena, source.dtype(), source.shape());
+            download(source, host);
+            return host.toInts();
+        }
+    }
+
     /**
      * Enqueues a copy of some f32 values (contiguous, at most 1024) to the host, without waiting for it. Take them before 16 more
      * reads.

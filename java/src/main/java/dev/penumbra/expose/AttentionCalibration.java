@@ -29,7 +29,6 @@ public final class AttentionCalibration implements AttentionExposure {
     private static final double ROUNDING = 1e-6;
 
     private static final String POOL = "attention.pool";
-    private static final int BF16_SHIFT = 16;
 
     /**
      * One layer's data.
@@ -181,15 +180,10 @@ public final class AttentionCalibration implements AttentionExposure {
         return Tensor.of(arena, all).reshape(layouts.size(), longest);
     }
 
-    /** As kernels read it: rounded to the nearest, of two the even one. */
+    /** As kernels read it. */
     private static Tensor bf16(Arena arena, float[] values) {
         Tensor tensor = Tensor.allocate(arena, DType.BF16, Shape.of(values.length));
-        MemorySegment memory = tensor.segment();
-        for (int i = 0; i < values.length; i++) {
-            int bits = Float.floatToRawIntBits(values[i]);
-            int rounded = bits + 0x7FFF + (bits >>> BF16_SHIFT & 1);
-            memory.setAtIndex(ValueLayout.JAVA_SHORT, i, (short) (rounded >>> BF16_SHIFT));
-        }
+        tensor.copyFrom(values);
         return tensor;
     }
 

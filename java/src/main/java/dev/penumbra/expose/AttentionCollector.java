@@ -11,6 +11,7 @@ import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
 
@@ -106,10 +107,11 @@ final class AttentionCollector implements AttentionObserver, AutoCloseable {
         if (lengthy.isEmpty()) {
             return;
         }
-        List<float[]> masses = layers.stream().map(this::downloadMasses).toList();
+        List<float[]> masses = layers.stream()
+                .map(layer -> backend.toFloats(layer.masses.slice(0, 0, heads * layer.slots * width))).toList();
         List<float @Nullable []> inputs = new ArrayList<>();
         for (Layer layer : layers) {
-            inputs.add(layer.pooled ? downloadInputs(layer) : null);
+            inputs.add(layer.pooled ? backend.toFloats(layer.inputs) : null);
         }
         for (int s : lengthy) {
             AttentionUse.Shape shape = AttentionUse.Shape.of(index, borders[s], borders[s + 1], blockSize, poolRows);
@@ -124,7 +126,7 @@ final class AttentionCollector implements AttentionObserver, AutoCloseable {
                     rows.add(null);
                 } else {
                     int hidden = Math.toIntExact(layers.get(i).inputs.shape().dim(1));
-                    rows.add(java.util.Arrays.copyOfRange(all, firstPool * hidden,
+                    rows.add(Arrays.copyOfRange(all, firstPool * hidden,
                             (firstPool + shape.blockOf().length) * hidden));
                 }
             }
@@ -142,22 +144,6 @@ final class AttentionCollector implements AttentionObserver, AutoCloseable {
             }
         }
         return result;
-    }
-
-    private float[] downloadMasses(Layer layer) {
-        return download(layer.masses.slice(0, 0, heads * layer.slots * width));
-    }
-
-    private float[] downloadInputs(Layer layer) {
-        return download(layer.inputs);
-    }
-
-    private float[] download(Tensor tensor) {
-        try (Arena arena = Arena.ofConfined()) {
-            Tensor host = Tensor.allocate(arena, DType.F32, tensor.shape());
-            backend.download(tensor, host);
-            return host.toFloats();
-        }
     }
 
     @Override

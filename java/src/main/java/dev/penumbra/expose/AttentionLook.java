@@ -17,7 +17,9 @@ import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -92,10 +94,10 @@ public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, Bl
         for (int h = 0; h < heads; h++) {
             float[] mass = use.mass(layer, 0, h);
             float[] scores = expected == null
-                    ? MassTables.prefix(java.util.Arrays.copyOfRange(table, h * width * width, (h + 1) * width * width),
+                    ? MassTables.prefix(Arrays.copyOfRange(table, h * width * width, (h + 1) * width * width),
                             width,
                             n)
-                    : java.util.Arrays.copyOfRange(expected, h * n * n, (h + 1) * n * n);
+                    : Arrays.copyOfRange(expected, h * n * n, (h + 1) * n * n);
             chosen[h] = AttentionChoice.choose(scores, n, coverage, budget);
             // As many, so that they can be compared.
             double same = (AttentionChoice.count(chosen[h]) + 0.5) / AttentionChoice.causal(n);
@@ -120,7 +122,7 @@ public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, Bl
     }
 
     private static BlockMask.Rule layouts(AttentionCalibration calibration, int layer) {
-        var layouts = java.util.stream.IntStream.range(0, calibration.heads()).mapToObj(h -> calibration.layout(layer, h))
+        var layouts = IntStream.range(0, calibration.heads()).mapToObj(h -> calibration.layout(layer, h))
                 .toList();
         return (h, i, j) -> layouts.get(h).keeps(i, j);
     }
@@ -146,9 +148,7 @@ public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, Bl
             backend.run(
                     new PredictAttention(rows, p.poolRows(), shaped, bias, distance, borders, tokens, tokens, p.blockSize(),
                             mass, workspace));
-            Tensor host = Tensor.allocate(arena, DType.F32, mass.shape());
-            backend.download(mass, host);
-            float[] all = host.toFloats();
+            float[] all = backend.toFloats(mass);
             float[] result = new float[p.heads() * blocks * blocks];
             for (int h = 0; h < p.heads(); h++) {
                 for (int i = 0; i < blocks; i++) {

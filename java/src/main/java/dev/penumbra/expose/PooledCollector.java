@@ -1,6 +1,7 @@
 package dev.penumbra.expose;
 
 import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Gemm;
 import dev.penumbra.data.Batch;
 import dev.penumbra.lora.LoraAdapter;
@@ -100,7 +101,7 @@ final class PooledCollector implements MlpObserver {
         backend.run(Gemm.product(ones.slice(0, 0, pools).slice(1, 0, rows), activation, sums[layer].slice(0, 0, pools))
                 .workspace(workspace).build());
         // The pass pools every layer's input in one place.
-        backend.run(new dev.penumbra.backend.op.Convert(pooled, inputs[layer].slice(0, 0, pools)));
+        backend.run(new Convert(pooled, inputs[layer].slice(0, 0, pools)));
     }
 
     /** Adds a batch's whole lists to what is known of each layer. */
@@ -112,17 +113,13 @@ final class PooledCollector implements MlpObserver {
             return;
         }
         for (int i = 0; i < layers.size(); i++) {
-            layers.get(i).add(index, lists, download(inputs[i], pools, hidden),
-                    blockMasses(i, download(sums[i], pools, neurons), pools));
+            layers.get(i).add(index, lists, download(inputs[i], pools),
+                    blockMasses(i, download(sums[i], pools), pools));
         }
     }
 
-    private float[] download(Tensor matrix, int rows, int columns) {
-        try (Arena arena = Arena.ofConfined()) {
-            Tensor host = Tensor.allocate(arena, DType.F32, Shape.of(rows, columns));
-            backend.download(matrix.slice(0, 0, rows), host);
-            return host.toFloats();
-        }
+    private float[] download(Tensor matrix, int rows) {
+        return backend.toFloats(matrix.slice(0, 0, rows));
     }
 
     private float[] blockMasses(int layer, float[] activations, int pools) {

@@ -1,11 +1,8 @@
 package dev.penumbra.io;
 
-import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
-import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -111,31 +108,21 @@ public final class ModelExporter {
                     delta[column] += factor * right[k * in + column];
                 }
             }
-            float[] base = weight.slice(0, row, row + 1).toFloats();
-            MemorySegment target = result.slice(0, row, row + 1).segment();
+            float[] sums = weight.slice(0, row, row + 1).toFloats();
             for (int column = 0; column < in; column++) {
-                float value = delta[column] == 0 ? base[column] : (float) (base[column] + delta[column]);
+                // A sum with 0 would make 0 of -0.
+                sums[column] = delta[column] == 0 ? sums[column] : (float) (sums[column] + delta[column]);
+            }
+            Tensor target = result.slice(0, row, row + 1);
+            target.copyFrom(sums);
+            for (float value : target.toFloats()) {
                 if (!Float.isFinite(value)) {
                     throw new IOException(
-                            "tensor " + name + " row " + row + ": expected a finite merged weight, found " + value);
+                            "tensor " + name + " row " + row + ": expected finite merged weights, found " + value);
                 }
-                store(target, weight.dtype(), column, value);
             }
         }
         return result;
-    }
-
-    private static void store(MemorySegment target, DType dtype, int index, float value) {
-        switch (dtype) {
-            case F32 -> target.set(ValueLayout.JAVA_FLOAT_UNALIGNED, 4L * index, value);
-            case F16 -> target.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2L * index, Float.floatToFloat16(value));
-            case BF16 -> {
-                int bits = Float.floatToRawIntBits(value);
-                // To the nearest, ties to even.
-                target.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2L * index, (short) (bits + 0x7fff + (bits >>> 16 & 1) >>> 16));
-            }
-            default -> throw new IllegalStateException("expected a float dtype, found " + dtype);
-        }
     }
 
     /** Everything but weights; the configuration last, so that a folder that has it is whole. */

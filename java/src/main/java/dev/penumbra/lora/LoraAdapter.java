@@ -133,7 +133,7 @@ public final class LoraAdapter {
     }
 
     public float[] parametersToHost() {
-        return toHostFloats(parameters);
+        return backend.toFloats(parameters);
     }
 
     public void setParameters(float[] values) {
@@ -228,13 +228,5 @@ public final class LoraAdapter {
 
     private String key(Site site, String matrix) {
         return prefix + site.layer().name() + ".lora_" + matrix + ".weight";
-    }
-
-    private float[] toHostFloats(Tensor device) {
-        try (Arena arena = Arena.ofConfined()) {
-            Tensor host = Tensor.allocate(arena, device.dtype(), device.shape());
-            backend.download(device, host);
-            return host.toFloats();
-        }
     }
 }

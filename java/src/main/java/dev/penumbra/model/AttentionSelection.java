@@ -14,8 +14,6 @@ import dev.penumbra.predict.AttentionSparsity;
 import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
-import java.lang.foreign.Arena;
-import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 import java.util.IdentityHashMap;
 import java.util.Map;
@@ -197,7 +195,7 @@ final class AttentionSelection {
                 if (i == 0 && !normBeforeFirst) {
                     throw new ModelException("layer 0: expected no predicted attention where no norm comes before it");
                 }
-                state.a = rounded(at + "attention predictor.a", p.a(), 2, heads, p.rank(), p.hidden());
+                state.a = buffers.constant(at + "attention predictor.a", DType.BF16, p.a(), 2, heads, p.rank(), p.hidden());
                 state.bias = constant(at + "attention predictor.bias", p.bias(), 2, heads, p.rank());
                 state.distance = constant(at + "attention predictor.distance", columns(p.distance(), p.width()), heads,
                         width);
@@ -231,36 +229,7 @@ final class AttentionSelection {
     }
 
     private Tensor constant(String name, float[] values, long... dims) {
-        Tensor device = buffers.allocate(KIND, name, DType.F32, dims);
-        upload(values, device);
-        return device;
-    }
-
-    private void upload(float[] values, Tensor device) {
-        if (!buffers.isPlanning()) {
-            try (Arena arena = Arena.ofConfined()) {
-                Tensor host = Tensor.allocate(arena, DType.F32, device.shape());
-                host.copyFrom(values);
-                backend.upload(host, device);
-            }
-        }
-    }
-
-    private Tensor rounded(String name, float[] values, long... dims) {
-        Tensor device = buffers.allocate(KIND, name, DType.BF16, dims);
-        if (!buffers.isPlanning()) {
-            try (Arena arena = Arena.ofConfined()) {
-                Tensor host = Tensor.allocate(arena, DType.BF16, device.shape());
-                for (int i = 0; i < values.length; i++) {
-                    // To the nearest, of two equally near the even one.
-                    int bits = Float.floatToRawIntBits(values[i]);
-                    host.segment().setAtIndex(ValueLayout.JAVA_SHORT, i,
-                            (short) (bits + 0x7FFF + (bits >>> 16 & 1) >>> 16));
-                }
-                backend.upload(host, device);
-            }
-        }
-        return device;
+        return buffers.constant(name, DType.F32, values, dims);
     }
 
     /** Whether the forward pass is dense. */
@@ -434,28 +403,20 @@ final class AttentionSelection {
     }
 
     private double coverage(int layer) {
-        try (Arena arena = Arena.ofConfined()) {
-            AttentionBlocks lists = blocks(layer);
-            float[] masses = host(arena, masses(layers[layer].sensed)).toFloats();
-            int[] counts = host(arena, lists.counts()).toInts();
-            int[] indices = host(arena, lists.indices()).toInts();
-            double all = 0;
-            double covered = 0;
-            for (float m : masses) {
-                all += m;
-            }
-            for (int list = 0; list < counts.length; list++) {
-                for (int n = 0; n < counts[list]; n++) {
-                    covered += masses[list * width + indices[list * width + n]];
-                }
-            }
-            return all == 0 ? 1 : covered / all;
+        AttentionBlocks lists = blocks(layer);
+        float[] masses = backend.toFloats(masses(layers[layer].sensed));
+        int[] counts = backend.toInts(lists.counts());
+        int[] indices = backend.toInts(lists.indices());
+        double all = 0;
+        double covered = 0;
+        for (float m : masses) {
+            all += m;
         }
-    }
-
-    private Tensor host(Arena arena, Tensor device) {
-        Tensor host = Tensor.allocate(arena, device.dtype(), device.shape());
-        backend.download(device, host);
-        return host;
+        for (int list = 0; list < counts.length; list++) {
+            for (int n = 0; n < counts[list]; n++) {
+                covered += masses[list * width + indices[list * width + n]];
+            }
+        }
+        return all == 0 ? 1 : covered / all;
     }
 }

@@ -58,6 +58,19 @@ public final class Buffers {
         return allocate(MemoryPlan.Kind.ACTIVATIONS, name, dtype, dims);
     }
 
+    /** Memory with contents that are there from the start, rounded to a float dtype. */
+    Tensor constant(String name, DType dtype, float[] values, long... dims) {
+        Tensor device = activations(name, dtype, dims);
+        if (!isPlanning()) {
+            try (Arena arena = Arena.ofConfined()) {
+                Tensor host = Tensor.allocate(arena, dtype, device.shape());
+                host.copyFrom(values);
+                backend.upload(host, device);
+            }
+        }
+        return device;
+    }
+
     /** Host memory from which inputs are uploaded. */
     Tensor stage(String name, DType dtype, long... dims) {
         Shape shape = Shape.of(dims);

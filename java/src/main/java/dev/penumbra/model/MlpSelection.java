@@ -14,7 +14,6 @@ import dev.penumbra.predict.SelectionPolicy;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
-import java.lang.foreign.Arena;
 import java.util.Arrays;
 import java.util.SplittableRandom;
 import org.jspecify.annotations.Nullable;
@@ -163,13 +162,7 @@ final class MlpSelection {
     }
 
     private Tensor constant(String name, float[] values, long... dims) {
-        Tensor device = buffers.allocate(KIND, name, DType.F32, dims);
-        if (!buffers.isPlanning()) {
-            try (Arena arena = Arena.ofConfined()) {
-                backend.upload(Tensor.of(arena, values).reshape(dims), device);
-            }
-        }
-        return device;
+        return buffers.constant(name, DType.F32, values, dims);
     }
 
     /** Whether the forward pass is dense. */
@@ -374,27 +367,19 @@ final class MlpSelection {
 
     private double coverage(LayerState state, int m) {
         int lists = lists(m);
-        try (Arena arena = Arena.ofConfined()) {
-            float[] mass = host(arena, scoresOf(state.sensed, m)).toFloats();
-            int[] counts = host(arena, state.counts.slice(0, 0, lists)).toInts();
-            int[] indices = host(arena, state.indices.slice(0, 0, lists)).toInts();
-            double covered = 0;
-            double all = 0;
-            for (int l = 0; l < lists; l++) {
-                for (int b = 0; b < blocks; b++) {
-                    all += mass[l * blocks + b];
-                }
-                for (int c = 0; c < counts[l]; c++) {
-                    covered += mass[l * blocks + indices[l * state.given.capacity() + c]];
-                }
+        float[] mass = backend.toFloats(scoresOf(state.sensed, m));
+        int[] counts = backend.toInts(state.counts.slice(0, 0, lists));
+        int[] indices = backend.toInts(state.indices.slice(0, 0, lists));
+        double covered = 0;
+        double all = 0;
+        for (int l = 0; l < lists; l++) {
+            for (int b = 0; b < blocks; b++) {
+                all += mass[l * blocks + b];
             }
-            return all == 0 ? 1 : covered / all;
+            for (int c = 0; c < counts[l]; c++) {
+                covered += mass[l * blocks + indices[l * state.given.capacity() + c]];
+            }
         }
-    }
-
-    private Tensor host(Arena arena, Tensor device) {
-        Tensor host = Tensor.allocate(arena, device.dtype(), device.shape());
-        backend.download(device, host);
-        return host;
+        return all == 0 ? 1 : covered / all;
     }
 }

@@ -121,9 +121,7 @@ final class OptCache implements KeyValueCache {
             }
             Tensor logits = backend.allocate(arena, DType.F32, Shape.of(1, config.vocabSize()));
             gemm(Gemm.forward(last, weights.head, logits));
-            Tensor host = Tensor.allocate(arena, DType.F32, logits.shape());
-            backend.download(logits, host);
-            return host.toFloats();
+            return backend.toFloats(logits);
         }
 
         private Tensor layer(int i, Tensor x, Tensor bordersQ, Tensor bordersK) {

@@ -223,22 +223,36 @@ public final class Tensor {
         return segment().toArray(ValueLayout.JAVA_INT_UNALIGNED);
     }
 
-    /** Writes a contiguous host F32 tensor. */
+    /** Writes a contiguous host tensor of any float dtype, in row-major order, rounded to the nearest: of two the even one. */
     public void copyFrom(float[] values) {
-        requireCount(DType.F32, values.length);
-        MemorySegment.copy(values, 0, segment(), ValueLayout.JAVA_FLOAT_UNALIGNED, 0, values.length);
+        if (!dtype.isFloat() || shape.size() != values.length) {
+            throw new IllegalArgumentException(
+                    "expected " + values.length + " elements of a float dtype, found " + this);
+        }
+        MemorySegment memory = segment();
+        if (dtype == DType.F32) {
+            MemorySegment.copy(values, 0, memory, ValueLayout.JAVA_FLOAT_UNALIGNED, 0, values.length);
+            return;
+        }
+        for (int i = 0; i < values.length; i++) {
+            short rounded = dtype == DType.BF16 ? bf16(values[i]) : Float.floatToFloat16(values[i]);
+            memory.set(ValueLayout.JAVA_SHORT_UNALIGNED, 2L * i, rounded);
+        }
+    }
+
+    private static short bf16(float value) {
+        int bits = Float.floatToRawIntBits(value);
+        // Half of what is cut off carries into what stays; of a NaN it would make another number.
+        int rounded = Float.isNaN(value) ? bits | 0x00400000 : bits + 0x7FFF + (bits >>> 16 & 1);
+        return (short) (rounded >>> 16);
     }
 
     /** Writes a contiguous host I32 tensor. */
     public void copyFrom(int[] values) {
-        requireCount(DType.I32, values.length);
-        MemorySegment.copy(values, 0, segment(), ValueLayout.JAVA_INT_UNALIGNED, 0, values.length);
-    }
-
-    private void requireCount(DType expected, int count) {
-        if (dtype != expected || shape.size() != count) {
-            throw new IllegalArgumentException("expected " + count + " elements of " + expected + ", found " + this);
+        if (dtype != DType.I32 || shape.size() != values.length) {
+            throw new IllegalArgumentException("expected " + values.length + " elements of I32, found " + this);
         }
+        MemorySegment.copy(values, 0, segment(), ValueLayout.JAVA_INT_UNALIGNED, 0, values.length);
     }
 
     @Override

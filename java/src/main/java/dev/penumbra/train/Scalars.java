@@ -1,7 +1,6 @@
 package dev.penumbra.train;
 
 import dev.penumbra.backend.Backend;
-import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
 
@@ -12,11 +11,7 @@ final class Scalars {
     }
 
     static float read(Backend backend, Tensor scalar) {
-        try (Arena arena = Arena.ofConfined()) {
-            Tensor host = Tensor.allocate(arena, DType.F32, scalar.shape());
-            backend.download(scalar, host);
-            return host.toFloats()[0];
-        }
+        return backend.toFloats(scalar)[0];
     }
 
     static void write(Backend backend, Tensor target, float... values) {

@@ -4,6 +4,8 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import dev.penumbra.lora.LoraConfig;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
@@ -25,11 +27,17 @@ class ModelExporterTest {
     Path folder;
 
     private void export(String adapted, float... b) throws IOException {
+        export(DType.F32, adapted, b);
+    }
+
+    private void export(DType dtype, String adapted, float... b) throws IOException {
         Path base = folder.resolve("base");
         Path lora = folder.resolve("lora");
         try (Arena arena = Arena.ofConfined()) {
+            Tensor weight = Tensor.allocate(arena, dtype, Shape.of(2, 3));
+            weight.copyFrom(new float[]{1, 2, 3, 4, 5, 6});
             SafetensorsWriter.write(base.resolve("model.safetensors"),
-                    Map.of(MODULE + ".weight", Tensor.of(arena, 1f, 2f, 3f, 4f, 5f, 6f).reshape(2, 3),
+                    Map.of(MODULE + ".weight", weight,
                             "decoder.other.bias", Tensor.of(arena, 7f)),
                     Map.of());
             Files.writeString(base.resolve("config.json"), "{\"model_type\":\"opt\"}");
@@ -58,6 +66,13 @@ class ModelExporterTest {
     void aMergeThatChangesNothingIsRefused() {
         assertThatThrownBy(() -> export("model." + MODULE, 0f, 0f)).isInstanceOf(IOException.class)
                 .hasMessageContaining("changes none");
+        assertThat(folder.resolve("out")).doesNotExist();
+    }
+
+    @Test
+    void aSumThatTheWeightsTypeCannotHoldIsRefused() {
+        assertThatThrownBy(() -> export(DType.F16, "model." + MODULE, 0f, 40_000f)).isInstanceOf(IOException.class)
+                .hasMessageContaining("row 1: expected finite merged weights, found Infinity");
         assertThat(folder.resolve("out")).doesNotExist();
     }
 
