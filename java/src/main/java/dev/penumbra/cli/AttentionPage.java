@@ -39,7 +39,7 @@ final class AttentionPage {
                 %3$s<h2>Pattern pool, version %4$d</h2>
                 %5$s</body></html>
                 """
-                .formatted(escaped(title), escaped(about), layers, pool.version(), patterns(pool));
+                .formatted(Report.escape(title), Report.escape(about), layers, pool.version(), patterns(pool));
     }
 
     /** What a training run's report shows of the adapter that it made: the first, the middle and the last layer. */
@@ -52,7 +52,7 @@ final class AttentionPage {
         List<AttentionLook> looks = AttentionLook.at(model, adapter, known, samples.get(index), asked.coverage(),
                 asked.budget());
         StringBuilder figures = new StringBuilder("<p>The tuned model's attention over ")
-                .append(escaped(samples.describe(index)))
+                .append(Report.escape(samples.describe(index)))
                 .append(": blocks of queries downwards, blocks of keys to the right, a picture a head.</p>\n");
         Stream.of(0, looks.size() / 2, looks.size() - 1).distinct().forEach(i -> figures.append(figure(looks.get(i))));
         return figures.toString();
@@ -90,9 +90,5 @@ final class AttentionPage {
         return BlockDrawing.svg("The pool's patterns", patterns.stream().map(BlockPattern::name).toList(),
                 List.of(new Row("",
                         BlockMask.of(patterns.size(), pool.width(), (pattern, i, j) -> patterns.get(pattern).keeps(i, j)))));
-    }
-
-    private static String escaped(String text) {
-        return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\"", "&quot;");
     }
 }

@@ -50,7 +50,7 @@ final class AttentionReport {
                 "layer               oracle predicted   share  static patterns bigbird longformer random |  always  share of "
                         + "the choice");
         for (int i = 0; i < a.layers().size(); i++) {
-            coverage(text, String.format("%5d   plain     ", i), a.layers().get(i).plain());
+            coverage(text, String.format(Locale.ROOT, "%5d   plain     ", i), a.layers().get(i).plain());
             coverage(text, "        adapters  ", a.layers().get(i).drifted());
         }
         coverage(text, " mean   plain     ", all);
@@ -64,7 +64,7 @@ final class AttentionReport {
     private static String numbers(int heads) {
         StringBuilder row = new StringBuilder();
         for (int h = 0; h < heads; h++) {
-            row.append(String.format("%4d", h));
+            row.append(String.format(Locale.ROOT, "%4d", h));
         }
         return row.toString();
     }

@@ -5,6 +5,7 @@ import dev.penumbra.expose.Manifest.Coverage;
 import dev.penumbra.expose.Manifest.Layer;
 import java.util.List;
 import java.util.Locale;
+import java.util.function.Function;
 import java.util.function.ToDoubleFunction;
 
 /** A calibration's figures as tables for a terminal. */
@@ -51,7 +52,7 @@ final class CalibrationReport {
         line(text, "Mass that a policy's choice of %s of the blocks covers", percent(m.budget()).strip());
         line(text, "layer                 oracle predicted   share  static random  seed's low-rank");
         for (int i = 0; i < m.layers().size(); i++) {
-            coverage(text, String.format("%5d   list      ", i), m.layers().get(i).list());
+            coverage(text, String.format(Locale.ROOT, "%5d   list      ", i), m.layers().get(i).list());
             coverage(text, "        batch     ", m.layers().get(i).batch());
             coverage(text, "        adapters  ", m.layers().get(i).drifted());
         }
@@ -64,7 +65,7 @@ final class CalibrationReport {
         return text.toString();
     }
 
-    private static Coverage mean(Manifest m, java.util.function.Function<Layer, Coverage> scope) {
+    private static Coverage mean(Manifest m, Function<Layer, Coverage> scope) {
         ToDoubleFunction<ToDoubleFunction<Coverage>> of = figure -> m
                 .mean(layer -> figure.applyAsDouble(scope.apply(layer)));
         return new Coverage(of.applyAsDouble(Coverage::oracle), of.applyAsDouble(Coverage::predicted),

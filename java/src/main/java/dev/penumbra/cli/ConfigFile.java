@@ -7,6 +7,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.stream.Collectors;
@@ -115,7 +116,8 @@ final class ConfigFile {
             throw new Invalid(Failures.message(failure));
         }
         if (!root.isObject() && !root.isMissingNode() && !root.isNull()) {
-            throw new Invalid(file + ": expected keys and values, found " + root.getNodeType().name().toLowerCase());
+            throw new Invalid(
+                    file + ": expected keys and values, found " + root.getNodeType().name().toLowerCase(Locale.ROOT));
         }
         return root;
     }

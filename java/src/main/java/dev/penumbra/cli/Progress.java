@@ -8,7 +8,10 @@ import java.nio.file.Path;
 import java.util.Locale;
 import org.jspecify.annotations.Nullable;
 
-/** A bar that is rewritten in place on a terminal, elsewhere a plain line now and then; evaluations and saves on lines of their own. */
+/**
+ * A bar that is rewritten in place on a terminal, elsewhere a plain line now and then; evaluations and saves on lines of their
+ * own.
+ */
 final class Progress implements StepListener {
 
     private static final int WIDTH = 24;

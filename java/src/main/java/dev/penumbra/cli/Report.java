@@ -98,7 +98,8 @@ final class Report {
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * loss / top;
     }
 
-    private static String escape(String text) {
+    /** Text as HTML has it. */
+    static String escape(String text) {
         return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\"", "&quot;");
     }
 }

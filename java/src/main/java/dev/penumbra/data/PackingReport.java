@@ -1,6 +1,7 @@
 package dev.penumbra.data;
 
 import java.util.Arrays;
+import java.util.Locale;
 
 /**
  * How well the samples of an epoch fill its rows.
@@ -53,7 +54,8 @@ public record PackingReport(
         StringBuilder text = new StringBuilder();
         for (int i = 0; i < histogram.length; i++) {
             String bar = "#".repeat((int) Math.ceil((double) histogram[i] * columns / most));
-            text.append("%5d-%-5d %7d %s%n".formatted(i * bucketWidth + 1, (i + 1) * bucketWidth, histogram[i], bar));
+            text.append(String.format(Locale.ROOT, "%5d-%-5d %7d %s%n", i * bucketWidth + 1, (i + 1) * bucketWidth,
+                    histogram[i], bar));
         }
         return text.toString();
     }

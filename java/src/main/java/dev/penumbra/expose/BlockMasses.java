@@ -5,6 +5,7 @@ import dev.penumbra.sparse.NeuronOrder;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
 
 /**
  * What blocks of neurons weigh in each of many lists, and how much of it a choice of blocks covers. A part is taken over all
@@ -126,7 +127,7 @@ record BlockMasses(Matrix values) {
     /** The blocks of a list's highest values, the lower index first of equal ones. */
     private int[] highest(int list, int count) {
         float[] of = row(list);
-        return java.util.stream.IntStream.range(0, of.length).boxed()
+        return IntStream.range(0, of.length).boxed()
                 .sorted((i, j) -> Float.compare(of[j], of[i]))
                 .limit(count).mapToInt(Integer::intValue).toArray();
     }

@@ -18,6 +18,7 @@ import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
@@ -29,8 +30,9 @@ import tools.jackson.databind.DeserializationFeature;
 import tools.jackson.databind.json.JsonMapper;
 
 /**
- * What a frozen model uses, found out over sample text. Of its MLPs: how neurons are ordered, how many blocks a layer needs, and
- * predictors of which; of its attention, where the text was long enough, what blocks weigh, layouts and predictors. One safetensors file holds it, with a {@link Manifest} that names the model by its hash.
+ * What a frozen model uses, found out over sample text. Of its MLPs: how neurons are ordered, how many blocks a layer needs,
+ * and predictors of which; of its attention, where the text was long enough, what blocks weigh, layouts and predictors. One
+ * safetensors file holds it, with a {@link Manifest} that names the model by its hash.
  */
 public final class Calibration implements MlpExposure {
 
@@ -188,12 +190,12 @@ public final class Calibration implements MlpExposure {
         }
         int blocks = neurons() / blockSize;
         int at = ((pass.ordinal() * Scope.values().length + scope.ordinal()) * 2 + kind) * blocks;
-        return java.util.Arrays.copyOfRange(curves, at, at + blocks);
+        return Arrays.copyOfRange(curves, at, at + blocks);
     }
 
     /** Block sizes of at least {@code smallest} that divide the neurons. */
     static int[] blockSizes(int smallest, int neurons) {
-        return java.util.Arrays.stream(BLOCK_SIZES).filter(size -> size >= smallest && neurons % size == 0).toArray();
+        return Arrays.stream(BLOCK_SIZES).filter(size -> size >= smallest && neurons % size == 0).toArray();
     }
 
     @Override

@@ -12,6 +12,7 @@ import dev.penumbra.predict.LowRankPredictor;
 import dev.penumbra.predict.PredictorTrainer;
 import dev.penumbra.sparse.NeuronOrder;
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.lang.foreign.Arena;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -23,7 +24,8 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * Makes a {@link Calibration}: runs a frozen model over sample text, chooses an order of neurons for each layer, trains a
- * predictor of each layer's blocks, looks at what attention does with samples that are long enough, and measures all of it on text that nothing was made from.
+ * predictor of each layer's blocks, looks at what attention does with samples that are long enough, and measures all of it on
+ * text that nothing was made from.
  */
 public final class Calibrator {
 
@@ -91,6 +93,8 @@ public final class Calibrator {
      * @param folder the model's, open
      * @param output where {@link Calibration#FILE} goes
      * @param progress is told in a line what is under way
+     * @throws DataException when there is too little text
+     * @throws IllegalArgumentException when blocks do not divide the MLPs' neurons, or the model is in another order
      */
     public static Calibration calibrate(LanguageModel model, ModelFolder folder, Dataset data, CalibrationConfig config,
             Path output, Consumer<String> progress) throws IOException {
@@ -268,7 +272,7 @@ public final class Calibrator {
         try {
             lowRank = FirstLayerSvd.predictor(model, folder, i, norms.get(i), choice.order(), config);
         } catch (IOException failure) {
-            throw new java.io.UncheckedIOException(failure);
+            throw new UncheckedIOException(failure);
         }
         Calibration.Layer layer = new Calibration.Layer(choice.order(), choice.order().apply(made.meanMass()),
                 choice.order().apply(made.meanFired()), predictor, lowRank,

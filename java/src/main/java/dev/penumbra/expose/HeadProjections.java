@@ -15,6 +15,7 @@ import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
+import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
 
@@ -77,7 +78,7 @@ record HeadProjections(int hidden, float[] q, float[] k, float[] bq, float[] bk)
             Tensor workspace = bytes == 0 ? null : backend.allocate(arena, DType.U8, Shape.of(bytes));
             for (int from = 0; from < rows; from += most) {
                 int count = Math.min(most, rows - from);
-                float[] part = java.util.Arrays.copyOfRange(pooled, from * hidden, (from + count) * hidden);
+                float[] part = Arrays.copyOfRange(pooled, from * hidden, (from + count) * hidden);
                 staged.slice(0, 0, count).copyFrom(part);
                 backend.upload(staged.slice(0, 0, count), x.slice(0, 0, count));
                 if (converted != x) {

@@ -2,6 +2,7 @@ package dev.penumbra.expose;
 
 import java.util.List;
 import java.util.Map;
+import java.util.function.ToDoubleFunction;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -113,7 +114,7 @@ public record Manifest(
             List<AttentionLayer> layers) {
 
         /** Of figures that each layer has. */
-        public double mean(java.util.function.ToDoubleFunction<AttentionLayer> figure) {
+        public double mean(ToDoubleFunction<AttentionLayer> figure) {
             return layers.stream().mapToDouble(figure).average().orElse(0);
         }
     }
@@ -165,7 +166,7 @@ public record Manifest(
     }
 
     /** Of figures that each layer has. */
-    public double mean(java.util.function.ToDoubleFunction<Layer> figure) {
+    public double mean(ToDoubleFunction<Layer> figure) {
         return layers.stream().mapToDouble(figure).average().orElse(0);
     }
 }

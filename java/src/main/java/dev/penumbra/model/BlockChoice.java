@@ -17,7 +17,12 @@ public interface BlockChoice {
      */
     Tensor summaries();
 
-    /** Which part of the masses that {@link ModelPass#sense} kept last the lists made since cover, by layer; 1 in dense layers. Waits. */
+    /**
+     * Which part of the masses that {@link ModelPass#sense} kept last the lists made since cover, by layer; 1 in dense layers.
+     * Waits.
+     *
+     * @throws IllegalStateException when the pass was opened without measurements
+     */
     double[] coverage();
 
     /**

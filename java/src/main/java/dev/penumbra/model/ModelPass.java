@@ -16,6 +16,10 @@ public interface ModelPass {
     /**
      * Uploads a batch. Dropout is drawn when {@code dropout} is not null and the adapter has some; random blocks are drawn
      * from it too.
+     *
+     * @throws IllegalArgumentException when the batch is empty or larger than the pass
+     * @throws IllegalStateException when blocks are to be chosen and the pass was opened without any to choose
+     * @throws ModelException when the batch has tokens or positions that the model does not
      */
     void load(Batch batch, @Nullable DropoutSeed dropout, Mode mode);
 
@@ -43,8 +47,8 @@ public interface ModelPass {
     void addLoss(Tensor loss);
 
     /**
-     * Loss as {@link #addLoss}, and grad += gradScale · ∂(sum)/∂(adapter parameters). Once for each forward pass, whose activations
-     * it writes over.
+     * Loss as {@link #addLoss}, and grad += gradScale · ∂(sum)/∂(adapter parameters). Once for each forward pass, whose
+     * activations it writes over.
      *
      * @param gradScale f32 [1] on the device
      * @param grad f32, flat, laid out as the adapter's parameters

@@ -1,5 +1,7 @@
 package dev.penumbra.predict;
 
+import java.util.Arrays;
+
 /**
  * A row-major f32 matrix on the host.
  *
@@ -29,7 +31,7 @@ public record Matrix(int rows, int columns, float[] values) {
 
     /** A copy of rows {@code [from, to)}. */
     public Matrix slice(int from, int to) {
-        return new Matrix(to - from, columns, java.util.Arrays.copyOfRange(values, from * columns, to * columns));
+        return new Matrix(to - from, columns, Arrays.copyOfRange(values, from * columns, to * columns));
     }
 
     public Matrix transpose() {

@@ -1,6 +1,8 @@
 package dev.penumbra.predict;
 
+import java.util.Arrays;
 import java.util.stream.IntStream;
+import org.jspecify.annotations.Nullable;
 
 /** What {@code pnb_predict_mass} computes, on the host: for judging predictors while they are made. */
 public final class PredictorScores {
@@ -35,14 +37,14 @@ public final class PredictorScores {
     }
 
     /** z = x · aᵀ and u = z · bᵀ + bias, of one row. */
-    static void forward(float[] x, int xAt, Matrix at, Matrix bt, float @org.jspecify.annotations.Nullable [] bias,
+    static void forward(float[] x, int xAt, Matrix at, Matrix bt, float @Nullable [] bias,
             float[] z, float[] u) {
-        java.util.Arrays.fill(z, 0);
+        Arrays.fill(z, 0);
         for (int k = 0; k < at.rows(); k++) {
             Matrix.addRow(x[xAt + k], at.values(), k * z.length, z, 0, z.length);
         }
         if (bias == null) {
-            java.util.Arrays.fill(u, 0);
+            Arrays.fill(u, 0);
         } else {
             System.arraycopy(bias, 0, u, 0, u.length);
         }

@@ -63,9 +63,10 @@ public final class PredictorTrainer {
         for (int i = 0; i < y.values().length; i++) {
             this.y.values()[i] = y.values()[i] / scale;
         }
-        importance = importance(means, scale); // the mean of the means
+        importance = importance(means, scale);
     }
 
+    /** @param overall the mean of the means */
     private static float[] importance(float[] means, float overall) {
         float[] sorted = means.clone();
         Arrays.sort(sorted);

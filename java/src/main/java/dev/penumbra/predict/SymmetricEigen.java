@@ -1,5 +1,7 @@
 package dev.penumbra.predict;
 
+import java.util.Arrays;
+
 /**
  * Eigenvalues and eigenvectors of a symmetric matrix by Jacobi's rotations, each of which makes one pair of elements 0. They
  * are slower than other ways and right to the last digits, also of eigenvalues that are near one another.
@@ -80,7 +82,7 @@ record SymmetricEigen(double[] values, double[][] vectors) {
         for (int i = 0; i < n; i++) {
             order[i] = i;
         }
-        java.util.Arrays.sort(order, (i, j) -> Double.compare(a[j][j], a[i][i]));
+        Arrays.sort(order, (i, j) -> Double.compare(a[j][j], a[i][i]));
         double[] values = new double[n];
         double[][] vectors = new double[n][];
         for (int i = 0; i < n; i++) {

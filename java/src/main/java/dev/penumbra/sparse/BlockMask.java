@@ -2,6 +2,7 @@ package dev.penumbra.sparse;
 
 import java.util.BitSet;
 import java.util.List;
+import java.util.Locale;
 
 /** Which blocks of keys each block of queries of one sample attends to, head by head, on the host. */
 public final class BlockMask {
@@ -128,6 +129,6 @@ public final class BlockMask {
 
     @Override
     public String toString() {
-        return String.format("mask of %d heads over %d blocks, %.1f%% kept", heads, blocks, 100 * keptPart());
+        return String.format(Locale.ROOT, "mask of %d heads over %d blocks, %.1f%% kept", heads, blocks, 100 * keptPart());
     }
 }

@@ -2,6 +2,7 @@ package dev.penumbra.sparse;
 
 import java.util.Arrays;
 import java.util.BitSet;
+import java.util.Locale;
 
 /**
  * One causal layout of width x width blocks, with its index tables: which key blocks each query block attends to, and which
@@ -147,6 +148,6 @@ public final class BlockPattern {
 
     @Override
     public String toString() {
-        return String.format("pattern %s of %d blocks, %.1f%% kept", name, width, 100 * keptPart(width));
+        return String.format(Locale.ROOT, "pattern %s of %d blocks, %.1f%% kept", name, width, 100 * keptPart(width));
     }
 }

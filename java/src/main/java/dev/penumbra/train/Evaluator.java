@@ -21,7 +21,12 @@ public final class Evaluator {
     private Evaluator() {
     }
 
-    /** Loss in nats; the model's perplexity is its exponential. Rows are packed, {@code batchSize} x {@code seqLen} tokens at a time. */
+    /**
+     * Loss in nats; the model's perplexity is its exponential. Rows are packed, {@code batchSize} x {@code seqLen} tokens at a
+     * time.
+     *
+     * @throws dev.penumbra.data.DataException when no token is supervised, or a sample is longer than {@code seqLen}
+     */
     public static double loss(LanguageModel model, @Nullable LoraAdapter adapter, Dataset data, int batchSize, int seqLen) {
         try (Arena arena = Arena.ofShared()) {
             PassShape shape = new PassShape(Math.multiplyExact(batchSize, seqLen), seqLen, false);

@@ -6,7 +6,8 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * The language-model head and its cross-entropy over the supervised rows only; the logits of all rows never exist at once.
- * loss += Σ logsumexp(z) − z[target], z = x[row] · Wᵀ; dx[row] = gradScale · (softmax(z) − onehot(target)) · W, other rows zero.
+ * loss += Σ logsumexp(z) − z[target], z = x[row] · Wᵀ; dx[row] = gradScale · (softmax(z) − onehot(target)) · W, other rows
+ * zero.
  *
  * @param x [m, h]
  * @param weight W [vocab, h]
