@@ -29,7 +29,7 @@ import org.jspecify.annotations.Nullable;
  */
 final class AttentionSelection {
 
-    /** Samples' true masses from every so-manieth query: on a device that waits for nobody they cost what they read. */
+    /** Queries from one that true masses are taken of to the next: on a device that waits for nobody they cost what they read. */
     private static final int DEVICE_QUERY_STRIDE = 16;
     /** Where masses are cheap beside what they save, more of the queries are asked: a quarter of one of seven products. */
     private static final int HOST_QUERY_STRIDE = 4;

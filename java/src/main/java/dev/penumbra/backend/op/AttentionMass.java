@@ -12,7 +12,7 @@ import dev.penumbra.tensor.Tensor;
  * @param cuSeqlens i32 [samples + 1]
  * @param maxSeqlen no sample is longer
  * @param size rows of a block: 64 or 128
- * @param queryStride every so-manieth query of a sample is looked at, and its last; 1: all
+ * @param queryStride from one query of a sample that is looked at to the next; its last one is too; 1: all
  * @param mass f32 [heads, slots, width]: {@code =}
  */
 public record AttentionMass(
