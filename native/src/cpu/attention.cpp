@@ -92,8 +92,9 @@ void attention_backward(const pnb_attention_backward_params& p, int threads) {
   int64_t heads = p.q.shape[1];
   int64_t samples = p.cu_seqlens.shape[0] - 1;
   const int32_t* cu = borders("attention_backward", "cu_seqlens", p.cu_seqlens, p.q.shape[0], p.max_seqlen);
-  if (present(p.blocks.indices)) check_lists("attention_backward", p.blocks, true, cu, samples);
   const HeadKernels& kernels = kernels_for(p.q);
+  bool by_queries = kernels.backward_by_queries;
+  if (present(p.blocks.indices)) check_lists("attention_backward", p.blocks, !by_queries, cu, samples);
   uint64_t bytes = share(kernels.backward_bytes(p.max_seqlen, p.q.shape[2]));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t task = 0; task < samples * heads; ++task) {
@@ -105,7 +106,8 @@ void attention_backward(const pnb_attention_backward_params& p, int threads) {
     BackwardHead operands{Head(p.q, first, head),   Head(p.k, first, head),  Head(p.v, first, head),  Head(p.o, first, head),
                           Head(p.d_o, first, head), Head(p.dq, first, head), Head(p.dk, first, head), Head(p.dv, first, head),
                           static_cast<const float*>(p.lse.data) + head * p.lse.stride[0] + first};
-    HeadLists lists = lists_of(p.blocks, p.blocks.t_indices, p.blocks.t_counts, head,
+    HeadLists lists = lists_of(p.blocks, by_queries ? p.blocks.indices : p.blocks.t_indices,
+                               by_queries ? p.blocks.counts : p.blocks.t_counts, head,
                                SampleBlocks(cu, sample, block_rows(p.blocks)));
     kernels.backward(operands, HeadSizes{length, length, p.q.shape[2]}, lists, p.scale, p.max_seqlen,
                      static_cast<char*>(p.workspace.data) + omp_get_thread_num() * bytes);

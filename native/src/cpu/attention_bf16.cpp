@@ -220,37 +220,46 @@ struct Running {
   float sums[kLanes];
 };
 
-// Takes in the scores of the `seen` first keys of a tile: probabilities relative to the new maximum, zero for the other keys.
-// What out holds is scaled down to the new maximum.
-PNB_AVX512_BF16 inline void softmax_row(const float* scores, int64_t seen, float scale, Running& running, float* out,
-                                        int64_t padded, Pair* probabilities) {
-  constexpr int kVectors = kTile / kLanes;
+// Takes in four queries' scores of a tile, of whose keys query r sees the first seen[r]: probabilities relative to the new
+// maximum, zero for the other keys. What out holds is scaled down to the new maximum. The queries take turns, so that the
+// long chain from scores to a maximum of one is hidden behind the others'.
+PNB_AVX512_BF16 inline void softmax_rows(float* scores, const int64_t* seen, int64_t columns, float scale, Running* running,
+                                         float* out, int64_t padded, Pair* probabilities) {
   const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  uint64_t lanes = below(seen);
-  __m512 score[kVectors];
-  __m512 top = lowest;
+  float highest[kRows];
 #pragma GCC unroll 4
-  for (int w = 0; w < kVectors; ++w) {
-    __mmask16 here = static_cast<__mmask16>(lanes >> (w * kLanes));
-    score[w] = _mm512_mask_mul_ps(lowest, here, _mm512_maskz_loadu_ps(here, scores + w * kLanes), _mm512_set1_ps(scale));
-    top = _mm512_max_ps(top, score[w]);
+  for (int r = 0; r < kRows; ++r) {
+    __m512 top = lowest;
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      __mmask16 here = static_cast<__mmask16>(below(seen[r] - j));
+      __m512 score = _mm512_mask_mul_ps(lowest, here, _mm512_loadu_ps(scores + r * kTile + j), _mm512_set1_ps(scale));
+      _mm512_storeu_ps(scores + r * kTile + j, score);
+      top = _mm512_max_ps(top, score);
+    }
+    highest[r] = std::max(running[r].maximum, _mm512_reduce_max_ps(top));
   }
-  float highest = std::max(running.maximum, _mm512_reduce_max_ps(top));
-  __m512 sum = _mm512_loadu_ps(running.sums);
-  if (running.maximum != highest) {
-    __m512 correction = exp_lanes(_mm512_set1_ps(running.maximum - highest));
-    sum = _mm512_mul_ps(sum, correction);
-    for (int64_t d = 0; d < padded; d += kLanes) _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), correction));
-    running.maximum = highest;
+  for (int r = 0; r < kRows; ++r) {
+    if (seen[r] == 0) {
+      std::memset(probabilities + r * kTile / 2, 0, columns * sizeof(uint16_t));
+      continue;
+    }
+    __m512 sum = _mm512_loadu_ps(running[r].sums);
+    if (running[r].maximum != highest[r]) {
+      __m512 correction = exp_lanes(_mm512_set1_ps(running[r].maximum - highest[r]));
+      sum = _mm512_mul_ps(sum, correction);
+      float* row = out + r * padded;
+      for (int64_t d = 0; d < padded; d += kLanes) _mm512_storeu_ps(row + d, _mm512_mul_ps(_mm512_loadu_ps(row + d), correction));
+      running[r].maximum = highest[r];
+    }
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      __mmask16 here = static_cast<__mmask16>(below(seen[r] - j));
+      __m512 score = _mm512_loadu_ps(scores + r * kTile + j);
+      __m512 probability = _mm512_maskz_mov_ps(here, exp_lanes(_mm512_sub_ps(score, _mm512_set1_ps(highest[r]))));
+      sum = _mm512_add_ps(sum, probability);
+      store_bf16(probabilities + (r * kTile + j) / 2, probability);
+    }
+    _mm512_storeu_ps(running[r].sums, sum);
   }
-#pragma GCC unroll 4
-  for (int w = 0; w < kVectors; ++w) {
-    __mmask16 here = static_cast<__mmask16>(lanes >> (w * kLanes));
-    __m512 probability = _mm512_maskz_mov_ps(here, exp_lanes(_mm512_sub_ps(score[w], _mm512_set1_ps(highest))));
-    sum = _mm512_add_ps(sum, probability);
-    store_bf16(probabilities + w * kLanes / 2, probability);
-  }
-  _mm512_storeu_ps(running.sums, sum);
 }
 
 // out[d] += probabilities * values over the `seen` first keys of a tile, one product at a time: the probability of a key that a
@@ -287,15 +296,11 @@ PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, cons
         float* out = b.out + i * padded;
         product(b.scores, kTile, b.query + i * width, width, 1, b.keys + key * width, kTile, round_up(widest, kLanes), pairs,
                 false);
-        for (int64_t r = 0; r < kRows; ++r) {
-          Pair* probabilities = b.probabilities + r * kTile / 2;
-          int64_t seen = r < used ? s.visible(first + i + r, key) : 0;
-          if (seen == 0) {
-            std::memset(probabilities, 0, kTile * sizeof(uint16_t));
-            continue;
-          }
-          softmax_row(b.scores + r * kTile, seen, scale, running[i + r], out + r * padded, padded, probabilities);
-          if (!finite) add_seen_values(probabilities, h.v, key, seen, s.dim, out + r * padded);
+        int64_t seen[kRows] = {};
+        for (int64_t r = 0; r < used; ++r) seen[r] = s.visible(first + i + r, key);
+        softmax_rows(b.scores, seen, round_up(widest, kLanes), scale, running + i, out, padded, b.probabilities);
+        for (int64_t r = 0; r < used && !finite; ++r) {
+          add_seen_values(b.probabilities + r * kTile / 2, h.v, key, seen[r], s.dim, out + r * padded);
         }
         if (finite) {
           product(out, padded, b.probabilities, kTile / 2, 1, b.values + key / 2 * padded, padded, padded, (widest + 1) / 2, true);
@@ -314,42 +319,54 @@ PNB_AVX512_BF16 void forward_head(const ForwardHead& h, const HeadSizes& s, cons
   }
 }
 
+// Which keys each query of a tile weighs is looked at twice, for the sums of their gradients come before the gradients
+// themselves: meanwhile p and d_p wait in f32, of 512 keys 256 KB, which is less to read again than to compute again.
 struct BackwardBuffers {
-  Pair *query, *d_out;                // [rows, pair_row]
-  Pair *query_pairs, *d_out_pairs;    // [rows / 2, padded]
-  float *d_query, *delta;             // [rows, padded], [rows]
-  Pair *key_t, *value_t, *key_pairs;  // [pair_row, kTile] x 2, [kTile / 2, padded]
-  float *d_key, *d_value;             // [kTile, padded]
-  float *scores, *d_scores;           // [kRows, kTile]
-  Pair *p_pairs, *ds_pairs, *ds;      // pairs of queries [kTile / 2, kTile] x 2, pairs of keys [kRows, kTile / 2]
+  Pair *key_t, *value_t, *key_pairs;                // [key tiles][pair_row, kTile] x 2, [keys / 2, padded]
+  float *d_key, *d_value;                           // [keys, padded] x 2
+  float *p, *d_p;                                   // [key tiles][kTile, kTile] x 2
+  Pair *query, *d_out, *query_pairs, *d_out_pairs;  // [kTile, pair_row] x 2, [kTile / 2, padded] x 2
+  float* d_query;                                   // [kTile, padded]
+  Pair *p_pairs, *ds_pairs, *ds;                    // pairs of queries [kTile / 2, kTile] x 2, pairs of keys [kRows, kTile / 2]
 
   static uint64_t bytes(int64_t longest, int64_t dim) {
     int64_t rows = tile_rows_of(longest), padded = round_up(dim, kLanes), width = pair_row(dim);
-    return (2 * rows * width + rows * padded + rows * padded + rows + 2 * width * kTile + kTile / 2 * padded + 2 * kTile * padded +
-            2 * kRows * kTile + kTile * kTile + kRows * kTile / 2) *
-           sizeof(Pair);
+    int64_t of_keys = 2 * rows * width + rows / 2 * padded + 2 * rows * padded + 2 * rows * kTile;
+    int64_t of_tile = 2 * kTile * width + 2 * kTile * padded + kTile * kTile + kRows * kTile / 2;
+    return (of_keys + of_tile) * sizeof(Pair);
   }
 
   BackwardBuffers(void* start, int64_t longest, int64_t dim) {
     int64_t rows = tile_rows_of(longest), padded = round_up(dim, kLanes), width = pair_row(dim);
     Cutter cutter{static_cast<char*>(start)};
-    query = cutter.take<Pair>(rows * width);
-    d_out = cutter.take<Pair>(rows * width);
-    query_pairs = cutter.take<Pair>(rows / 2 * padded);
-    d_out_pairs = cutter.take<Pair>(rows / 2 * padded);
-    d_query = cutter.take<float>(rows * padded);
-    delta = cutter.take<float>(rows);
-    key_t = cutter.take<Pair>(width * kTile);
-    value_t = cutter.take<Pair>(width * kTile);
-    key_pairs = cutter.take<Pair>(kTile / 2 * padded);
-    d_key = cutter.take<float>(kTile * padded);
-    d_value = cutter.take<float>(kTile * padded);
-    scores = cutter.take<float>(kRows * kTile);
-    d_scores = cutter.take<float>(kRows * kTile);
+    key_t = cutter.take<Pair>(rows * width);
+    value_t = cutter.take<Pair>(rows * width);
+    key_pairs = cutter.take<Pair>(rows / 2 * padded);
+    d_key = cutter.take<float>(rows * padded);
+    d_value = cutter.take<float>(rows * padded);
+    p = cutter.take<float>(rows * kTile);
+    d_p = cutter.take<float>(rows * kTile);
+    query = cutter.take<Pair>(kTile * width);
+    d_out = cutter.take<Pair>(kTile * width);
+    query_pairs = cutter.take<Pair>(kTile / 2 * padded);
+    d_out_pairs = cutter.take<Pair>(kTile / 2 * padded);
+    d_query = cutter.take<float>(kTile * padded);
     p_pairs = cutter.take<Pair>(kTile / 2 * kTile);
     ds_pairs = cutter.take<Pair>(kTile / 2 * kTile);
     ds = cutter.take<Pair>(kRows * kTile / 2);
   }
+};
+
+// A tile of queries, [first, first + rows) of a head, and four of them.
+struct QueryTile {
+  const HeadSizes& sizes;
+  int64_t first, rows;
+
+  // The keys of the tile that starts at `key` which query `row` of the tile sees; none of a row past the last.
+  int64_t seen(int64_t row, int64_t key) const { return row < rows ? sizes.visible(first + row, key) : 0; }
+
+  // As above, the most of the four queries from `row` on.
+  int64_t widest(int64_t row, int64_t key) const { return seen(std::min(row + kRows, rows) - 1, key); }
 };
 
 // delta = d_o . o, of one query. The operands are rows of pairs.
@@ -361,57 +378,55 @@ PNB_AVX512_BF16 float dot(const Pair* a, const Pair* b, int64_t width) {
   return _mm512_reduce_add_ps(sum);
 }
 
-PNB_AVX512_BF16 inline __m512 probabilities(const float* scores, float scale, float lse) {
-  __m512 score = _mm512_fmsub_ps(_mm512_loadu_ps(scores), _mm512_set1_ps(scale), _mm512_set1_ps(lse));
-  return exp_lanes(_mm512_min_ps(_mm512_setzero_ps(), score));  // in this order NaN stays
-}
-
-// Four queries' scores and d_o . v become probabilities and score gradients; seen[r] keys count for query r.
-PNB_AVX512_BF16 inline void gradient_rows(const BackwardBuffers& b, const int64_t* seen, const float* lse, const float* delta,
-                                          float scale, int64_t columns, Pair* p_pairs, Pair* ds_pairs) {
-  for (int64_t j = 0; j < columns; j += kLanes) {
-    for (int r = 0; r < kRows; r += 2) {
-      __m512 p[2], ds[2];
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        int i = r + half;
-        __mmask16 lanes = static_cast<__mmask16>(below(seen[i] - j));
-        p[half] = _mm512_maskz_mov_ps(lanes, probabilities(b.scores + i * kTile + j, scale, lse[i]));
-        __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(b.d_scores + i * kTile + j), _mm512_set1_ps(delta[i]));
-        ds[half] = _mm512_maskz_mul_ps(lanes, _mm512_mul_ps(p[half], _mm512_set1_ps(scale)), difference);
-        store_bf16(b.ds + i * kTile / 2 + j / 2, ds[half]);
+// Probabilities, 0 for keys that are not seen, and d_p = d_o . v of a tile of keys; sums [kTile, 16] += p * d_p.
+PNB_AVX512_BF16 void weigh_tile(const BackwardBuffers& b, const QueryTile& tile, int64_t key, const float* lse, float scale,
+                                int64_t width, int64_t pairs, float* sums) {
+  for (int64_t i = 0; i < tile.rows; i += kRows) {
+    int64_t columns = round_up(tile.widest(i, key), kLanes);
+    float* p = b.p + (key + i) * kTile;
+    float* d_p = b.d_p + (key + i) * kTile;
+    product(p, kTile, b.query + i * width, width, 1, b.key_t + key * width, kTile, columns, pairs, false);
+    product(d_p, kTile, b.d_out + i * width, width, 1, b.value_t + key * width, kTile, columns, pairs, false);
+    for (int64_t r = 0; r < kRows; ++r) {
+      int64_t seen = tile.seen(i + r, key);
+      __m512 minus_lse = _mm512_set1_ps(seen == 0 ? 0.0f : -lse[i + r]);
+      __m512 sum = _mm512_loadu_ps(sums + (i + r) * kLanes);
+      for (int64_t j = 0; j < columns; j += kLanes) {
+        __mmask16 lanes = static_cast<__mmask16>(below(seen - j));
+        __m512 score = _mm512_fmadd_ps(_mm512_loadu_ps(p + r * kTile + j), _mm512_set1_ps(scale), minus_lse);
+        score = _mm512_min_ps(_mm512_setzero_ps(), score);  // in this order NaN stays
+        __m512 probability = _mm512_maskz_mov_ps(lanes, exp_lanes(score));
+        _mm512_storeu_ps(p + r * kTile + j, probability);
+        sum = _mm512_mask3_fmadd_ps(probability, _mm512_loadu_ps(d_p + r * kTile + j), sum, lanes);
       }
-      store_row_pairs(p_pairs + r / 2 * kTile + j, p[0], p[1]);
-      store_row_pairs(ds_pairs + r / 2 * kTile + j, ds[0], ds[1]);
+      _mm512_storeu_ps(sums + (i + r) * kLanes, sum);
     }
   }
 }
 
-// delta = the sum of p * (d_o . v) over all keys that a query sees, from the unrounded probabilities: then a query's score
-// gradients add up to 0. They do not with d_o . o, whose o is rounded to bf16, and a gradient of keys that adds them up over
-// queries of one direction, as post-norm models have, is off by twice what rounding the rest makes of it. Two products of the
-// backward pass's five are made twice for it. d_o and the queries are loaded.
-PNB_AVX512_BF16 void exact_deltas(const BackwardHead& h, const HeadSizes& s, float scale, const BackwardBuffers& b) {
-  int64_t width = pair_row(s.dim), pairs = (s.dim + 1) / 2, n = s.queries;
-  std::fill_n(b.delta, n, 0.0f);
-  for (int64_t key = 0; key < n; key += kTile) {
-    int64_t keys = std::min(kTile, n - key);
-    load_transposed(h.k, key, keys, s.dim, b.key_t);
-    load_transposed(h.v, key, keys, s.dim, b.value_t);
-    for (int64_t first = key; first < n; first += kRows) {
-      int64_t used = std::min(kRows, n - first);
-      int64_t columns = round_up(s.visible(first + used - 1, key), kLanes);
-      product(b.scores, kTile, b.query + first * width, width, 1, b.key_t, kTile, columns, pairs, false);
-      product(b.d_scores, kTile, b.d_out + first * width, width, 1, b.value_t, kTile, columns, pairs, false);
-      for (int64_t r = 0; r < used; ++r) {
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t j = 0; j < columns; j += kLanes) {
-          __m512 p = probabilities(b.scores + r * kTile + j, scale, h.lse[first + r]);
-          __mmask16 lanes = static_cast<__mmask16>(below(s.visible(first + r, key) - j));
-          sum = _mm512_mask3_fmadd_ps(p, _mm512_loadu_ps(b.d_scores + r * kTile + j), sum, lanes);
-        }
-        b.delta[first + r] += _mm512_reduce_add_ps(sum);
+// Four queries' probabilities and score gradients against a tile of keys, in the pairs that products read; p is 0 for keys
+// that are not seen.
+PNB_AVX512_BF16 inline void gradient_rows(const BackwardBuffers& b, const QueryTile& tile, int64_t row, int64_t key,
+                                          const float* delta, float scale) {
+  const float* p = b.p + (key + row) * kTile;
+  const float* d_p = b.d_p + (key + row) * kTile;
+  Pair* p_pairs = b.p_pairs + row / 2 * kTile;
+  Pair* ds_pairs = b.ds_pairs + row / 2 * kTile;
+  int64_t columns = round_up(tile.widest(row, key), kLanes);
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    for (int r = 0; r < kRows; r += 2) {
+      __m512 probability[2], ds[2];
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        int i = r + half;
+        __mmask16 lanes = static_cast<__mmask16>(below(tile.seen(row + i, key) - j));
+        probability[half] = _mm512_loadu_ps(p + i * kTile + j);
+        __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(d_p + i * kTile + j), _mm512_set1_ps(delta[row + i]));
+        ds[half] = _mm512_maskz_mul_ps(lanes, _mm512_mul_ps(probability[half], _mm512_set1_ps(scale)), difference);
+        store_bf16(b.ds + i * kTile / 2 + j / 2, ds[half]);
       }
+      store_row_pairs(p_pairs + r / 2 * kTile + j, probability[0], probability[1]);
+      store_row_pairs(ds_pairs + r / 2 * kTile + j, ds[0], ds[1]);
     }
   }
 }
@@ -423,66 +438,69 @@ Head packed_rows(Head s, Pair* rows, int64_t width) {
   return s;
 }
 
+// A query's delta is what its score gradients add up to 0 with. Without lists it is the sum of p * (d_o . v) over all keys that
+// the query sees, from the unrounded probabilities: with d_o . o, whose o is rounded to bf16, they do not add up to 0, and a
+// gradient of keys that adds them up over queries of one direction, as post-norm models have, is off by twice what rounding the
+// rest makes of it. Lists may be shorter than the forward pass's: o alone tells the sum over all that a query saw.
 PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale,
                                    const BackwardBuffers& b) {
-  int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2;
-  int64_t n = s.queries;
-  load_rows(h.d_o, 0, n, s.dim, b.d_out);
-  if (lists.indices != nullptr) {
-    // Lists may be shorter than the forward pass's: o alone tells the sum over all that a query saw.
-    load_rows(h.o, 0, n, s.dim, b.query);
-    for (int64_t i = 0; i < n; ++i) b.delta[i] = dot(b.query + i * width, b.d_out + i * width, width);
-  }
-  load_rows(h.q, 0, n, s.dim, b.query);
-  if (lists.indices == nullptr) exact_deltas(h, s, scale, b);
-  load_row_pairs(packed_rows(h.q, b.query, width), 0, n, s.dim, padded, b.query_pairs);
-  load_row_pairs(packed_rows(h.d_o, b.d_out, width), 0, n, s.dim, padded, b.d_out_pairs);
-  std::memset(b.d_query, 0, round_up(n, kRows) * padded * sizeof(float));
-
+  int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2, n = s.queries;
   for (int64_t key = 0; key < n; key += kTile) {
     int64_t keys = std::min(kTile, n - key);
-    load_transposed(h.k, key, keys, s.dim, b.key_t);
-    load_transposed(h.v, key, keys, s.dim, b.value_t);
-    load_row_pairs(h.k, key, keys, s.dim, padded, b.key_pairs);
-    std::memset(b.d_key, 0, kTile * padded * sizeof(float));
-    std::memset(b.d_value, 0, kTile * padded * sizeof(float));
+    load_transposed(h.k, key, keys, s.dim, b.key_t + key * width);
+    load_transposed(h.v, key, keys, s.dim, b.value_t + key * width);
+  }
+  load_row_pairs(h.k, 0, n, s.dim, padded, b.key_pairs);
+  std::memset(b.d_key, 0, round_up(n, kRows) * padded * sizeof(float));
+  std::memset(b.d_value, 0, round_up(n, kRows) * padded * sizeof(float));
 
-    for (TileWalk tiles = lists.walk(key, key, n); !tiles.done(); tiles.next()) {
-      int64_t first = tiles.row();
-      int64_t rows = std::min(kTile, n - first);
-      for (int64_t i = 0; i < rows; i += kRows) {
-        int64_t used = std::min(kRows, rows - i);
-        int64_t seen[kRows] = {};
-        float lse[kRows] = {}, delta[kRows] = {};
-        for (int64_t r = 0; r < used; ++r) {
-          seen[r] = s.visible(first + i + r, key);
-          lse[r] = h.lse[first + i + r];
-          delta[r] = b.delta[first + i + r];
-        }
-        int64_t widest = seen[used - 1];
-        int64_t columns = round_up(widest, kLanes);
-        product(b.scores, kTile, b.query + (first + i) * width, width, 1, b.key_t, kTile, columns, pairs, false);
-        product(b.d_scores, kTile, b.d_out + (first + i) * width, width, 1, b.value_t, kTile, columns, pairs, false);
-        gradient_rows(b, seen, lse, delta, scale, columns, b.p_pairs + i / 2 * kTile, b.ds_pairs + i / 2 * kTile);
-        product(b.d_query + (first + i) * padded, padded, b.ds, kTile / 2, 1, b.key_pairs, padded, padded, (widest + 1) / 2, true);
+  for (int64_t first = 0; first < n; first += kTile) {
+    QueryTile tile{s, first, std::min(kTile, n - first)};
+    float delta[kTile] = {};
+    load_rows(h.d_o, first, tile.rows, s.dim, b.d_out);
+    if (lists.indices != nullptr) {
+      load_rows(h.o, first, tile.rows, s.dim, b.query);
+      for (int64_t i = 0; i < tile.rows; ++i) delta[i] = dot(b.query + i * width, b.d_out + i * width, width);
+    }
+    load_rows(h.q, first, tile.rows, s.dim, b.query);
+    load_row_pairs(packed_rows(h.q, b.query, width), 0, tile.rows, s.dim, padded, b.query_pairs);
+    load_row_pairs(packed_rows(h.d_o, b.d_out, width), 0, tile.rows, s.dim, padded, b.d_out_pairs);
+    std::memset(b.d_query, 0, kTile * padded * sizeof(float));
+
+    TileWalk met = lists.walk(first, 0, first + tile.rows);
+    float sums[kTile * kLanes] = {};
+    for (TileWalk tiles = met; !tiles.done(); tiles.next()) {
+      weigh_tile(b, tile, tiles.row(), h.lse + first, scale, width, pairs, sums);
+    }
+    for (int64_t i = 0; i < tile.rows && lists.indices == nullptr; ++i) {
+      delta[i] = _mm512_reduce_add_ps(_mm512_loadu_ps(sums + i * kLanes));
+    }
+    for (TileWalk tiles = met; !tiles.done(); tiles.next()) {
+      int64_t key = tiles.row();
+      for (int64_t i = 0; i < tile.rows; i += kRows) {
+        gradient_rows(b, tile, i, key, delta, scale);
+        product(b.d_query + i * padded, padded, b.ds, kTile / 2, 1, b.key_pairs + key / 2 * padded, padded, padded,
+                (tile.widest(i, key) + 1) / 2, true);
       }
       // Key j is seen by query j of a tile on the diagonal and those after it, by all queries of the tiles below.
+      int64_t keys = std::min(kTile, n - key);
       for (int64_t j = 0; j < keys; j += kRows) {
         int64_t skipped = first == key ? j / 2 : 0;
-        int64_t query_pairs = (rows + 1) / 2 - skipped;
-        const Pair* d_out = b.d_out_pairs + (first / 2 + skipped) * padded;
-        const Pair* query = b.query_pairs + (first / 2 + skipped) * padded;
-        product(b.d_value + j * padded, padded, b.p_pairs + skipped * kTile + j, 1, kTile, d_out, padded, padded, query_pairs,
-                true);
-        product(b.d_key + j * padded, padded, b.ds_pairs + skipped * kTile + j, 1, kTile, query, padded, padded, query_pairs, true);
+        int64_t query_pairs = (tile.rows + 1) / 2 - skipped;
+        const Pair* d_out = b.d_out_pairs + skipped * padded;
+        const Pair* query = b.query_pairs + skipped * padded;
+        float* d_key = b.d_key + (key + j) * padded;
+        float* d_value = b.d_value + (key + j) * padded;
+        product(d_value, padded, b.p_pairs + skipped * kTile + j, 1, kTile, d_out, padded, padded, query_pairs, true);
+        product(d_key, padded, b.ds_pairs + skipped * kTile + j, 1, kTile, query, padded, padded, query_pairs, true);
       }
     }
-    for (int64_t j = 0; j < keys; ++j) {
-      store_row(b.d_key + j * padded, h.dk, key + j, s.dim);
-      store_row(b.d_value + j * padded, h.dv, key + j, s.dim);
-    }
+    for (int64_t i = 0; i < tile.rows; ++i) store_row(b.d_query + i * padded, h.dq, first + i, s.dim);
   }
-  for (int64_t i = 0; i < n; ++i) store_row(b.d_query + i * padded, h.dq, i, s.dim);
+  for (int64_t j = 0; j < n; ++j) {
+    store_row(b.d_key + j * padded, h.dk, j, s.dim);
+    store_row(b.d_value + j * padded, h.dv, j, s.dim);
+  }
 }
 
 struct MassBuffers {
@@ -547,6 +565,7 @@ const HeadKernels& bf16_heads() {
       [](const ForwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer) {
         forward_head(h, sizes, lists, scale, ForwardBuffers(buffer, longest, sizes.dim));
       },
+      true,
       BackwardBuffers::bytes,
       [](const BackwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer) {
         backward_head(h, sizes, lists, scale, BackwardBuffers(buffer, longest, sizes.dim));

@@ -349,6 +349,7 @@ const HeadKernels& f32_heads() {
         int64_t padded = round_up(sizes.dim, kLanes);
         forward_head(h, sizes, lists, scale, padded, ForwardBuffers(buffer, longest, padded));
       },
+      false,
       BackwardBuffers::bytes,
       [](const BackwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer) {
         int64_t padded = round_up(sizes.dim, kLanes);

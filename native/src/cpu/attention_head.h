@@ -88,7 +88,7 @@ class TileWalk {
   int64_t block_rows_ = 0;
 };
 
-// What a head's blocks in one sample meet: the forward pass's lists of key blocks, or the backward pass's of query blocks.
+// What a head's blocks in one sample meet: the lists of key blocks, or the transposed ones of query blocks.
 struct HeadLists {
   const int32_t* indices = nullptr;  // [blocks, width]; null: no lists
   const int32_t* counts = nullptr;
@@ -118,6 +118,7 @@ struct MassHead {
 struct HeadKernels {
   uint64_t (*forward_bytes)(int64_t longest, int64_t dim);
   void (*forward)(const ForwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest, void* buffer);
+  bool backward_by_queries;  // whether backward walks the forward pass's lists too, or the transposed ones
   uint64_t (*backward_bytes)(int64_t longest, int64_t dim);
   void (*backward)(const BackwardHead& h, const HeadSizes& sizes, const HeadLists& lists, float scale, int64_t longest,
                    void* buffer);
