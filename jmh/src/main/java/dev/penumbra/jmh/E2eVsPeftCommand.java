@@ -1,17 +1,20 @@
 package dev.penumbra.jmh;
 
 import dev.penumbra.backend.Device;
+import dev.penumbra.predict.SparsityConfig.Pass;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
+import java.util.Map;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Spec;
 
-/** Real tokens a second on a file of short samples: packed rows beside PEFT's padded ones. */
+/** Real tokens a second on a file of short samples: packed rows, dense and sparse, beside PEFT's padded ones. */
 @Command(name = "e2e-vs-peft", description = "Real tokens/s on a file of short samples: packed at 512 beside PEFT padded to 512 and to each batch's longest.", mixinStandardHelpOptions = true, showDefaultValues = true)
 final class E2eVsPeftCommand implements Callable<Integer> {
 
@@ -33,6 +36,12 @@ final class E2eVsPeftCommand implements Callable<Integer> {
     private int batchSize;
     @Option(names = "--longest-batch-size", defaultValue = "16", description = "Samples a step where PEFT pads to the longest: as many real tokens as the packed rows have, or more.")
     private int longestBatchSize;
+    @Option(names = "--sparsity-passes", split = ",", description = "Time steps too that compute only --budget of the MLP's blocks: ${COMPLETION-CANDIDATES}.")
+    private List<Pass> sparsityPasses = List.of();
+    @Option(names = "--budget", defaultValue = "0.25", description = "Part of the MLP's blocks.")
+    private double budget;
+    @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
+    private int block;
     @Option(names = "--record", description = "Write jmh/results/<device>-e2e-<model>.json.")
     private boolean record;
     @Spec
@@ -45,7 +54,13 @@ final class E2eVsPeftCommand implements Callable<Integer> {
                 "--model", model.toString(), "--data", data.toAbsolutePath().toString(), "--shuffle",
                 "--seq-len", "512", "--device", device.name(), "--threads", "" + threads, "--warmup", "" + warmup,
                 "--steps", "" + steps);
-        Side ours = Side.penumbra(with(options, "--batch-size", "" + batchSize));
+        List<String> packed = with(options, "--batch-size", "" + batchSize);
+        Side ours = Side.penumbra(packed);
+        Map<String, Side> sparse = new LinkedHashMap<>();
+        for (Pass pass : sparsityPasses) {
+            sparse.put(DeclaredSparsity.name(pass, budget, 1), Side.penumbra(
+                    with(packed, "--sparsity-pass", pass.name(), "--budget", "" + budget, "--mlp-block", "" + block)));
+        }
         Side padded = Side.fastestPeft(with(options, "--batch-size", "" + batchSize, "--pad", "512"), paddedVariants);
         Side longest = Side.fastestPeft(with(options, "--batch-size", "" + longestBatchSize, "--pad", "longest"),
                 List.of("tuned"));
@@ -54,8 +69,14 @@ final class E2eVsPeftCommand implements Callable<Integer> {
                 .moreIsBetter(what + "padded to 512", "tokens/s", ours.tokensPerSecond(),
                         padded.tokensPerSecond())
                 .moreIsBetter(what + "padded to each batch's longest", "tokens/s", ours.tokensPerSecond(),
-                        longest.tokensPerSecond())
-                .print();
+                        longest.tokensPerSecond());
+        sparse.forEach((lists, side) -> {
+            String named = "E2E, " + shape.checkpoint + ", packed at 512, " + lists + "; ";
+            comparison.moreIsBetter(named + "PEFT padded to each batch's longest", "tokens/s", side.tokensPerSecond(),
+                    longest.tokensPerSecond())
+                    .moreIsBetter(named + "our own dense step", "tokens/s", side.tokensPerSecond(), ours.tokensPerSecond());
+        });
+        comparison.print();
         if (record) {
             comparison.record(device.name().toLowerCase(Locale.ROOT) + "-e2e-" + shape.checkpoint, device);
         }

@@ -63,18 +63,24 @@ final class RandomOpt {
         return folder;
     }
 
-    /** JSON Lines of {@code samples} samples of {@code length} random tokens each, beside the model. */
+    /** JSON Lines of {@code samples} samples of {@code length} random tokens each, all but the first a completion, beside the model. */
     static Path tokens(ModelShape shape, int samples, int length) throws IOException {
+        return tokens(shape, samples, length, 1);
+    }
+
+    /** The same with completions of a part of the length, at most all but the first token. */
+    static Path tokens(ModelShape shape, int samples, int length, double completion) throws IOException {
         Path file = folder(shape, ModelShape.positions(length)).resolve(samples + "x" + length + "-" + TOKENS);
+        int context = (int) Math.clamp(length - Math.round(completion * length), 1, length - 1L);
         JsonMapper json = new JsonMapper();
         SplittableRandom random = new SplittableRandom(7);
         StringBuilder lines = new StringBuilder();
         for (int i = 0; i < samples; i++) {
             ObjectNode line = json.createObjectNode();
-            line.putArray("context").add(random.nextInt(shape.vocabSize));
-            ArrayNode completion = line.putArray("completion");
-            for (int t = 1; t < length; t++) {
-                completion.add(random.nextInt(shape.vocabSize));
+            ArrayNode unsupervised = line.putArray("context");
+            ArrayNode supervised = line.putArray("completion");
+            for (int t = 0; t < length; t++) {
+                (t < context ? unsupervised : supervised).add(random.nextInt(shape.vocabSize));
             }
             lines.append(line).append('\n');
         }

@@ -16,7 +16,7 @@ import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Spec;
 
-/** A step, dense and sparse, beside PEFT's: the same weights, the same tokens, every token supervised. */
+/** A step, dense and sparse, beside PEFT's: the same weights, the same tokens, the same of them supervised. */
 @Command(name = "step-vs-peft", description = "Time a LoRA step beside transformers + PEFT, on the same random model and tokens.", mixinStandardHelpOptions = true, showDefaultValues = true)
 final class StepVsPeftCommand implements Callable<Integer> {
 
@@ -29,6 +29,8 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private int batchSize;
     @Option(names = "--seq-len", defaultValue = "512", description = "Tokens of a row.")
     private int seqLen;
+    @Option(names = "--supervised", defaultValue = "1", description = "Part of a row's tokens that are supervised, its last ones.")
+    private double supervised;
     @Option(names = "--dtype", defaultValue = "BF16", description = "BF16 or F32")
     private DType dtype;
     @Option(names = "--device", defaultValue = "CPU", description = "${COMPLETION-CANDIDATES}")
@@ -51,7 +53,7 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private int attentionBlock;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
     private int block;
-    @Option(names = "--record", description = "Write jmh/results/<device>-step-<model>-<rows>x<tokens>.json.")
+    @Option(names = "--record", description = "Write jmh/results/<device>-step-<model>-<rows>x<tokens>[-supervised-<part>].json.")
     private boolean record;
     @Spec
     private CommandSpec spec;
@@ -62,10 +64,14 @@ final class StepVsPeftCommand implements Callable<Integer> {
             throw new ParameterException(spec.commandLine(),
                     "expected --budget or --attention-budget below 1 with --sparsity-passes, found 1 of each");
         }
+        if (!(supervised > 0 && supervised <= 1)) {
+            throw new ParameterException(spec.commandLine(),
+                    "expected --supervised above 0 and at most 1, found " + supervised);
+        }
         Path model = RandomOpt.folder(shape, ModelShape.positions(seqLen));
-        Path data = RandomOpt.tokens(shape, 2 * batchSize, seqLen);
+        Path data = RandomOpt.tokens(shape, 2 * batchSize, seqLen, supervised);
         List<String> options = List.of(
-                "--model", model.toString(), "--data", data.toString(), "--loss", "ALL",
+                "--model", model.toString(), "--data", data.toString(), "--loss", "COMPLETION",
                 "--batch-size", "" + batchSize, "--seq-len", "" + seqLen, "--dtype", dtype.name(),
                 "--device", device.name(), "--threads", "" + threads, "--warmup", "" + warmup, "--steps", "" + steps);
         Side ours = Side.penumbra(options);
@@ -85,9 +91,10 @@ final class StepVsPeftCommand implements Callable<Integer> {
             throw new IllegalStateException("expected both to compute the same first loss, found " + ours.firstLoss()
                     + " here and " + peer.firstLoss() + " with PEFT");
         }
-        String name = String.format(Locale.ROOT, "%s-step-%s-%dx%d", device.name().toLowerCase(Locale.ROOT),
-                shape.checkpoint, batchSize, seqLen);
-        String what = String.format(Locale.ROOT, "LoRA step, %s, %d x %d, %s, %s", shape.checkpoint, batchSize, seqLen,
+        String name = String.format(Locale.ROOT, "%s-step-%s-%dx%d%s", device.name().toLowerCase(Locale.ROOT),
+                shape.checkpoint, batchSize, seqLen, supervised == 1 ? "" : "-supervised-" + supervised);
+        String what = String.format(Locale.ROOT, "LoRA step, %s, %d x %d%s, %s, %s", shape.checkpoint, batchSize, seqLen,
+                supervised == 1 ? "" : ", " + supervised + " of the tokens supervised",
                 dtype.name().toLowerCase(Locale.ROOT), device == Device.Kind.CPU ? threads + " threads" : "GPU");
         Comparison comparison = new Comparison(Results.command(spec), ours, peer)
                 .lessIsBetter(what, "ms", ours.ms(), peer.ms())
