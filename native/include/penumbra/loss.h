@@ -10,7 +10,8 @@ extern "C" {
 
 /* For i < n: z = x[rows[i]] * W^T;  loss += logsumexp(z) - z[targets[i]];
    dx[rows[i]] = grad_scale * (softmax(z) - onehot(targets[i])) * W;  every other row of dx is written zero.
-   A target outside the vocabulary is an error on the CPU, and gives a loss of NaN on a GPU.
+   A target outside the vocabulary is an error on the CPU, and gives a loss of NaN on a GPU. In bf16 a GPU takes no
+   logit for more than 133 above the target's: a row's loss is exact up to there.
    The mean's gradient is grad_scale = 1 / (supervised tokens of the whole optimizer step). */
 typedef struct pnb_linear_cross_entropy_params {
   uint32_t struct_size;

@@ -16,6 +16,7 @@ struct TileKernels {
   sm90::TileProduct bf16[2];
   sm90::TileProduct wide_bf16[2];
   sm90::TileProduct f32[2];  // d in f32
+  sm90::TileProduct exponentials;  // b contiguous along k
   sm90::TileProduct relay[2];           // terms without dropout as k steps, d in bf16
   sm90::TileProduct blocks[2];          // with lists of active blocks, d in bf16
   sm90::TileProduct blocks_dropout[2];  // some term has dropout
@@ -29,6 +30,7 @@ const TileKernels& tile_kernels(Arch arch) {
   static const TileKernels kSm90 = {{sm90::forward_bf16, sm90::backward_bf16},
                                     {sm90::forward_wide_bf16, sm90::backward_wide_bf16},
                                     {sm90::forward_f32, sm90::backward_f32},
+                                    sm90::forward_exponentials,
                                     {sm90::relay_forward, sm90::relay_backward},
                                     {sm90::relay_columns, sm90::relay_steps},
                                     {sm90::relay_columns_dropout, sm90::relay_steps_dropout},
@@ -153,6 +155,12 @@ bool columns_copyable(const Matrix& x, int64_t rows, int32_t dtype) {
   return copyable(x.data, x.column_stride, x.row_stride, rows, dtype);
 }
 
+// A copy out writes 16 bytes at a time, and what follows a row of d may be somebody else's.
+bool written_by_copies(const Product& p) {
+  return p.n * dtype_size(p.d_dtype) % 16 == 0 && rows_copyable(p.d, p.n, p.d_dtype) &&
+         (p.residual.data == nullptr || rows_copyable(p.residual, p.n, p.d_dtype));
+}
+
 }  // namespace
 
 void Gemm::run(const pnb_gemm_params& given) {
@@ -165,15 +173,24 @@ void Gemm::run(const pnb_gemm_params& given) {
   bool along_n = p.gather != Gather::kColumns && rows_copyable(p.b, p.n, p.dtype);
   if (p.m <= kSkinnyRows && bf16_rows && along_k && p.gather == Gather::kNone) return skinny_product(p, stream);
 
-  // A copy out writes 16 bytes at a time, and what follows a row of d may be somebody else's.
-  bool written_by_copies = p.n * dtype_size(p.d_dtype) % 16 == 0 && rows_copyable(p.d, p.n, p.d_dtype) &&
-                           (p.residual.data == nullptr || rows_copyable(p.residual, p.n, p.d_dtype));
-  bool by_tiles = bf16_rows && (along_k || along_n) && written_by_copies &&
+  bool by_tiles = bf16_rows && (along_k || along_n) && written_by_copies(p) &&
                   (p.gather == Gather::kNone || (p.d_dtype == PNB_DTYPE_BF16 && p.k > 0 && mask_of_words(p)));
   if (by_tiles) {
     return tile_kernel(p, along_k, device_)(p, device_.multiprocessors, stream);
   }
   plain_product(p, stream);
+}
+
+void Gemm::run(const pnb_gemm_params& given, const Exponentials& exponentials) {
+  Product p = product(given);
+  p.epilogue.exponentials = exponentials;
+  tile_kernels(device_.arch).exponentials(p, device_.multiprocessors, stream_of(given.stream));
+}
+
+bool Gemm::exponentiates(const pnb_gemm_params& given) const {
+  Product p = product(given);
+  return p.m > kSkinnyRows && p.dtype == PNB_DTYPE_BF16 && p.d_dtype == PNB_DTYPE_BF16 && rows_copyable(p.a, p.k, p.dtype) &&
+         columns_copyable(p.b, p.k, p.dtype) && written_by_copies(p);
 }
 
 uint64_t Gemm::workspace(const pnb_gemm_params&) { return 0; }

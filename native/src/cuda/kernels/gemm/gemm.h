@@ -8,6 +8,8 @@
 
 namespace pnb::cuda {
 
+struct Exponentials;
+
 // W [out, in] in the dtype it is computed in, rows contiguous and padded to 16 bytes: one copy serves both uses.
 struct Weight final : pnb_weight {
   const void* data = nullptr;
@@ -24,6 +26,11 @@ class Gemm {
 
   void run(const pnb_gemm_params& p);
   uint64_t workspace(const pnb_gemm_params& p);
+
+  // d becomes the bare product's exponentials.
+  void run(const pnb_gemm_params& p, const Exponentials& exponentials);
+  // Whether the operands allow that.
+  bool exponentiates(const pnb_gemm_params& p) const;
 
  private:
   const Device& device_;

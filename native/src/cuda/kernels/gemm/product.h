@@ -31,6 +31,16 @@ struct LowRankTerm {
   DropoutParams dropout;
 };
 
+// Instead of a product's rows z what a softmax over them needs: d[i, j] = 2^min(z[i, j] log2(e) - shift[i], kMostExponent), 0 in
+// column `left_out[i]`, and a row's sums over each kExponentialColumns columns of what was not left out, before rounding.
+struct Exponentials {
+  const float* shift = nullptr;  // [m]; nullptr: z itself
+  const int32_t* left_out = nullptr;  // [m]
+  float* sums = nullptr;  // [m, ceil(n / kExponentialColumns)]
+};
+constexpr int kExponentialColumns = 128;
+constexpr float kMostExponent = 100.0f;  // sums of any row's powers stay finite
+
 struct Epilogue {
   int32_t kind = PNB_EPILOGUE_NONE;
   int32_t term_count = 0;
@@ -38,6 +48,7 @@ struct Epilogue {
   const float* bias = nullptr;
   uint8_t* mask = nullptr;  // bit (j mod 8) of byte j / 8 of a row
   int64_t mask_stride = 0;  // bytes
+  Exponentials exponentials;  // only with no kind, term, bias or residual
 
   // Whether some term has dropout.
   bool dropout() const {

@@ -90,8 +90,9 @@ struct FactorStorage {
   alignas(16) float bias[kTileN];
 };
 
-// CUTLASS's epilogue, which first adds low-rank terms and bias to a tile's accumulators and applies the activation.
-template <class Base, class Shared, int kTileM, int kTileN>
+// CUTLASS's epilogue, which first adds low-rank terms and bias to a tile's accumulators and applies the activation, or, where
+// kExponentials, exponentiates them and does nothing else.
+template <class Base, class Shared, int kTileM, int kTileN, bool kExponentials>
 class FusedEpilogue : public Base {
  public:
   using typename Base::LoadPipeline;
@@ -120,21 +121,8 @@ class FusedEpilogue : public Base {
     tile.thread_row = cute::get<0>(coordinates(cute::Int<0>{}));
     tile.thread_column = cute::get<1>(coordinates(cute::Int<0>{}));
 
-    using Mask = TileMask<kRowBlocks<Accumulators>, kTileM, kTileN>;
-    Mask mask;
-    bool drelu = epilogue_.kind == PNB_EPILOGUE_DRELU;
-    // Asked for first, so that the bits are there when the terms have been added.
-    if (drelu) mask.load(epilogue_, tile);
-    add_terms(accumulators, mma, thread, tile, shared.thread);
-    if (drelu) {
-      mask.keep(accumulators, tile);
-    } else if (epilogue_.kind == PNB_EPILOGUE_RELU) {
-      if (epilogue_.mask != nullptr) Mask::store(epilogue_, accumulators, tile);
-      CUTLASS_PRAGMA_UNROLL
-      for (int e = 0; e < cute::size(accumulators); ++e) {
-        accumulators(e) = accumulators(e) < 0.0f ? 0.0f : accumulators(e);  // NaN stays
-      }
-    }
+    if constexpr (kExponentials) exponentiate(accumulators, tile);
+    else finish(accumulators, mma, thread, tile, shared.thread);
     return Base::store(load_pipeline, load_state, store_pipeline, store_state, shape, tile_shape, coord, accumulators, mma, thread,
                        shared, subtile);
   }
@@ -145,6 +133,71 @@ class FusedEpilogue : public Base {
 
   template <class Accumulators>
   static constexpr int kRowBlocks = decltype(cute::size<1>(Accumulators{}))::value;
+
+  template <class Accumulators>
+  __device__ void exponentiate(Accumulators& accumulators, const Tile& tile) const {
+    static_assert(kTileN == kExponentialColumns, "a tile has one sum of each row");
+    constexpr float kLog2E = 1.4426950408889634f;
+    const Exponentials& e = epilogue_.exponentials;
+    int tiles = (tile.n + kTileN - 1) / kTileN;
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kRowBlocks<Accumulators>; ++i) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int y = 0; y < 2; ++y) {
+        int row = tile.row + tile.thread_row + i * (kTileM / kRowBlocks<Accumulators>) + y * kRowGap;
+        int read = min(row, tile.m - 1);
+        float shift = e.shift[read];
+        int own = tile.column + tile.thread_column;
+        int left_out = e.left_out[read] - own, end = tile.n - own;  // counted from this thread's first column
+        auto value = [&](int j, int x) -> float& { return accumulators(cute::make_coord(x, y, j), i, 0); };
+        CUTLASS_PRAGMA_UNROLL
+        for (int j = 0; j < kBlocks; ++j) {
+          CUTLASS_PRAGMA_UNROLL
+          for (int x = 0; x < 2; ++x) {
+            float exponent = value(j, x) * kLog2E - shift;
+            asm("min.NaN.f32 %0, %0, %1;" : "+f"(exponent) : "f"(kMostExponent));
+            asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value(j, x)) : "f"(exponent));
+          }
+        }
+        if ((left_out >= 0 && left_out < kTileN) || end < kTileN) {
+          CUTLASS_PRAGMA_UNROLL
+          for (int j = 0; j < kBlocks; ++j) {
+            CUTLASS_PRAGMA_UNROLL
+            for (int x = 0; x < 2; ++x) {
+              int column = j * kColumnGap + x;
+              if (column == left_out || column >= end) value(j, x) = 0.0f;
+            }
+          }
+        }
+        float sum = 0.0f;
+        CUTLASS_PRAGMA_UNROLL
+        for (int j = 0; j < kBlocks; ++j) sum += value(j, 0) + value(j, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        bool writes = tile.thread_column % kColumnGap == 0 && row < tile.m;
+        if (writes) e.sums[static_cast<int64_t>(row) * tiles + tile.column / kTileN] = sum;
+      }
+    }
+  }
+
+  template <class Accumulators, class TiledMma>
+  __device__ void finish(Accumulators& accumulators, TiledMma mma, int thread, const Tile& tile, Shared& shared) const {
+    using Mask = TileMask<kRowBlocks<Accumulators>, kTileM, kTileN>;
+    Mask mask;
+    bool drelu = epilogue_.kind == PNB_EPILOGUE_DRELU;
+    // Asked for first, so that the bits are there when the terms have been added.
+    if (drelu) mask.load(epilogue_, tile);
+    add_terms(accumulators, mma, thread, tile, shared);
+    if (drelu) {
+      mask.keep(accumulators, tile);
+    } else if (epilogue_.kind == PNB_EPILOGUE_RELU) {
+      if (epilogue_.mask != nullptr) Mask::store(epilogue_, accumulators, tile);
+      CUTLASS_PRAGMA_UNROLL
+      for (int e = 0; e < cute::size(accumulators); ++e) {
+        accumulators(e) = accumulators(e) < 0.0f ? 0.0f : accumulators(e);  // NaN stays
+      }
+    }
+  }
 
   template <class Accumulators, class TiledMma>
   __device__ void add_terms(Accumulators& accumulators, TiledMma, int thread, const Tile& tile, Shared& shared) const {

@@ -39,7 +39,7 @@ struct Cooperative {
   using MainloopSchedule = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
 };
 
-template <Contiguous kB, class ElementD, class Config>
+template <Contiguous kB, class ElementD, class Config, bool kExponentials = false>
 struct TileGemm {
   using Element = cutlass::bfloat16_t;
   using RowMajor = cutlass::layout::RowMajor;
@@ -60,7 +60,7 @@ struct TileGemm {
   using PlainEpilogue = typename cutlass::epilogue::collective::detail::Sm90TmaBuilderImpl<
       TileShape, EpilogueTile, float, float, ElementD, RowMajor, 16 / sizeof(ElementD), ElementD, RowMajor, 16 / sizeof(ElementD),
       Visitor, EpiloguePolicy>::CollectiveOp;
-  using CollectiveEpilogue = FusedEpilogue<PlainEpilogue, Shared, kTileM, kTileN>;
+  using CollectiveEpilogue = FusedEpilogue<PlainEpilogue, Shared, kTileM, kTileN, kExponentials>;
   using Carveout =
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename CollectiveEpilogue::SharedStorage))>;
   using CollectiveMainloop =
