@@ -106,6 +106,12 @@ void packed(pnb_context* context, int32_t dtype, int64_t heads, int64_t dim, con
   close(columns(d_qkv, 0, width), r.dq, dtype, what + " dq", floor);
   close(columns(d_qkv, width, width), r.dk, dtype, what + " dk", floor);
   close(columns(d_qkv, 2 * width, width), r.dv, dtype, what + " dv", floor);
+
+  std::vector<double> dq = columns(d_qkv, 0, width), dv = columns(d_qkv, 2 * width, width);
+  Tensor without(dtype, {tokens, 3 * width}, 0.0);
+  backward.dq = heads_of(without, 0, heads, dim), backward.dk = {}, backward.dv = heads_of(without, 2 * width, heads, dim);
+  ok(pnb_attention_backward(context, &backward), what);
+  expect(columns(without, 0, width) == dq && columns(without, 2 * width, width) == dv, what + ": the same dq and dv without dk");
 }
 
 void cached(pnb_context* context, int32_t dtype) {

@@ -557,7 +557,7 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
   d.cu_seqlens = borders.t, d.max_seqlen = 4, d.workspace = workspace;
   refuses<D>(context, "attention_backward", pnb_attention_backward, d,
              {{"q", &D::q}, {"k", &D::k}, {"v", &D::v}, {"o", &D::o}, {"lse", &D::lse}, {"d_o", &D::d_o}, {"dq", &D::dq},
-              {"dk", &D::dk}, {"dv", &D::dv}, {"cu_seqlens", &D::cu_seqlens, false, 1}});
+              {"dk", &D::dk, true}, {"dv", &D::dv}, {"cu_seqlens", &D::cu_seqlens, false, 1}});
   refuses_query(context, "attention_backward", pnb_attention_backward_workspace, d);
   for (std::vector<int32_t> wrong : {std::vector<int32_t>{0, 2, 7}, {1, 2, 6}, {0, 4, 2}, {0, -1, 6}}) {
     Tensor changed = ints(wrong);

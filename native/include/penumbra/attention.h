@@ -46,7 +46,7 @@ typedef struct pnb_attention_backward_params {
   pnb_tensor lse;        /* f32 [heads, tokens] */
   pnb_tensor d_o;        /* [tokens, heads, head_dim] */
   pnb_tensor dq;         /* [tokens, heads, head_dim]: =, zero in rows of no sample */
-  pnb_tensor dk;
+  pnb_tensor dk;         /* as dq, or absent: not computed where that saves time */
   pnb_tensor dv;
   pnb_tensor cu_seqlens; /* i32 [samples + 1] */
   int64_t max_seqlen;

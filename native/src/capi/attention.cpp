@@ -110,8 +110,9 @@ void check_backward(const Checker& check, const pnb_attention_backward_params& p
   const struct {
     const pnb_tensor& t;
     const char* name;
-  } like_q[] = {{p.k, "k"}, {p.v, "v"}, {p.o, "o"}, {p.d_o, "d_o"}, {p.dq, "dq"}, {p.dk, "dk"}, {p.dv, "dv"}};
+  } like_q[] = {{p.k, "k"}, {p.v, "v"}, {p.o, "o"}, {p.d_o, "d_o"}, {p.dq, "dq"}, {p.dv, "dv"}};
   for (const auto& operand : like_q) heads_like(check, operand.t, operand.name, p.q, tokens);
+  if (check.optional(p.dk, "dk", 3, {p.q.dtype})) heads_like(check, p.dk, "dk", p.q, tokens);
   check.tensor(p.lse, "lse", 2, {PNB_DTYPE_F32});
   check.shape(p.lse, "lse", {p.q.shape[1], tokens});
   check.rows_contiguous(p.lse, "lse");

@@ -104,7 +104,7 @@ void attention_backward(const pnb_attention_backward_params& p, int threads) {
     int64_t length = cu[sample + 1] - first;
     if (length == 0) continue;
     BackwardHead operands{Head(p.q, first, head),   Head(p.k, first, head),  Head(p.v, first, head),  Head(p.o, first, head),
-                          Head(p.d_o, first, head), Head(p.dq, first, head), Head(p.dk, first, head), Head(p.dv, first, head),
+                          Head(p.d_o, first, head), Head(p.dq, first, head), Head::optional(p.dk, first, head), Head(p.dv, first, head),
                           static_cast<const float*>(p.lse.data) + head * p.lse.stride[0] + first};
     HeadLists lists = lists_of(p.blocks, by_queries ? p.blocks.indices : p.blocks.t_indices,
                                by_queries ? p.blocks.counts : p.blocks.t_counts, head,
@@ -113,7 +113,7 @@ void attention_backward(const pnb_attention_backward_params& p, int threads) {
                      static_cast<char*>(p.workspace.data) + omp_get_thread_num() * bytes);
   }
   zero_rows(p.dq, cu[samples]);
-  zero_rows(p.dk, cu[samples]);
+  if (present(p.dk)) zero_rows(p.dk, cu[samples]);
   zero_rows(p.dv, cu[samples]);
 }
 

@@ -498,7 +498,7 @@ PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, co
     for (int64_t i = 0; i < tile.rows; ++i) store_row(b.d_query + i * padded, h.dq, first + i, s.dim);
   }
   for (int64_t j = 0; j < n; ++j) {
-    store_row(b.d_key + j * padded, h.dk, j, s.dim);
+    if (h.dk.data != nullptr) store_row(b.d_key + j * padded, h.dk, j, s.dim);
     store_row(b.d_value + j * padded, h.dv, j, s.dim);
   }
 }

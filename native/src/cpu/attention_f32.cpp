@@ -277,7 +277,7 @@ PNB_MULTIVERSION void backward_head(const BackwardHead& h, const HeadSizes& s, c
       tile_product(b.d_query + first * padded, padded, b.d_scores, kTile, 1, b.key, padded, used, padded, keys, true);
     }
     for (int64_t j = 0; j < keys; ++j) {
-      store_row(b.d_key + j * padded, h.dk, key + j, s.dim);
+      if (h.dk.data != nullptr) store_row(b.d_key + j * padded, h.dk, key + j, s.dim);
       store_row(b.d_value + j * padded, h.dv, key + j, s.dim);
     }
   }

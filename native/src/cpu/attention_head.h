@@ -14,14 +14,17 @@ constexpr int64_t kTile = 64;  // queries, and keys, that are looked at together
 
 // Rows of one head of a [tokens, heads, head_dim] tensor.
 struct Head {
-  char* data;
-  int32_t dtype;
-  int64_t row_bytes;
+  char* data = nullptr;
+  int32_t dtype = 0;
+  int64_t row_bytes = 0;
 
+  Head() = default;
   Head(const pnb_tensor& t, int64_t first, int64_t head)
       : data(static_cast<char*>(t.data) + (first * t.stride[0] + head * t.stride[1]) * dtype_size(t.dtype)),
         dtype(t.dtype),
         row_bytes(t.stride[0] * dtype_size(t.dtype)) {}
+  // Of an operand that may be absent; then nothing may be read or written.
+  static Head optional(const pnb_tensor& t, int64_t first, int64_t head) { return present(t) ? Head(t, first, head) : Head(); }
 
   char* row(int64_t i) const { return data + i * row_bytes; }
 };
@@ -32,7 +35,7 @@ struct ForwardHead {
 };
 
 struct BackwardHead {
-  Head q, k, v, o, d_o, dq, dk, dv;
+  Head q, k, v, o, d_o, dq, dk, dv;  // dk: without data where it is not asked for
   const float* lse;
 };
 

@@ -297,8 +297,9 @@ class Operands {
     cuda(cudaDeviceSynchronize(), (shape.text() + " forward").c_str());
   }
 
-  void backward() {
+  void backward(bool with_dk = true) {
     pnb_attention_backward_params p = backward_params();
+    if (!with_dk) p.dk = {};
     Workspace workspace(backend().attention_backward_workspace(p));
     p.workspace = workspace.w;
     ok(shape.text(), [&] { backend().attention_backward(p); });

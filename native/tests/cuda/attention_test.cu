@@ -31,6 +31,13 @@ void matches(const Shape& s) {
   x.forward();
   x.backward();
   expect(first == x.d_qkv.bits() && first_o == x.o.bits(), s.text() + ": equal bits from equal inputs");
+
+  std::vector<double> dq = x.gradient(0), dv = x.gradient(2);
+  x.d_qkv.set(std::vector<double>(x.d_qkv.size(), 7.0));
+  x.backward(false);
+  expect(x.gradient(0) == dq && x.gradient(2) == dv, s.text() + ": the same dq and dv without dk");
+  std::vector<double> dk = x.gradient(1);
+  expect(std::all_of(dk.begin(), dk.end(), [](double v) { return v == 7.0; }), s.text() + ": a dk nobody asked for is left alone");
 }
 
 // The kernels are held to the reference on the device; this holds it to the same code on the host, and its gradient to

@@ -27,7 +27,7 @@ void fast_backward(const Device& device, const pnb_attention_backward_params& p)
 // Writes dq and the statistics.
 void query_gradient(const Device& device, const pnb_attention_backward_params& p);
 
-// Writes dk and dv; reads the statistics.
+// Writes dk, where it is asked for, and dv; reads the statistics.
 void key_gradient(const Device& device, const pnb_attention_backward_params& p);
 
 }  // namespace pnb::cuda::attention

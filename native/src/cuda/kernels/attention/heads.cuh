@@ -15,6 +15,7 @@ struct Heads {
   Heads() = default;
   explicit Heads(const pnb_tensor& t) : data(static_cast<T*>(t.data)), token_stride(t.stride[0]), head_stride(t.stride[1]) {}
 
+  __device__ bool present() const { return data != nullptr; }
   __device__ T* row(int64_t token, int64_t head) const { return data + token * token_stride + head * head_stride; }
 };
 

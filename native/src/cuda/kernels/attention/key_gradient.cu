@@ -234,8 +234,8 @@ __device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const
   for (int h = 0; h < 2; ++h) store_row<kDim>(to.row(token + 8 * h, head), d, h, factor, 8 * h < left);
 }
 
-// `units` is for the turns of Units.
-template <int kDim, bool kListed>
+// `units` is for the turns of Units. Without kKeys dk is not asked for, and what only it needs is not computed.
+template <int kDim, bool kListed, bool kKeys>
 __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Units& units) {
   using S = Shared<kDim, kListed>;
   int thread = threadIdx.x - kWarpgroup;
@@ -306,7 +306,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     for (int j = 0; j < kDim / 2; ++j) dk[j] = dv[j] = 0.0f;
   };
   auto store = [&](int head, int token, int left) PNB_INLINE {
-    store_rows<kDim>(a.dk, dk, head, token, left, a.scale);
+    if (a.dk.present()) store_rows<kDim>(a.dk, dk, head, token, left, a.scale);
     store_rows<kDim>(a.dv, dv, head, token, left, 1.0f);
   };
   auto start_products = [&]() PNB_INLINE {
@@ -406,18 +406,20 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     // orders all products one by one where it cannot count those in flight.
     auto step = [&](int i, bool last) PNB_INLINE {
       wgmma::wait<0>();
-      wgmma::fence(dp);
+      if constexpr (kKeys) wgmma::fence(dp);
       to_left_operand(s, p);
       wgmma::fence(dv);
       wgmma::begin();
       S::Query::add_product(dv, p, shared_address(shared.tiles[tile()]) + S::Query::kBytes);
       wgmma::commit();
 
-      gradients(i, tile());
-      wgmma::fence(dk);
-      wgmma::begin();
-      S::Query::add_product(dk, ds, shared_address(shared.tiles[tile()]));
-      wgmma::commit();
+      if constexpr (kKeys) {
+        gradients(i, tile());
+        wgmma::fence(dk);
+        wgmma::begin();
+        S::Query::add_product(dk, ds, shared_address(shared.tiles[tile()]));
+        wgmma::commit();
+      }
       if (last) {
         wgmma::wait<0>();
         finish_products();
@@ -428,8 +430,13 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       wgmma::wait<1>();
       finish_products();
       release();
-      start_gradients();
-      wgmma::wait<1>();
+      if constexpr (kKeys) {
+        start_gradients();
+        wgmma::wait<1>();
+      } else {
+        scored();
+        wgmma::wait<0>();
+      }
       wgmma::fence(s);
       probabilities(i + 1, tile());
     };
@@ -481,7 +488,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     } else {
       if constexpr (kKeysInRegisters<kDim>) {
         S::Key::load_fragments(k, keys, 64 * warpgroup);
-        S::Key::load_fragments(v, values, 64 * warpgroup);
+        if constexpr (kKeys) S::Key::load_fragments(v, values, 64 * warpgroup);
         release_keys();
       }
       clear();
@@ -491,8 +498,13 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       }
       if (i < blocks.count) {
         start_scores(i);
-        start_gradients();
-        wgmma::wait<1>();
+        if constexpr (kKeys) {
+          start_gradients();
+          wgmma::wait<1>();
+        } else {
+          scored();
+          wgmma::wait<0>();
+        }
         wgmma::fence(s);
         probabilities(i, tile());
 #pragma unroll 1
@@ -510,7 +522,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       Place place(next);
       if (next.count() == 0) {
         for (int row = place.row + own_row, h = 0; h < 2 && row + 8 * h < place.length; ++h) {
-          zero_quad_row<kDim>(a.dk.row(place.first + row + 8 * h, next.head()), lane % 4);
+          if (a.dk.present()) zero_quad_row<kDim>(a.dk.row(place.first + row + 8 * h, next.head()), lane % 4);
           zero_quad_row<kDim>(a.dv.row(place.first + row + 8 * h, next.head()), lane % 4);
         }
         continue;
@@ -526,11 +538,11 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       visit(head, place, place.blocks(place.row + 64 * warpgroup));
     }
   }
-  zero_rows_of_no_sample<kDim>(a.dk, a.borders, a.tokens, a.heads, thread, kConsumers);
+  if (a.dk.present()) zero_rows_of_no_sample<kDim>(a.dk, a.borders, a.tokens, a.heads, thread, kConsumers);
   zero_rows_of_no_sample<kDim>(a.dv, a.borders, a.tokens, a.heads, thread, kConsumers);
 }
 
-template <int kDim, bool kListed>
+template <int kDim, bool kListed, bool kKeys>
 __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<kDim, kListed>*>(memory);
@@ -570,11 +582,11 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
     }
   } else {
     take_registers<kFewRegisters ? kListedConsumerRegisters : 240>();
-    consume<kDim, kListed>(a, shared, units);
+    consume<kDim, kListed, kKeys>(a, shared, units);
   }
 }
 
-template <int kDim, bool kListed>
+template <int kDim, bool kListed, bool kKeys = true>
 void launch(const Device& device, const pnb_attention_backward_params& p) {
   static_assert(sizeof(Shared<kDim, kListed>) <= 227 * 1024, "shared memory of a multiprocessor");
   static const char* op = "attention_backward";
@@ -593,20 +605,27 @@ void launch(const Device& device, const pnb_attention_backward_params& p) {
          static_cast<int>(heads),
          slots,
          p.scale};
-  auto kernel = key_gradient_kernel<kDim, kListed>;
+  auto kernel = key_gradient_kernel<kDim, kListed, kKeys>;
   allow_shared_memory(kernel, sizeof(Shared<kDim, kListed>), op);
   kernel<<<device.multiprocessors, kThreads, sizeof(Shared<kDim, kListed>), stream_of(p.stream)>>>(a);
   check_launch(op);
 }
 
+// By lists dk is computed even where it is not asked for: units are short there, and much of their time is not products.
+template <int kDim>
+void launch(const Device& device, const pnb_attention_backward_params& p) {
+  if (present(p.blocks.indices)) launch<kDim, true>(device, p);
+  else if (present(p.dk)) launch<kDim, false>(device, p);
+  else launch<kDim, false, false>(device, p);
+}
+
 }  // namespace
 
 void key_gradient(const Device& device, const pnb_attention_backward_params& p) {
-  bool listed = present(p.blocks.indices);
   switch (p.q.shape[2]) {
-    case 64: return listed ? launch<64, true>(device, p) : launch<64, false>(device, p);
-    case 80: return listed ? launch<80, true>(device, p) : launch<80, false>(device, p);
-    default: return listed ? launch<128, true>(device, p) : launch<128, false>(device, p);
+    case 64: return launch<64>(device, p);
+    case 80: return launch<80>(device, p);
+    default: return launch<128>(device, p);
   }
 }
 

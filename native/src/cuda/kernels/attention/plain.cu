@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(BackwardArgs<T> 
   int key = blockIdx.x, head = blockIdx.y, warp = threadIdx.x / 32;
   int sample = a.borders.sample_of(key);
   if (sample == a.borders.samples) {
-    store_zero(a.dk.row(key, head), a.dim);
+    if (a.dk.present()) store_zero(a.dk.row(key, head), a.dim);
     return store_zero(a.dv.row(key, head), a.dim);
   }
   Row k = Row::load(a.k.row(key, head), a.dim);
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kThreads) key_gradient_kernel(BackwardArgs<T> 
     dv.add(probability, d_o);
     dk.add(a.scale * probability * (dot(d_o, v) - a.delta[head * a.tokens + row]), q);
   }
-  store_sum(dk, nullptr, a.dk.row(key, head), a.dim);
+  if (a.dk.present()) store_sum(dk, nullptr, a.dk.row(key, head), a.dim);
   store_sum(dv, nullptr, a.dv.row(key, head), a.dim);
 }
 

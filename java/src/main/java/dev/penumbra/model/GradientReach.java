@@ -4,6 +4,7 @@ import static dev.penumbra.model.AdapterTerms.FC1;
 import static dev.penumbra.model.AdapterTerms.OUT;
 import static dev.penumbra.model.AdapterTerms.QKV;
 
+import java.util.List;
 import java.util.function.IntPredicate;
 
 /**
@@ -20,6 +21,11 @@ record GradientReach(AdapterTerms adapters, int lowest) {
     /** Whether a layer's queries, keys and values have a gradient. */
     boolean reachesQkv(int layer) {
         return reachesInput(layer) || adapters.has(layer, QKV);
+    }
+
+    /** Whether a layer's keys have a gradient that anybody reads. */
+    boolean reachesKeys(int layer) {
+        return reachesInput(layer) || adapters.has(layer, List.of("k_proj"));
     }
 
     /** Whether what a layer's attention sublayer gives has a gradient: it is what the MLP's begins with. */

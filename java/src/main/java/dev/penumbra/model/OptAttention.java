@@ -89,11 +89,12 @@ final class OptAttention {
     }
 
     /**
-     * dQkv = the gradient of b.qkv, from that of b.attention. Where blocks are skipped here alone it is that of attention over the
-     * other blocks, whose probabilities sum to one; b.attention and b.lse are that attention's then. The exact ones would leave
-     * each query a gradient that points along its keys' mean, which is not small where the skipped mass is.
+     * dQkv = the gradient of b.qkv, from that of b.attention; its keys' part only where that is needed. Where blocks are skipped
+     * here alone it is that of attention over the other blocks, whose probabilities sum to one; b.attention and b.lse are that
+     * attention's then. The exact ones would leave each query a gradient that points along its keys' mean, which is not small where
+     * the skipped mass is.
      */
-    void backward(int i, LayerBuffers b, Tensor dAttention, Tensor dQkv, Run run) {
+    void backward(int i, LayerBuffers b, Tensor dAttention, Tensor dQkv, boolean needsDk, Run run) {
         AttentionBlocks blocks = null;
         if (isSparse(i, run)) {
             if (selection.isBackwardOnly() && selection.readsScores()) {
@@ -107,8 +108,8 @@ final class OptAttention {
             }
         }
         buffers.run(new AttentionBackward(config.attentionScale(), part(b.qkv, 0), part(b.qkv, 1), part(b.qkv, 2),
-                output(b), lse(b), heads(dAttention), part(dQkv, 0), part(dQkv, 1), part(dQkv, 2), batch.borders(),
-                batch.maxSeqlen(), blocks, buffers.workspace()));
+                output(b), lse(b), heads(dAttention), part(dQkv, 0), needsDk ? part(dQkv, 1) : null, part(dQkv, 2),
+                batch.borders(), batch.maxSeqlen(), blocks, buffers.workspace()));
     }
 
     private Tensor output(LayerBuffers b) {

@@ -73,7 +73,7 @@ final class OptAttentionSublayer {
             return;
         }
         ops.linearBackward(dx, w.out(), terms, null, dBranch);
-        attention.backward(i, b, dBranch, dQkv, run);
+        attention.backward(i, b, dBranch, dQkv, reach.reachesKeys(i), run);
         Tensor input = activations.input(i);
         AdapterInput qkvInput = preNorm
                 ? ops.normed(input, w.attentionNorm(), b.mean1, b.rstd1)

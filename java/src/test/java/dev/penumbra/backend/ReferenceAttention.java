@@ -98,6 +98,9 @@ final class ReferenceAttention {
         for (int i = 0; i < 3; i++) {
             double[][][] values = d[i];
             Tensor target = targets[i];
+            if (target == null) {
+                continue;
+            }
             Elements.forEach(
                     target.shape(), at -> set(target, values[(int) at[0]][(int) at[1]][(int) at[2]], at));
         }

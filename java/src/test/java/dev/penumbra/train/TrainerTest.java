@@ -235,6 +235,26 @@ class TrainerTest {
     }
 
     @ParameterizedTest
+    @ValueSource(booleans = {false, true})
+    void theLowestLayersKeysHaveAGradientOnlyWhereAnAdapterReadsIt(boolean adapted) throws IOException {
+        try (PeftFixture f = fixture("pre-norm", new FakeBackend());
+                Arena arena = Arena.ofShared()) {
+            Set<String> targets = adapted ? Set.of("k_proj") : Set.of("q_proj", "v_proj");
+            LoraAdapter adapter = LoraAdapter.create(f.backend, arena, new LoraConfig(3, 6, 0, targets, false),
+                    f.model.adaptableLayers(), f.model.peftPrefix(), 3);
+            new Trainer(f.model, adapter, config().steps(2).build(), data(6), null).run();
+            List<AttentionBackward> passes = ((FakeBackend) f.backend).operations().stream()
+                    .filter(AttentionBackward.class::isInstance).map(AttentionBackward.class::cast).toList();
+            int layers = f.model.config().numHiddenLayers();
+            assertThat(passes).hasSize(2 * layers);
+            for (int i = 0; i < passes.size(); i++) {
+                boolean lowest = i % layers == layers - 1;
+                assertThat(passes.get(i).dk() == null).as("no dk in pass %d", i).isEqualTo(lowest && !adapted);
+            }
+        }
+    }
+
+    @ParameterizedTest
     @ValueSource(strings = {"pre-norm", "post-norm"})
     void theKeyValueCacheGivesTheLogitsOfAWholePass(String name) throws IOException {
         try (PeftFixture f = fixture(name)) {

@@ -9,6 +9,7 @@ import org.jspecify.annotations.Nullable;
  * @param lse f32 [heads, tokens], from the forward pass
  * @param dO [tokens, heads, head_dim]
  * @param dq [tokens, heads, head_dim]: {@code =}; likewise dk, dv; zero in rows of no sample
+ * @param dk null: not asked for, which saves its time
  * @param cuSeqlens i32 [samples + 1]
  * @param blocks whose scores have gradients; null: all. {@code o} and {@code lse} are to be those of a forward pass over the same
  *     lists: from longer ones, or none, a query's score gradients do not add up to zero
@@ -22,7 +23,7 @@ public record AttentionBackward(
         Tensor lse,
         Tensor dO,
         Tensor dq,
-        Tensor dk,
+        @Nullable Tensor dk,
         Tensor dv,
         Tensor cuSeqlens,
         long maxSeqlen,
