@@ -21,6 +21,12 @@ __device__ inline T from_float(float v) {
   else return __float2bfloat16_rn(v);
 }
 
+// Two neighbours, the first in memory low.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<uint32_t&>(pair);
+}
+
 // Elements that one 16-byte access holds.
 template <typename T>
 constexpr int kVector = 16 / sizeof(T);
@@ -73,10 +79,7 @@ __device__ inline void from_floats(const float (&v)[8], Pack<float, 8>& pack) {
 }
 __device__ inline void from_floats(const float (&v)[8], Pack<__nv_bfloat16, 8>& pack) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
-    reinterpret_cast<uint32_t*>(pack.v)[i] = *reinterpret_cast<uint32_t*>(&pair);
-  }
+  for (int i = 0; i < 4; ++i) reinterpret_cast<uint32_t*>(pack.v)[i] = pack_bf16(v[2 * i], v[2 * i + 1]);
 }
 
 // Whether every row of a matrix starts at a multiple of sixteen bytes. An absent matrix stops nobody.

@@ -1,4 +1,4 @@
-// sm_90a's instructions as functions: shared-memory barriers, bulk tensor copies, matrix products of a warpgroup.
+// sm_90a's instructions as functions: bulk tensor copies, matrix products of a warpgroup.
 #pragma once
 
 #include <cuda.h>
@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "cuda/kernels/bulk.cuh"
+#include "cuda/kernels/elements.cuh"
 #include "cute/arch/mma_sm90_gmma.hpp"
 
 namespace pnb::cuda::hopper {
@@ -19,41 +21,11 @@ constexpr int kWarpgroup = 128;
 // A value that all lanes of a warp share, told to the compiler: it serialises products in branches that might diverge.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
-// A barrier of shared memory whose phase ends when all expected arrivals and copied bytes have come in.
-struct Barrier {
-  uint64_t bits;
-
-  __device__ void init(uint32_t arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&bits)), "r"(arrivals) : "memory");
-  }
-  __device__ void arrive() { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&bits)) : "memory"); }
-  // By a warp's lanes together, for all of them. A lane that has not seen the phase it waits for when another one arrives can find
-  // it over and the next but one, of the same parity, begun: it would go on waiting, and the others meet the next instruction
-  // of a whole warp without it.
-  __device__ void arrive_together() {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive();
-  }
-  __device__ void arrive_and_expect(uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&bits)), "r"(bytes) : "memory");
-  }
-  // Waits for the end of the phase of this parity.
-  __device__ void wait(uint32_t parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "WAIT:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra DONE;\n"
-        "bra WAIT;\n"
-        "DONE:\n"
-        "}" ::"r"(shared_address(&bits)),
-        "r"(parity)
-        : "memory");
-  }
-};
+using pnb::cuda::Barrier;
+using pnb::cuda::fence_async_proxy;
+using pnb::cuda::fence_barrier_init;
+using pnb::cuda::pack_bf16;
+using pnb::cuda::shared_address;
 
 // A slot of a ring of buffers, and the parity of its barriers' phase. Fillers wait for "empty" with the opposite parity, so
 // that their first turn passes.
@@ -69,12 +41,6 @@ struct Ring {
     }
   }
 };
-
-// Makes barriers that one thread has initialised known to the copy engine; a __syncthreads() must follow.
-__device__ __forceinline__ void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-
-// Orders this thread's accesses of shared memory before those of the copy engine and the tensor cores.
-__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // A barrier of some of a block's threads; number 0 is __syncthreads().
 __device__ __forceinline__ void sync_threads(int number, int threads) {
@@ -108,11 +74,6 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, Barri
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
                ::"r"(address), "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
                : "memory");
-}
-
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<uint32_t&>(pair);
 }
 
 // Products of a warpgroup: d[64, n] (+)= a[64, 16] b[16, n]. Thread t holds rows 16 (t / 32) + t % 32 / 4 and that + 8 of d:

@@ -28,8 +28,7 @@ constexpr int kParts = sizeof(T) == 4 ? kFloatParts : 1;
 __device__ inline void split(float low, float high, uint32_t (&parts)[kFloatParts]) {
 #pragma unroll
   for (int i = 0; i < kFloatParts; ++i) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    parts[i] = *reinterpret_cast<uint32_t*>(&pair);
+    parts[i] = pack_bf16(low, high);
     low -= __uint_as_float(parts[i] << 16);
     high -= __uint_as_float(parts[i] & 0xffff0000u);
   }

@@ -73,15 +73,15 @@ struct Ring {
   static constexpr int kBytes = kSlots * kSlotBytes;
 
   char* memory;
-  uint64_t *full, *empty;  // [kSlots] each
+  Barrier *full, *empty;  // [kSlots] each
 
   __device__ char* row(int step, int i) const { return memory + step % kSlots * kSlotBytes + i * kPitch; }
 
   // By one warp, before any other call; the others have to wait for it.
   __device__ void init() const {
     if (threadIdx.x % kWarp == 0) {
-      for (int i = 0; i < kSlots; ++i) barrier_init(full + i), barrier_init(empty + i, kWarps);
-      barrier_init_visible();
+      for (int i = 0; i < kSlots; ++i) full[i].init(1), empty[i].init(kWarps);
+      fence_barrier_init();
     }
     __syncwarp();
   }
@@ -90,15 +90,15 @@ struct Ring {
   // numbers as good as any, which their left values of zero take out.
   __device__ void fill(int step, const __nv_bfloat16* from, int64_t stride, int count, uint32_t bytes) const {
     int slot = step % kSlots, lane = threadIdx.x % kWarp;
-    if (step >= kSlots) barrier_wait(empty + slot, (step / kSlots - 1) % 2);
-    if (lane == 0) barrier_expect(full + slot, kStepRows * bytes);
+    if (step >= kSlots) empty[slot].wait((step / kSlots - 1) % 2);
+    if (lane == 0) full[slot].arrive_and_expect(kStepRows * bytes);
     __syncwarp();
-    if (lane < kStepRows) copy_bulk(row(step, lane), from + min(lane, count - 1) * stride, bytes, full + slot);
+    if (lane < kStepRows) copy_bulk(row(step, lane), from + min(lane, count - 1) * stride, bytes, full[slot]);
   }
 
-  __device__ void wait(int step) const { barrier_wait(full + step % kSlots, step / kSlots % 2); }
+  __device__ void wait(int step) const { full[step % kSlots].wait(step / kSlots % 2); }
   // By one thread of a warp, when all have read the step.
-  __device__ void release(int step) const { barrier_arrive(empty + step % kSlots); }
+  __device__ void release(int step) const { empty[step % kSlots].arrive(); }
 };
 
 template <int kRanks, int kWarps, bool kLow, bool kDrops>
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
   extern __shared__ __align__(128) char memory[];
   __shared__ uint4 lefts[kMostSteps][Form::kLefts][kWarp];
   __shared__ float2 corrections[kMostSteps][kRanks];  // for each rank, sums over a step of left * mean and of dh
-  __shared__ uint64_t barriers[2 * Rows::kSlots];
+  __shared__ Barrier barriers[2 * Rows::kSlots];
   auto* low_found = reinterpret_cast<float*>(memory + Rows::kBytes);  // [kWarps][rows][kRanks]
   // The pass over x reads x and its lists without waiting: they were there before the first pass, which lets this one begin only
   // when it has waited for what came before it.
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__((kWarps + 1) * kWarp, 1) stream_gradients_kern
         Form::accumulate(words[2], words[3], left, sums[set][2 * product + 1]);
       }
     }
-    if constexpr (kDrops) before_copies();
+    if constexpr (kDrops) fence_async_proxy();
     __syncwarp();
     if (lane == 0) rows.release(step);
   }

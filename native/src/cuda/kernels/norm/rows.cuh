@@ -24,8 +24,8 @@ class RowRing {
     for (int k = 0; k < kOperands; ++k) operands_[k] = operands[k], strides_[k] = strides[k];
     if (threadIdx.x < kWarp) {
       int lane = static_cast<int>(threadIdx.x);
-      if (lane < stages) barrier_init(barriers() + lane);
-      barrier_init_visible();
+      if (lane < stages) barriers()[lane].init(1);
+      fence_barrier_init();
       __syncwarp();
       // All stages at once, a row a lane: one thread would take longer to ask than the first row to come.
       int64_t rows = end - first - lane * kRows;
@@ -39,7 +39,7 @@ class RowRing {
 
   // Waits for a stage and reads the thread's columns of it.
   __device__ void take(Pack<T, kRowColumns> (&rows)[kOperands][kRows], int column) {
-    barrier_wait(barriers() + stage_, phase_);
+    barriers()[stage_].wait(phase_);
 #pragma unroll
     for (int k = 0; k < kOperands; ++k) {
 #pragma unroll
@@ -71,8 +71,8 @@ class RowRing {
   __device__ int pitch() const { return pitch_; }
 
  private:
-  __device__ static uint64_t* barriers() {
-    __shared__ uint64_t barriers[kMostRowStages];
+  __device__ static Barrier* barriers() {
+    __shared__ Barrier barriers[kMostRowStages];
     return barriers;
   }
   __device__ static char* memory() {
@@ -86,13 +86,13 @@ class RowRing {
   // A stage's phase waits for so many rows, or for all that it has room for.
   __device__ void expect(int stage, int64_t rows) {
     auto bytes = static_cast<uint32_t>(h_ * sizeof(T)) * kOperands;
-    barrier_expect(barriers() + stage, bytes * static_cast<uint32_t>(min(rows, static_cast<int64_t>(kRows))));
+    barriers()[stage].arrive_and_expect(bytes * static_cast<uint32_t>(min(rows, static_cast<int64_t>(kRows))));
   }
   __device__ void ask(int stage, int i, int64_t row_of_matrix) {
 #pragma unroll
     for (int k = 0; k < kOperands; ++k) {
       copy_bulk(row(stage, k, i), operands_[k] + row_of_matrix * strides_[k], static_cast<uint32_t>(h_ * sizeof(T)),
-                barriers() + stage);
+                barriers()[stage]);
     }
   }
 
