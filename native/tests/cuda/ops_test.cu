@@ -231,6 +231,7 @@ int main(int argc, char**) {
     norms(37, 768, PNB_DTYPE_BF16), norms(70, 2048, PNB_DTYPE_BF16), norms(21, 5120, PNB_DTYPE_BF16);
     projected_norms(37, 768, {8, 8}, 0, 0, PNB_DTYPE_BF16), projected_norms(70, 2048, {4, 4}, 48, 0, PNB_DTYPE_BF16);
     projected_norms(70, 2048, {4, 4}, 0, 0, PNB_DTYPE_BF16), projected_norms(21, 5120, {4, 3}, 16, 0, PNB_DTYPE_BF16);
+    head(70, 64, 520, 50, PNB_DTYPE_BF16);
     return finish("ops");
   }
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
@@ -246,8 +247,8 @@ int main(int argc, char**) {
     for (int64_t r : {1, 4, 5, 8, 9, 16, 65}) lora(203, 264, 328, r, dtype);
     lora(77, 101, 53, 4, dtype);
     lora(1030, 512, 128, 4, dtype);
-    head(40, 64, 515, 23, dtype), head(1500, 64, 512, 1300, dtype), head(1100, 128, 1000, 1060, dtype);
-    head(1100, 64, 520, 1030, dtype), head(200, 64, 520, 150, dtype, 1.5f), head(70, 64, 520, 50, dtype, 0.1f, false);
+    head(40, 64, 515, 23, dtype), head(2500, 64, 512, 2300, dtype), head(2100, 64, 1000, 2085, dtype);
+    head(2100, 64, 520, 2054, dtype), head(200, 64, 520, 150, dtype, 1.5f), head(70, 64, 520, 50, dtype, 0.1f, false);
     head(200, 64, 520, 150, dtype, 30.0f);
   }
   adamw(1, 1), adamw(10007, 0), adamw(300001, 0.5);
