@@ -37,7 +37,9 @@ PNB_API pnb_status pnb_activation_mass_workspace(pnb_context* context, const pnb
 /* What a low-rank predictor expects of each block, from rows pooled along the sequence:
      unit(p, j) = norms[j] * max(0, sum over r of z[p, r] * b[j, r] + bias[j]),  z = pooled * a^T
      scores[l, k] = the sum of unit over the pooled rows of list l and units [k * units_per_score, (k + 1) * units_per_score)
-   A unit is a block (units_per_score 1), or a neuron whose fc1 row is approximated (units_per_score = block size). */
+   A unit is a block (units_per_score 1), or a neuron whose fc1 row is approximated (units_per_score = block size).
+   a, b, bias and norms may be read while operations that were enqueued before still run: they are written by copies, which are
+   waited for, or by what the caller has waited for. */
 typedef struct pnb_predict_mass_params {
   uint32_t struct_size;
   int32_t units_per_score;

@@ -1,14 +1,16 @@
 #include <algorithm>
 #include <atomic>
 
+#include "cuda/kernels/cluster.cuh"
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/reduce.cuh"
 #include "cuda/kernels/sparse/sparse.h"
 
-// One kernel. A cluster takes sixteen pooled rows of a list: its blocks share out the columns of z = pooled * a^T, add up what
-// they found in each other's shared memory, and share out the scores. What several clusters find of a list is added up by the
-// last of them that comes there, in the order of the rows.
+// One kernel. A cluster takes sixteen pooled rows of a list: its blocks share out the columns of z = pooled * a^T, send each
+// other what they found, and share out the scores. What several clusters find of a list is added up by the last one, in an order
+// that is always the same. Both products are the tensor cores', of floats in two parts that tf32 holds. The predictor itself,
+// which no kernel writes, is fetched while the kernel before still ends.
 
 namespace pnb::cuda {
 
@@ -16,18 +18,28 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int kTileRows = 16;
+constexpr int kRowTiles = 2;  // of a cluster, each the tensor cores' eight rows
+constexpr int kTileRows = 8 * kRowTiles;
 constexpr int kTileRanks = 32;
+constexpr int kUnits = 16;  // the tensor cores' sixteen
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kSliceColumns = 32;               // of a warp and step
-constexpr int kStepColumns = kWarps * kSliceColumns;
-constexpr int kSlicePitch = kSliceColumns + 4;  // eight rows' vectors lie in different banks
+constexpr int kChunk = 16;  // columns: four of each of a quad's lanes, 64 bytes of a row
+constexpr int kChunks = 4;  // of a warp, on their way at once: clusters of four take h 2048 in one go
+constexpr int kBlockColumns = kWarps * kChunks * kChunk;
 constexpr int kMostRanks = 128;
-constexpr int kZPitch = kMostRanks + 4;
-constexpr int kUnitLanes = 4;                   // of a warp, side by side; the others share out the rows
-constexpr int kRowLanes = kWarp / kUnitLanes;
-constexpr int kLaneRows = kTileRows / kRowLanes;
+constexpr int kSumPitch = kTileRanks + 4;  // what a warp's lanes store lies in different banks
+constexpr int kZPitch = kMostRanks + 16;   // and what two rows' quads read
+constexpr int kGatherScores = 64;
+constexpr int kGatherGroups = kThreads / kGatherScores;
+constexpr int kGatherParts = 16 / kGatherGroups;  // of a thread, on their way at once
+
+// What a cluster found of a score. It is written and read as a whole, and is there when it bears the launch's ticket.
+struct alignas(16) Part {
+  float value;
+  uint32_t unused;
+  uint64_t ticket;
+};
 
 struct Predict {
   const float* pooled;
@@ -36,212 +48,391 @@ struct Predict {
   const float* bias;   // or NULL
   const float* norms;  // or NULL
   float* scores;       // [lists, scores_per_list]
-  float* parts;        // [lists, tiles, scores_per_list], where there are several tiles
-  uint64_t* arrived;   // [lists, blocks of a cluster, tiles]: `ticket` where a part is complete
+  Part* parts;         // [lists, tiles, scores_per_list], where there are several tiles
   uint64_t ticket;
-  int64_t rows, h, pooled_stride, rows_per_list, scores_per_list;
-  int64_t share;            // columns of a block, a multiple of four
-  int64_t scores_per_block;
+  int64_t rows, pooled_stride, rows_per_list;
+  int scores_per_list, scores_per_block;
+  int h;
+  int share;  // columns of a block, whole chunks
   int r, units_per_score;
-  int tiles;                // clusters of a list
-  bool vectors;             // rows of b are whole 16-byte vectors
-};
-
-// Of a warp, which nobody else reads until they hold its sums.
-union Slice {
-  struct {
-    float pooled[kTileRows][kSlicePitch];
-    float a[kTileRanks][kSlicePitch];
-  } in;
-  float sums[kTileRows][kTileRanks];
+  int tiles;  // clusters of a list
 };
 
 struct Shared {
-  Slice slices[kWarps];
-  float found[kTileRows][kTileRanks];  // of the block's columns
-  float z[kTileRows][kZPitch];
-  bool last;
+  uint64_t arrived;  // all of `found`
+  union {
+    alignas(16) float sums[kWarps][kTileRows][kSumPitch];  // of a warp's columns
+    float gathered[kGatherGroups][kGatherScores];
+  };
+  alignas(16) float z[kTileRows][kZPitch];
+  // By each block of the cluster; for as many ranks as there are.
+  alignas(16) float found[kMostRanks / kTileRanks][kMaxCluster][kTileRows][kTileRanks];
+
+  static constexpr size_t bytes(int rank_tiles) {
+    return sizeof(Shared) - (kMostRanks / kTileRanks - rank_tiles) * sizeof(found[0]);
+  }
 };
 
-// A warp's slice of so many rows; a missing element is 0.
-template <int kRows, bool kAligned>
-__device__ void load_rows(float (*to)[kSlicePitch], const float* from, int64_t stride, int64_t present_rows, int64_t columns) {
-  int lane = threadIdx.x % kWarp;
+// `there` of four neighbours; a missing one is 0.
+template <bool kAligned>
+__device__ inline float4 load_four(const float* from, int there) {
+  float4 v{};
   if constexpr (kAligned) {
-    constexpr int kVectors = kSliceColumns / 4;
-#pragma unroll
-    for (int k = 0; k < kRows * kVectors / kWarp; ++k) {
-      int row = (k * kWarp + lane) / kVectors, column = lane % kVectors * 4;
-      bool inside = row < present_rows && column < columns;
-      asm volatile(
-          "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(&to[row][column]))),
-          "l"(inside ? from + row * stride + column : from), "r"(inside ? 16 : 0)
-          : "memory");
-    }
+    if (there > 0) v = *reinterpret_cast<const float4*>(from);
   } else {
-    for (int row = 0; row < kRows; ++row) to[row][lane] = row < present_rows && lane < columns ? from[row * stride + lane] : 0.0f;
+    if (there > 0) v.x = from[0];
+    if (there > 1) v.y = from[1];
+    if (there > 2) v.z = from[2];
+    if (there > 3) v.w = from[3];
   }
+  return v;
 }
 
-// z of some rows and ranks [rank, rank + 32), in the shared memory of each of the cluster's blocks.
+// A float as two that tf32 holds, but for 2^-22 of it.
+struct Split {
+  uint32_t high, low;
+  __device__ explicit Split(float v) {
+    constexpr uint32_t kMask = 0xffffe000u;
+    high = __float_as_uint(v) & kMask;
+    low = __float_as_uint(v - __uint_as_float(high)) & kMask;
+  }
+};
+
+__device__ inline void multiply_tf32(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                     uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Sixteen rows by eight: those of lane / 4 and lane / 4 + 8, by 2 (lane % 4) and the next. Two sums, so that a product does not
+// wait for the one before.
+struct Products {
+  float high[4], low[4];
+
+  __device__ float operator[](int i) const { return high[i] + low[i]; }
+
+  // Adds rows times rows, over a chunk of sixteen columns of which a lane has four of one's rows lane / 4 and lane / 4 + 8, and
+  // of the other's row lane / 4. Which columns these are does not matter, as long as they are the same ones.
+  __device__ void add(const float4& upper, const float4& lower, const float4& right) {
+    add(upper.x, lower.x, upper.y, lower.y, right.x, right.y);
+    add(upper.z, lower.z, upper.w, lower.w, right.z, right.w);
+  }
+
+ private:
+  __device__ void add(float v0, float v1, float v2, float v3, float w0, float w1) {
+    Split a0(v0), a1(v1), a2(v2), a3(v3), b0(w0), b1(w1);
+    multiply_tf32(high, a0.high, a1.high, a2.high, a3.high, b0.high, b1.high);
+    multiply_tf32(low, a0.low, a1.low, a2.low, a3.low, b0.high, b1.high);
+    multiply_tf32(low, a0.high, a1.high, a2.high, a3.high, b0.low, b1.low);
+  }
+};
+
+// Sends the cluster's blocks what this one's columns give to z of `rows` rows from `row` on and ranks [rank, rank + 32).
 template <bool kAligned>
-__device__ void low_rank(const Predict& p, Shared& shared, cg::cluster_group& cluster, int64_t row, int64_t rows, int rank) {
-  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  int row_lane = lane / 8;   // rows row_lane + 4 i
-  int rank_lane = lane % 8;  // ranks rank_lane + 8 i
-  int64_t first = cluster.block_rank() * p.share, end = min(p.h, first + p.share);
-  Slice& slice = shared.slices[warp];
-  float sums[4][4] = {};
-  for (int64_t column = first + warp * kSliceColumns; column < end; column += kStepColumns) {
-    __syncwarp();
-    load_rows<kTileRanks, kAligned>(slice.in.a, p.a + rank * p.h + column, p.h, p.r - rank, end - column);
-    load_rows<kTileRows, kAligned>(slice.in.pooled, p.pooled + min(row, p.rows - 1) * p.pooled_stride + column, p.pooled_stride,
-                                   rows, end - column);
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    __syncwarp();
-#pragma unroll 1
-    for (int k = 0; k < kSliceColumns; k += 4) {
-      float4 left[4], right[4];
+__device__ void low_rank(const Predict& p, Shared& shared, int own, int blocks, int64_t row, int64_t rows, int rank) {
+  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, group = lane / 4, quad_lane = lane % 4;
+  int first = own * p.share, end = min(p.h, first + p.share);
+  const float* a = p.a + static_cast<int64_t>(rank + group) * p.h;
+  const float* pooled = p.pooled + (row + group) * p.pooled_stride;
+  Products sums[2][kRowTiles] = {};  // by sixteen ranks and eight rows
+  bool waited = rank > 0;
+  int from = first + warp * kChunk + quad_lane * 4;
+  do {
+    float4 left[kChunks][4], right[kChunks][kRowTiles];
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      int column = from + chunk * kWarps * kChunk;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        left[i] = *reinterpret_cast<const float4*>(&slice.in.pooled[row_lane + 4 * i][k]);
-        right[i] = *reinterpret_cast<const float4*>(&slice.in.a[rank_lane + 8 * i][k]);
+        int there = rank + group + 8 * i < p.r ? end - column : 0;
+        left[chunk][i] = load_four<kAligned>(a + static_cast<int64_t>(8 * i) * p.h + column, there);
       }
+    }
+    if (!waited) after_previous();
+    waited = true;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      int column = from + chunk * kWarps * kChunk;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          sums[i][j] += left[i].x * right[j].x + left[i].y * right[j].y + left[i].z * right[j].z + left[i].w * right[j].w;
+      for (int i = 0; i < kRowTiles; ++i) {
+        int there = group + 8 * i < rows ? end - column : 0;
+        right[chunk][i] = load_four<kAligned>(pooled + 8 * i * p.pooled_stride + column, there);
+      }
+    }
+    __syncwarp();  // lest the compiler let the last loads wait for the first products
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < kRowTiles; ++j) sums[i][j].add(left[chunk][2 * i], left[chunk][2 * i + 1], right[chunk][j]);
+      }
+    }
+    from += kBlockColumns;
+  } while (from - quad_lane * 4 < end);
+  if (rank > 0) __syncthreads();  // the sums before have been read
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        shared.sums[warp][8 * j + 2 * quad_lane + k % 2][16 * i + 8 * (k / 2) + group] = sums[i][j][k];
+      }
+    }
+  }
+  __syncthreads();
+  if (rank == 0) all_begun();
+  constexpr int kVectors = kTileRows * kTileRanks / 4;
+  static_assert(kThreads % kVectors == 0, "a thread's vector is the same for every block that it sends to");
+  int of_row = threadIdx.x % kVectors / (kTileRanks / 4), of_rank = threadIdx.x % (kTileRanks / 4) * 4;
+  float4 sum{};
+#pragma unroll
+  for (int other = 0; other < kWarps; ++other) {
+    float4 one = *reinterpret_cast<const float4*>(&shared.sums[other][of_row][of_rank]);
+    sum.x += one.x, sum.y += one.y, sum.z += one.z, sum.w += one.w;
+  }
+  float* found = &shared.found[rank / kTileRanks][own][of_row][of_rank];
+  if (blocks == 1) {
+    *reinterpret_cast<float4*>(found) = sum;
+    return;
+  }
+#pragma unroll 1
+  for (int to = threadIdx.x / kVectors; to < blocks; to += kThreads / kVectors) send(sum, found, &shared.arrived, to);
+}
+
+// z, when all blocks have sent their parts.
+__device__ void add_found(const Predict& p, Shared& shared, int blocks) {
+  if (blocks == 1) __syncthreads();
+  else barrier_wait(&shared.arrived, 0);
+  int rank = threadIdx.x % kTileRanks;
+  int end = (p.r + kTileRanks - 1) / kTileRanks * kTileRows;
+#pragma unroll 1
+  for (int at = threadIdx.x / kTileRanks; at < end; at += kWarps) {
+    int row = at % kTileRows, tile = at / kTileRows;
+    float sum = 0.0f;
+#pragma unroll
+    for (int other = 0; other < kMaxCluster; ++other) {
+      if (other < blocks) sum += shared.found[tile][other][row][rank];
+    }
+    shared.z[row][tile * kTileRanks + rank] = sum;
+  }
+  __syncthreads();
+}
+
+__device__ inline void write_part(Part* to, float value, uint64_t ticket) {
+  asm volatile(
+      "{\n.reg .b128 part;\nmov.b128 part, {%1, %2};\nst.relaxed.gpu.global.b128 [%0], part;\n}" ::"l"(to),
+      "l"(static_cast<uint64_t>(__float_as_uint(value))), "l"(ticket)
+      : "memory");
+}
+
+__device__ inline Part read_part(const Part* from) {
+  uint64_t value, ticket;
+  asm volatile("{\n.reg .b128 part;\nld.relaxed.gpu.global.b128 part, [%2];\nmov.b128 {%0, %1}, part;\n}"
+               : "=l"(value), "=l"(ticket)
+               : "l"(from)
+               : "memory");
+  return {__uint_as_float(static_cast<uint32_t>(value)), 0, ticket};
+}
+
+// What a lane multiplies of sixteen units: four of each sixteen ranks of those of lane / 4 and lane / 4 + 8.
+struct Units {
+  float4 b[2][kTileRanks / kChunk];
+  float bias[2], norms[2];
+
+  template <bool kAligned>
+  __device__ void load_ranks(const Predict& p, int first, int end, int rank) {
+    int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int unit = first + lane / 4 + 8 * i;
+#pragma unroll
+      for (int chunk = 0; chunk < kTileRanks / kChunk; ++chunk) {
+        int at = rank + chunk * kChunk + lane % 4 * 4;
+        b[i][chunk] = load_four<kAligned>(p.b + static_cast<int64_t>(unit) * p.r + at, unit < end ? p.r - at : 0);
+      }
+    }
+  }
+
+  __device__ void load_scales(const Predict& p, int first, int end) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int unit = first + threadIdx.x % kWarp / 4 + 8 * i;
+      bias[i] = p.bias != nullptr && unit < end ? p.bias[unit] : 0.0f;
+      norms[i] = p.norms != nullptr && unit < end ? p.norms[unit] : 1.0f;
+    }
+  }
+};
+
+// Scores of blocks that are units, sixteen a warp; the first of them have been fetched.
+template <bool kAligned>
+__device__ void score_units(const Predict& p, const Shared& shared, Units& units, int first, int end, int64_t rows,
+                            float* scores, Part* parts) {
+  int lane = threadIdx.x % kWarp, quad_lane = lane % 4;
+  bool fetched = true;
+#pragma unroll 1
+  for (first += static_cast<int>(threadIdx.x) / kWarp * kUnits; first < end; first += kWarps * kUnits) {
+    if (!fetched) units.load_scales(p, first, end);
+    Products sums[kRowTiles] = {};
+#pragma unroll 1
+    for (int rank = 0; rank < p.r; rank += kTileRanks) {
+      if (!fetched || rank > 0) units.load_ranks<kAligned>(p, first, end, rank);
+#pragma unroll
+      for (int chunk = 0; chunk < kTileRanks / kChunk; ++chunk) {
+#pragma unroll
+        for (int j = 0; j < kRowTiles; ++j) {
+          auto* z = reinterpret_cast<const float4*>(&shared.z[8 * j + lane / 4][rank + chunk * kChunk + quad_lane * 4]);
+          sums[j].add(units.b[0][chunk], units.b[1][chunk], *z);
         }
       }
     }
+    fetched = false;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          if (8 * j + 2 * quad_lane + k < rows) sum += fmaxf(sums[j][2 * i + k] + units.bias[i], 0.0f);
+        }
+      }
+      sum += shuffle_xor(sum, 1);
+      sum += shuffle_xor(sum, 2);
+      sum *= units.norms[i];
+      int unit = first + lane / 4 + 8 * i;
+      if (quad_lane > 0 || unit >= end) continue;
+      if (p.tiles == 1) scores[unit] = sum;
+      else write_part(parts + unit, sum, p.ticket);
+    }
   }
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) slice.sums[row_lane + 4 * i][rank_lane + 8 * j] = sums[i][j];
-  }
-  __syncthreads();
-  static_assert(kTileRows * kTileRanks == 2 * kThreads, "a thread adds up two neighbours");
-  int at_row = 2 * threadIdx.x / kTileRanks, at_rank = 2 * threadIdx.x % kTileRanks;
-  auto two = [&](float (&of)[kTileRows][kTileRanks]) { return reinterpret_cast<float2*>(&of[at_row][at_rank]); };
-  float2 sum = {};
-#pragma unroll
-  for (Slice& other : shared.slices) sum = sum + *two(other.sums);
-  *two(shared.found) = sum;
-  cluster.sync();
-  float2 parts[kMaxCluster];
-#pragma unroll
-  for (int other = 0; other < kMaxCluster; ++other) {
-    parts[other] = other < static_cast<int>(cluster.num_blocks()) ? *cluster.map_shared_rank(two(shared.found), other) : float2{};
-  }
-  sum = {};
-#pragma unroll
-  for (float2 part : parts) sum = sum + part;
-  *reinterpret_cast<float2*>(&shared.z[at_row][rank + at_rank]) = sum;
-  cluster.barrier_arrive();  // whoever writes `found` again, or ends, waits for all to have read
-  __syncthreads();
 }
 
-// The sum of a unit's values over this lane's rows.
-__device__ inline float unit_sum(const Predict& p, const Shared& shared, int64_t unit, int row_lane, int64_t rows) {
-  const float* b = p.b + unit * p.r;
-  float bias = p.bias == nullptr ? 0.0f : p.bias[unit];
-  float values[kLaneRows];
+// Scores of blocks of several units, one a warp.
+__device__ void score_blocks(const Predict& p, const Shared& shared, int first, int end, int64_t rows, float* scores,
+                             Part* parts) {
+  constexpr int kUnitLanes = 4;  // of a warp, side by side; the others share out the rows
+  constexpr int kRowLanes = kWarp / kUnitLanes;
+  int lane = threadIdx.x % kWarp, row_lane = lane / kUnitLanes;
+  bool vectors = p.r % 4 == 0 && reinterpret_cast<uintptr_t>(p.b) % 16 == 0;
+#pragma unroll 1
+  for (int score = first + static_cast<int>(threadIdx.x) / kWarp; score < end; score += kWarps) {
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int i = lane % kUnitLanes; i < p.units_per_score; i += kUnitLanes) {
+      int64_t unit = static_cast<int64_t>(score) * p.units_per_score + i;
+      const float* b = p.b + unit * p.r;
+      float values[kRowTiles];
 #pragma unroll
-  for (float& value : values) value = bias;
-  int rank = 0;
-  if (p.vectors) {
+      for (float& value : values) value = p.bias == nullptr ? 0.0f : p.bias[unit];
+      if (vectors) {
 #pragma unroll 4
-    for (; rank < p.r; rank += 4) {
-      float4 right = *reinterpret_cast<const float4*>(b + rank);
+        for (int rank = 0; rank < p.r; rank += 4) {
+          float4 right = *reinterpret_cast<const float4*>(b + rank);
 #pragma unroll
-      for (int i = 0; i < kLaneRows; ++i) {
-        float4 left = *reinterpret_cast<const float4*>(&shared.z[row_lane + i * kRowLanes][rank]);
-        values[i] += left.x * right.x + left.y * right.y + left.z * right.z + left.w * right.w;
+          for (int j = 0; j < kRowTiles; ++j) {
+            float4 left = *reinterpret_cast<const float4*>(&shared.z[row_lane + j * kRowLanes][rank]);
+            values[j] += left.x * right.x + left.y * right.y + left.z * right.z + left.w * right.w;
+          }
+        }
+      } else {
+#pragma unroll 1
+        for (int rank = 0; rank < p.r; ++rank) {
+#pragma unroll
+          for (int j = 0; j < kRowTiles; ++j) values[j] += shared.z[row_lane + j * kRowLanes][rank] * b[rank];
+        }
+      }
+      float of_unit = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kRowTiles; ++j) {
+        if (row_lane + j * kRowLanes < rows) of_unit += fmaxf(values[j], 0.0f);
+      }
+      sum += p.norms == nullptr ? of_unit : of_unit * p.norms[unit];
+    }
+    sum = warp_combine(sum, [](float x, float y) { return x + y; });
+    if (lane > 0) continue;
+    if (p.tiles == 1) scores[score] = sum;
+    else write_part(parts + score, sum, p.ticket);
+  }
+}
+
+// Scores [first, end) of a list from its clusters' parts, as they come. Those clusters come before this one in the grid and
+// so have begun. A graph that is launched again has the same ticket: it is taken off what has been read.
+__device__ void gather(const Predict& p, Shared& shared, int first, int end, float* scores, Part* parts) {
+  int column = threadIdx.x % kGatherScores, group = threadIdx.x / kGatherScores;
+  int64_t pitch = p.scores_per_list;
+#pragma unroll 1
+  for (; first < end; first += kGatherScores) {
+    int score = first + column;
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int tile = score < end ? group : p.tiles; tile < p.tiles; tile += kGatherGroups * kGatherParts) {
+      Part* from = parts + tile * pitch + score;
+      int last = (p.tiles - 1 - tile) / kGatherGroups;
+      Part found[kGatherParts];
+      bool all;
+      do {
+        all = true;
+#pragma unroll
+        for (int i = 0; i < kGatherParts; ++i) {
+          found[i] = read_part(from + min(i, last) * kGatherGroups * pitch);
+          all &= found[i].ticket == p.ticket;
+        }
+      } while (!all);
+#pragma unroll
+      for (int i = 0; i < kGatherParts; ++i) {
+        if (i > last) continue;
+        sum += found[i].value;
+        from[i * kGatherGroups * pitch].ticket = 0;
       }
     }
-  } else {
-    for (; rank < p.r; ++rank) {
+    __syncthreads();
+    shared.gathered[group][column] = sum;
+    __syncthreads();
+    if (group > 0 || score >= end) continue;
+    sum = 0.0f;
 #pragma unroll
-      for (int i = 0; i < kLaneRows; ++i) values[i] += shared.z[row_lane + i * kRowLanes][rank] * b[rank];
-    }
+    for (int i = 0; i < kGatherGroups; ++i) sum += shared.gathered[i][column];
+    scores[score] = sum;
   }
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kLaneRows; ++i) {
-    if (row_lane + i * kRowLanes < rows) sum += fmaxf(values[i], 0.0f);
-  }
-  return p.norms == nullptr ? sum : sum * p.norms[unit];
 }
 
 template <bool kAligned>
-__global__ void __launch_bounds__(kThreads, 2) predict_kernel(Predict p) {
+__global__ void __launch_bounds__(kThreads, 1) predict_kernel(const __grid_constant__ Predict p) {
   extern __shared__ __align__(16) char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   cg::cluster_group cluster = cg::this_cluster();
-  let_next_begin();
-  after_previous();
-  int rank = static_cast<int>(cluster.block_rank()), blocks = static_cast<int>(cluster.num_blocks());
-  int64_t group = blockIdx.x / blocks, list = group / p.tiles;
-  int tile = static_cast<int>(group % p.tiles);
-  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, unit_lane = lane % kUnitLanes, row_lane = lane / kUnitLanes;
-  int64_t end_row = min(p.rows, (list + 1) * p.rows_per_list);
-  int64_t first_score = rank * p.scores_per_block, end_score = min(p.scores_per_list, first_score + p.scores_per_block);
-  bool single = p.units_per_score == 1;  // then a warp takes four scores side by side, else one
-  int together = single ? kUnitLanes : 1;
-  float* to = (p.tiles == 1 ? p.scores + list * p.scores_per_list : p.parts + group * p.scores_per_list);
-  bool first = true;
-  int64_t row = list * p.rows_per_list + static_cast<int64_t>(tile) * kTileRows;
-  do {  // once at least: a last list that is short has no rows for some clusters, whose part is 0
-    for (int from = 0; from < p.r; from += kTileRanks) {
-      if (!first || from > 0) cluster.barrier_wait();
-      low_rank<kAligned>(p, shared, cluster, row, end_row - row, from);
-    }
-    for (int64_t score = first_score + warp * together; score < end_score; score += kWarps * together) {
-      int64_t own = min(score + (single ? unit_lane : 0), end_score - 1);
-      float sum = 0.0f;
-      for (int unit = single ? 0 : unit_lane; unit < p.units_per_score; unit += kUnitLanes) {
-        sum += unit_sum(p, shared, own * p.units_per_score + unit, row_lane, end_row - row);
-      }
-      for (int mask = single ? kUnitLanes : 1; mask < kWarp; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
-      if (lane < together && score + lane < end_score) to[score + lane] = first ? sum : to[score + lane] + sum;
-    }
-    first = false;
-    row += static_cast<int64_t>(p.tiles) * kTileRows;
-  } while (row < end_row);
-  if (p.tiles > 1) {
-    __syncthreads();
-    uint64_t* arrived = p.arrived + (list * blocks + rank) * p.tiles;
-    if (warp == 0) {
-      if (lane == 0) {
-        __threadfence();
-        *const_cast<volatile uint64_t*>(arrived + tile) = p.ticket;
-        __threadfence();
-      }
-      __syncwarp();
-      bool all = true;
-      for (int other = lane; other < p.tiles; other += kWarp) all &= *const_cast<volatile uint64_t*>(arrived + other) == p.ticket;
-      all = __all_sync(~0u, all);
-      if (lane == 0) shared.last = all;
-    }
-    __syncthreads();
-    // Two may both see that all have come; they add up the same.
-    if (shared.last) {
-      __threadfence();
-      for (int64_t score = first_score + threadIdx.x; score < end_score; score += kThreads) {
-        const float* part = p.parts + list * p.tiles * p.scores_per_list + score;
-        float sum = 0.0f;
-#pragma unroll 16
-        for (int other = 0; other < p.tiles; ++other) sum += __ldcg(part + other * p.scores_per_list);
-        p.scores[list * p.scores_per_list + score] = sum;
-      }
-      // A graph that is launched again has the same ticket.
-      for (int other = threadIdx.x; other < p.tiles; other += kThreads) arrived[other] = 0;
-    }
+  int own = static_cast<int>(cluster.block_rank()), blocks = static_cast<int>(cluster.num_blocks());
+  if (threadIdx.x == 0) {
+    barrier_init(&shared.arrived);
+    barrier_init_visible();
+    barrier_expect(&shared.arrived, ceil_div(p.r, kTileRanks) * blocks * sizeof(shared.found[0][0]));
   }
-  cluster.barrier_wait();
+  __syncwarp();
+  tell_begun();
+  let_next_begin();
+  int first = min(p.scores_per_list, own * p.scores_per_block), end = min(p.scores_per_list, first + p.scores_per_block);
+  Units units;
+  if (p.units_per_score == 1) {
+    int first_of_warp = first + static_cast<int>(threadIdx.x) / kWarp * kUnits;
+    units.load_ranks<kAligned>(p, first_of_warp, end, 0);
+    units.load_scales(p, first_of_warp, end);
+  }
+  int list = static_cast<int>(__clusterIdx().x), tile = static_cast<int>(blockIdx.y);
+  // A last list that is short has no rows for some clusters, whose part is 0.
+  int64_t row = min(p.rows, list * p.rows_per_list + static_cast<int64_t>(tile) * kTileRows);
+  int64_t rows = min(p.rows, (list + 1) * p.rows_per_list) - row;
+#pragma unroll 1
+  for (int rank = 0; rank < p.r; rank += kTileRanks) low_rank<kAligned>(p, shared, own, blocks, row, rows, rank);
+  add_found(p, shared, blocks);
+  float* scores = p.scores + static_cast<int64_t>(list) * p.scores_per_list;
+  Part* parts = p.parts + static_cast<int64_t>(list) * p.tiles * p.scores_per_list;
+  Part* parts_of_tile = parts + static_cast<int64_t>(tile) * p.scores_per_list;
+  if (p.units_per_score == 1) score_units<kAligned>(p, shared, units, first, end, rows, scores, parts_of_tile);
+  else score_blocks(p, shared, first, end, rows, scores, parts_of_tile);
+  if (p.tiles > 1 && tile == p.tiles - 1) gather(p, shared, first, end, scores, parts);
 }
 
 struct Plan {
@@ -253,10 +444,7 @@ struct Plan {
     scores = p.b.shape[0] / p.units_per_score;
     tiles = static_cast<int>(ceil_div(std::min(p.pooled.shape[0], p.pooled_per_list), kTileRows));
   }
-  int64_t part_bytes() const { return round_up(lists * tiles * scores * static_cast<int64_t>(sizeof(float)), sizeof(uint64_t)); }
-  int64_t bytes() const {
-    return tiles == 1 ? 0 : part_bytes() + lists * kMaxCluster * tiles * static_cast<int64_t>(sizeof(uint64_t));
-  }
+  int64_t bytes() const { return tiles == 1 ? 0 : lists * tiles * scores * static_cast<int64_t>(sizeof(Part)); }
 };
 
 // What no memory holds by chance, another one at each call.
@@ -275,32 +463,33 @@ uint64_t predict_mass_workspace(const pnb_predict_mass_params& p) { return Plan(
 void predict_mass(const Device& device, const pnb_predict_mass_params& p) {
   Plan plan(p);
   if (plan.lists == 0 || plan.scores == 0) return;
-  int64_t h = p.pooled.shape[1], groups = plan.lists * plan.tiles;
-  int cluster = cluster_for(groups, std::min<int64_t>(device.multiprocessors, groups * ceil_div(h, kStepColumns)));
+  int64_t h = p.pooled.shape[1], groups = plan.lists * plan.tiles, r = p.a.shape[0];
+  int64_t most = std::clamp<int64_t>(ceil_div(h, kBlockColumns), 1, kMaxCluster);
+  int cluster = static_cast<int>(std::clamp<int64_t>(device.multiprocessors / groups, 1, most));
   Predict args{static_cast<const float*>(p.pooled.data),
                static_cast<const float*>(p.a.data),
                static_cast<const float*>(p.b.data),
                static_cast<const float*>(p.bias.data),
                static_cast<const float*>(p.norms.data),
                static_cast<float*>(p.scores.data),
-               static_cast<float*>(p.workspace.data),
-               reinterpret_cast<uint64_t*>(static_cast<char*>(p.workspace.data) + plan.part_bytes()),
+               static_cast<Part*>(p.workspace.data),
                next_ticket(),
                p.pooled.shape[0],
-               h,
                p.pooled.stride[0],
                p.pooled_per_list,
-               plan.scores,
-               round_up(ceil_div(h, cluster), 4),
-               ceil_div(plan.scores, cluster),
-               static_cast<int>(p.a.shape[0]),
+               static_cast<int>(plan.scores),
+               static_cast<int>(ceil_div(plan.scores, cluster)),
+               static_cast<int>(h),
+               static_cast<int>(round_up(ceil_div(h, cluster), kChunk)),
+               static_cast<int>(r),
                p.units_per_score,
-               plan.tiles,
-               p.a.shape[0] % 4 == 0 && aligned(p.b.data)};
-  auto kernel = rows_aligned(p.pooled) && rows_aligned(p.a) && h % 4 == 0 ? predict_kernel<true> : predict_kernel<false>;
-  allow_shared_memory(kernel, sizeof(Shared), "predict_mass");
-  dim3 grid(static_cast<unsigned>(groups * cluster));
-  launch(kernel, {grid, kThreads, sizeof(Shared), stream_of(p.stream), cluster, true}, "predict_mass", args);
+               plan.tiles};
+  bool all_aligned = rows_aligned(p.pooled) && rows_aligned(p.a) && rows_aligned(p.b) && h % 4 == 0 && r % 4 == 0;
+  auto kernel = all_aligned ? predict_kernel<true> : predict_kernel<false>;
+  size_t shared = Shared::bytes(static_cast<int>(ceil_div(r, kTileRanks)));
+  allow_shared_memory(kernel, shared, "predict_mass");
+  dim3 grid(static_cast<unsigned>(plan.lists * cluster), static_cast<unsigned>(plan.tiles));
+  launch(kernel, {grid, kThreads, shared, stream_of(p.stream), cluster, true}, "predict_mass", args);
 }
 
 }  // namespace pnb::cuda

@@ -7,6 +7,9 @@ import org.jspecify.annotations.Nullable;
  * A low-rank guess of each block's mass from pooled rows: {@code scores[l, k]} is the sum over list l's pooled rows p and the
  * units j of score k of {@code norms[j] · max(0, (pooled[p] · aᵀ) · b[j] + bias[j])}.
  *
+ * <p>{@code a}, {@code b}, {@code bias} and {@code norms} are uploaded, not written by operations: they may be read while
+ * operations that were enqueued before still run.
+ *
  * @param pooled f32 [p, h]
  * @param a f32 [r, h]
  * @param b f32 [units, r]; a unit is a block, or a neuron
