@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/kernels/cluster.cuh"
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/reduce.cuh"
@@ -26,6 +27,8 @@ struct Select {
   int64_t lists, scores_stride, indices_stride;
   int blocks, capacity;
   float coverage;
+  int places;   // as many as blocks, or more: the threads of a list, but for those that have several
+  int at_once;  // lists of a block of threads
 };
 
 // Falling scores, of equal ones rising indices, are falling keys.
@@ -86,6 +89,7 @@ __device__ void add_in_order(const float* values, float* sums, int count) {
 #pragma unroll
   for (int i = 0; i < kBatch / 4; ++i) next[i] = reinterpret_cast<const float4*>(values)[i];
   float sum = 0.0f;
+#pragma unroll 4
   for (int from = 0; from < count; from += kBatch) {
     int following = min(from + kBatch, count - kBatch);
 #pragma unroll
@@ -101,7 +105,24 @@ __device__ void add_in_order(const float* values, float* sums, int count) {
   }
 }
 
-constexpr int kFew = 256;  // blocks at most that are placed by counting
+constexpr int kFew = 256;    // blocks at most that are placed by counting
+constexpr int kAtOnce = 4;   // lists of so many blocks at most, beside each other
+
+// Of some of a block's warps.
+struct NamedBarrier {
+  int name, threads;
+
+  __device__ void sync() const { asm volatile("barrier.sync.aligned %0, %1;" ::"r"(name), "r"(threads) : "memory"); }
+  // For how many of the threads it holds.
+  __device__ int count(bool holds) const {
+    int count;
+    asm volatile("{\n.reg .pred holds;\nsetp.ne.s32 holds, %3, 0;\nbarrier.red.popc.aligned.u32 %0, %1, %2, holds;\n}"
+                 : "=r"(count)
+                 : "r"(name), "r"(threads), "r"(static_cast<int>(holds))
+                 : "memory");
+    return count;
+  }
+};
 
 // Of up to kFew blocks, one a thread.
 struct Few {
@@ -111,11 +132,11 @@ struct Few {
   int warps[kFew / kWarp];
 };
 
-// The number of scores from `from` on, up to `to`, that are above a limit; these two are multiples of 4.
-__device__ __forceinline__ int count_above(const uint32_t* scores, int from, int to, uint32_t limit) {
+// How many of a warp's scores are above a limit.
+__device__ __forceinline__ int count_above(const uint32_t* scores, uint32_t limit) {
   int counts[4] = {};
-#pragma unroll 4
-  for (int j = from; j < to; j += 4) {
+#pragma unroll
+  for (int j = 0; j < kWarp; j += 4) {
     uint4 four = *reinterpret_cast<const uint4*>(scores + j);
     counts[0] += four.x > limit;
     counts[1] += four.y > limit;
@@ -133,9 +154,19 @@ struct Shared {
   int warps[kWarp];
 };
 
-struct Outcome {
-  double covered, whole;  // sums of scores
-  int64_t kept, cut;
+// Sums over lists, by summary[]'s places, and that of all scores.
+constexpr int kWhole = PNB_SUMMARY_SIZE;
+constexpr int kOutcomes = PNB_SUMMARY_SIZE + 1;
+static_assert(kOutcomes * sizeof(double) == 2 * sizeof(float4));
+struct alignas(16) Outcome {
+  double sums[kOutcomes];
+
+  __device__ void add(int kept, bool cut, float covered, float whole) {
+    sums[PNB_SUMMARY_KEPT] += kept;
+    sums[PNB_SUMMARY_COVERED] += covered;
+    sums[PNB_SUMMARY_CUT] += cut;
+    sums[kWhole] += whole;
+  }
 };
 
 template <int kEach>
@@ -199,84 +230,109 @@ __device__ void select(const Select& p, int64_t list, Shared& shared, Outcome& o
   }
   if (threadIdx.x == 0) {
     p.counts[list] = kept;
-    outcome.kept += kept;
-    outcome.cut += wanted > p.capacity;
-    outcome.covered += kept == 0 ? 0.0f : shared.sums[kept - 1];
-    outcome.whole += whole;
+    outcome.add(kept, wanted > p.capacity, kept == 0 ? 0.0f : shared.sums[kept - 1], whole);
   }
   __syncthreads();  // before the next list writes here
 }
 
-// select() for up to kFew blocks: each one's place is the number of those that come before it.
+// select() for up to kFew blocks, by p.places of the block's threads: each one's place is the number of those that come before
+// it.
 __device__ void select_few(const Select& p, int64_t list, Few& few, Outcome& outcome) {
-  int i = static_cast<int>(threadIdx.x), lane = i % kWarp, warp = i / kWarp, count = static_cast<int>(blockDim.x);
+  int count = p.places, i = static_cast<int>(threadIdx.x) % count, lane = i % kWarp, warp = i / kWarp;
+  NamedBarrier barrier{1 + static_cast<int>(threadIdx.x) / count, count};
   float score = i < p.blocks ? p.scores[list * p.scores_stride + i] : 0.0f;
   uint32_t bits = score > 0.0f ? __float_as_uint(score) : 0;
   few.scores[i] = bits;
   few.values[i] = 0.0f;
-  __syncthreads();
+  barrier.sync();
   // Of equal scores the earlier one comes first. What has no score has no place.
-  int own = warp * kWarp;
-  int place = count_above(few.scores, 0, own, bits - 1) + count_above(few.scores, own + kWarp, count, bits);
+  int place = 0;
+#pragma unroll 4
+  for (int other = 0; other < count / kWarp; ++other) {
+    if (other != warp) place += count_above(few.scores + other * kWarp, other < warp ? bits - 1 : bits);
+  }
+#pragma unroll 8
   for (int j = 0; j < kWarp; ++j) {
     uint32_t other = __shfl_sync(~0u, bits, j);
     place += other > bits || (other == bits && j < lane);
   }
   if (bits != 0) few.values[place] = __uint_as_float(bits);
-  __syncthreads();
+  barrier.sync();
   if (i == 0) add_in_order(few.values, few.sums, count);
-  __syncthreads();
+  barrier.sync();
   float whole = few.sums[count - 1];
   float before = bits == 0 || place == 0 ? 0.0f : few.sums[place - 1];
-  int wanted = __syncthreads_count(bits != 0 && (p.coverage == 1.0f || before < __fmul_rn(p.coverage, whole)));
+  int wanted = barrier.count(bits != 0 && (p.coverage == 1.0f || before < __fmul_rn(p.coverage, whole)));
   int kept = min(wanted, p.capacity);
   uint32_t chosen = __ballot_sync(~0u, bits != 0 && place < kept);
   if (lane == 0) few.warps[warp] = __popc(chosen);
-  __syncthreads();
+  barrier.sync();
   int to = __popc(chosen & ((1u << lane) - 1));
+#pragma unroll 1
   for (int other = 0; other < warp; ++other) to += few.warps[other];
   if (chosen >> lane & 1u) p.indices[list * p.indices_stride + to] = i;
   if (i == 0) {
     p.counts[list] = kept;
-    outcome.kept += kept;
-    outcome.cut += wanted > p.capacity;
-    outcome.covered += kept == 0 ? 0.0f : few.sums[kept - 1];
-    outcome.whole += whole;
+    outcome.add(kept, wanted > p.capacity, kept == 0 ? 0.0f : few.sums[kept - 1], whole);
   }
-  __syncthreads();  // before the next list writes here
+  barrier.sync();  // before the next list writes here
+}
+
+// What all lists came to, out of `count` outcomes, by one warp.
+__device__ void tell(const Select& p, const Outcome* outcomes, int count) {
+  int lane = threadIdx.x % kWarp;
+  double sum = 0.0;
+#pragma unroll 1
+  for (int i = 0; i < count; ++i) sum += outcomes[i].sums[lane % kOutcomes];
+  double whole = __shfl_sync(~0u, sum, kWhole);
+  double of = lane == PNB_SUMMARY_COVERED ? whole : static_cast<double>(lane == PNB_SUMMARY_KEPT ? p.lists * p.blocks : p.lists);
+  float part = of > 0.0 ? static_cast<float>(sum / of) : lane == PNB_SUMMARY_COVERED ? 1.0f : 0.0f;
+  if (lane < PNB_SUMMARY_SIZE) p.summary[lane] = part;
 }
 
 // kEach: blocks a thread; 0: up to kFew, by select_few().
 template <int kEach>
-__global__ void __launch_bounds__(kEach == 0 ? kFew : kMostThreads) select_kernel(Select p) {
+__global__ void __launch_bounds__(kMostThreads) select_kernel(const __grid_constant__ Select p) {
   extern __shared__ __align__(16) char memory[];
-  __shared__ Outcome outcome;
-  if (threadIdx.x == 0) outcome = {};
+  __shared__ Outcome outcomes[kMaxCluster * kAtOnce], outcomes_of_block[kAtOnce];
+  __shared__ uint64_t arrived;
+  constexpr bool kIsFew = kEach == 0;
+  cg::cluster_group cluster = cg::this_cluster();
+  int blocks = static_cast<int>(cluster.num_blocks()), own = static_cast<int>(cluster.block_rank());
+  if (blocks > 1) {
+    if (threadIdx.x == 0) {
+      barrier_init(&arrived);
+      barrier_init_visible();
+      barrier_expect(&arrived, blocks * p.at_once * sizeof(Outcome));
+    }
+    __syncwarp();
+    tell_begun();
+  }
   let_next_begin();
+  int group = kIsFew ? static_cast<int>(threadIdx.x) / p.places : 0, thread = static_cast<int>(threadIdx.x) - group * p.places;
+  Outcome& outcome = outcomes_of_block[group];
+  if (thread == 0) outcome = {};
   after_previous();
-  for (int64_t list = blockIdx.x; list < p.lists; list += gridDim.x) {
-    if constexpr (kEach == 0) select_few(p, list, *reinterpret_cast<Few*>(memory), outcome);
+  if (blocks > 1) all_begun();
+  int64_t first = blockIdx.x + static_cast<int64_t>(gridDim.x) * group, step = static_cast<int64_t>(gridDim.x) * p.at_once;
+  for (int64_t list = first; list < p.lists; list += step) {
+    if constexpr (kIsFew) select_few(p, list, reinterpret_cast<Few*>(memory)[group], outcome);
     else select<kEach>(p, list, *reinterpret_cast<Shared*>(memory), outcome);
   }
-  if (p.summary == nullptr) return;
-  cg::cluster_group cluster = cg::this_cluster();
-  cluster.sync();
-  if (cluster.block_rank() == 0 && threadIdx.x == 0) {
-    Outcome all{};
-    for (unsigned other = 0; other < cluster.num_blocks(); ++other) {
-      Outcome one = *cluster.map_shared_rank(&outcome, other);
-      all.covered += one.covered;
-      all.whole += one.whole;
-      all.kept += one.kept;
-      all.cut += one.cut;
+  if (p.summary == nullptr || thread >= kWarp) return;
+  __syncwarp();
+  const Outcome* all = &outcome;
+  int count = 1;
+  if (blocks > 1) {
+    if (thread < 2) {
+      auto* to = reinterpret_cast<float4*>(&outcomes[own * p.at_once + group]) + thread;
+      send(reinterpret_cast<const float4*>(&outcome)[thread], to, &arrived, 0);
     }
-    double blocks = static_cast<double>(max(p.lists * p.blocks, static_cast<int64_t>(1)));
-    p.summary[PNB_SUMMARY_KEPT] = static_cast<float>(static_cast<double>(all.kept) / blocks);
-    p.summary[PNB_SUMMARY_COVERED] = all.whole == 0 ? 1.0f : static_cast<float>(all.covered / all.whole);
-    p.summary[PNB_SUMMARY_CUT] = static_cast<float>(static_cast<double>(all.cut) /
-                                                    static_cast<double>(max(p.lists, static_cast<int64_t>(1))));
+    if (own > 0 || group > 0) return;
+    barrier_wait(&arrived, 0);
+    all = outcomes, count = blocks * p.at_once;
   }
-  cluster.sync();  // before a block ends, the first has read
+  tell(p, all, count);
 }
 
 struct Relative {
@@ -323,17 +379,19 @@ void select_blocks(const pnb_select_blocks_params& p) {
               static_cast<int>(p.blocks.indices.shape[1]),
               p.coverage};
   if (args.lists == 0 && args.summary == nullptr) return;
-  int places = kWarp;
-  while (places < args.blocks) places *= 2;
-  int each = std::max(1, places / kMostThreads);
-  bool few = places <= kFew;
-  auto kernel = few ? select_kernel<0> : each == 1 ? select_kernel<1> : each == 2 ? select_kernel<2> : select_kernel<4>;
-  size_t bytes = few ? sizeof(Few) : sizeof(Shared);
-  allow_shared_memory(kernel, bytes, "select_blocks");
   // What all lists came to is added up within one cluster.
   int cluster = args.summary == nullptr ? 1 : static_cast<int>(std::clamp<int64_t>(args.lists, 1, kMaxCluster));
   auto blocks = static_cast<unsigned>(args.summary == nullptr ? args.lists : cluster);
-  launch(kernel, {dim3(blocks), places / each, bytes, stream_of(p.stream), cluster, true}, "select_blocks", args);
+  args.places = kWarp;
+  while (args.places < args.blocks) args.places *= 2;
+  bool few = args.places <= kFew;
+  args.at_once = few ? static_cast<int>(std::clamp<int64_t>(ceil_div(args.lists, blocks), 1, kAtOnce)) : 1;
+  int each = std::max(1, args.places / kMostThreads);
+  auto kernel = few ? select_kernel<0> : each == 1 ? select_kernel<1> : each == 2 ? select_kernel<2> : select_kernel<4>;
+  size_t bytes = few ? args.at_once * sizeof(Few) : sizeof(Shared);
+  allow_shared_memory(kernel, bytes, "select_blocks");
+  int threads = args.places * args.at_once / each;
+  launch(kernel, {dim3(blocks), threads, bytes, stream_of(p.stream), cluster, true}, "select_blocks", args);
 }
 
 void relative_mass(const pnb_relative_mass_params& p) {
