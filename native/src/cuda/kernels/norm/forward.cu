@@ -210,6 +210,7 @@ template <typename T, int kRows, int kMostThreads, bool kPooled, int kRanks>
 __global__ void __launch_bounds__(kMostThreads) forward_rows(const __grid_constant__ Forward p) {
   __shared__ Statistics<kRows> shared[2];
   after_previous();
+  if constexpr (kPooled) let_next_begin();  // the predictor of what is pooled fetches its weights until then
   int64_t first = blockIdx.x * p.rows;
   int64_t end = min(p.m, first + p.rows);
   int64_t pool_first = 0, counted_end = 0;
