@@ -297,6 +297,79 @@ void captured_prediction() {
   cudaGraphExecDestroy(ready), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
 }
 
+// What a step runs before a sparse MLP, each kernel begun while the one before ends: the norm's pools, their prediction, also by
+// a predictor that has just been copied, and the choice are those of calls that are waited for one by one.
+void captured_choice(int64_t blocks, int64_t lists) {
+  std::string what = "captured choice of " + std::to_string(lists) + " lists of " + std::to_string(blocks) + " blocks";
+  int64_t m = 1024, h = 512, r = 32, pools = m / 16;
+  Tensor source(PNB_DTYPE_BF16, {m, h}), x(PNB_DTYPE_BF16, {m, h}), y(PNB_DTYPE_BF16, {m, h}), gamma(PNB_DTYPE_F32, {h}),
+      beta(PNB_DTYPE_F32, {h}), pooled(PNB_DTYPE_F32, {pools, h});
+  Tensor a(PNB_DTYPE_F32, {r, h}), b(PNB_DTYPE_F32, {blocks, r}), scores(PNB_DTYPE_F32, {lists, blocks}),
+      new_a(PNB_DTYPE_F32, {r, h});
+  Tensor indices(PNB_DTYPE_I32, {lists, blocks}), counts(PNB_DTYPE_I32, {lists}), summary(PNB_DTYPE_F32, {PNB_SUMMARY_SIZE});
+  auto norm = params<pnb_layer_norm_forward_params>();
+  norm.epsilon = 1e-5f, norm.x = x.t, norm.y = y.t, norm.gamma = gamma.t, norm.beta = beta.t, norm.pooled = pooled.t;
+  norm.pool_rows = 16;
+  auto predict = params<pnb_predict_mass_params>();
+  predict.units_per_score = 1, predict.pooled = pooled.t, predict.a = a.t, predict.b = b.t, predict.scores = scores.t;
+  predict.pooled_per_list = pools / lists;
+  Workspace space(backend().predict_mass_workspace(predict));
+  predict.workspace = space.w;
+  auto select = params<pnb_select_blocks_params>();
+  select.coverage = 0.7f, select.scores = scores.t, select.blocks.indices = indices.t, select.blocks.counts = counts.t,
+  select.summary = summary.t;
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t ready;
+  cuda(cudaStreamCreate(&stream));
+  auto run = [&](cudaStream_t of, bool one_by_one) {
+    norm.stream = predict.stream = select.stream = of;
+    backend().layer_norm_forward(norm);
+    if (one_by_one) cuda(cudaDeviceSynchronize(), what.c_str());
+    backend().predict_mass(predict);
+    if (one_by_one) cuda(cudaDeviceSynchronize(), what.c_str());
+    backend().select_blocks(select);
+  };
+  ok(what, [&] {
+    run(stream, true);  // loads the kernels
+    cuda(cudaStreamSynchronize(stream));
+    cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    cuda(cudaMemcpyAsync(x.t.data, source.t.data, m * h * 2, cudaMemcpyDeviceToDevice, stream));
+    for (int i = 0; i < 2; ++i) run(stream, false);
+    cuda(cudaMemcpyAsync(a.t.data, new_a.t.data, r * h * 4, cudaMemcpyDeviceToDevice, stream));
+    predict.stream = select.stream = stream;
+    backend().predict_mass(predict);
+    backend().select_blocks(select);
+    cuda(cudaStreamEndCapture(stream, &graph));
+  });
+  cuda(cudaGraphInstantiate(&ready, graph, 0));
+  // The lists one after another, without what lies behind their ends.
+  auto chosen = [&] {
+    auto all = indices.values(), ends = counts.values();
+    std::vector<double> of_lists;
+    for (int64_t l = 0; l < lists; ++l) {
+      of_lists.insert(of_lists.end(), all.begin() + l * blocks, all.begin() + l * blocks + static_cast<int64_t>(ends[l]));
+    }
+    return of_lists;
+  };
+  for (int replay = 0; replay < 20; ++replay) {
+    source.set(Tensor(PNB_DTYPE_BF16, {m, h}).values());
+    new_a.set(Tensor(PNB_DTYPE_F32, {r, h}).values());
+    for (Tensor* each : {&pooled, &scores, &indices, &counts, &summary}) cuda(cudaMemset(each->t.data, 0x7f, each->size() * 4));
+    cuda(cudaGraphLaunch(ready, stream));
+    cuda(cudaStreamSynchronize(stream), what.c_str());
+    auto found_scores = scores.bits(), found_counts = counts.bits(), found_summary = summary.bits();
+    auto found = chosen();
+    ok(what, [&] { run(nullptr, true); });
+    cuda(cudaDeviceSynchronize(), what.c_str());
+    std::string which = what + ", replay " + std::to_string(replay);
+    expect(found_scores == scores.bits(), which + ": other scores than by calls one by one");
+    expect(found_counts == counts.bits() && found == chosen(), which + ": other blocks");
+    expect(found_summary == summary.bits(), which + ": another summary");
+  }
+  cudaGraphExecDestroy(ready), cudaGraphDestroy(graph), cudaStreamDestroy(stream);
+}
+
 void pooled_norm(int64_t m, int64_t h, int64_t pool_rows, int32_t dtype, int64_t valid, bool in_place) {
   std::string what = std::string("pooled norm ") + pnb::dtype_name(dtype) + " [" + std::to_string(m) + ", " + std::to_string(h) +
                      "] pools of " + std::to_string(pool_rows) + ", valid " + std::to_string(valid);
@@ -345,6 +418,7 @@ int main(int argc, char**) {
     predict(37, 256, 16, 24, 1, 16, true, true, 0);
     predict(20, 101, 7, 60, 5, 8, true, false, 1);
     select(3, 64, 20, 0.9f, Scores::kAny, true);
+    select(17, 64, 20, 0.9f, Scores::kAny, true);
     select(2, 257, 100, 0.9f, Scores::kAny, true);
     pooled_norm(75, 256, 16, PNB_DTYPE_BF16, 50, true);
     pooled_norm(70, 256, 64, PNB_DTYPE_BF16, 66, false);
@@ -360,6 +434,9 @@ int main(int argc, char**) {
   }
   mass(140000, 64, 32, 140000, PNB_DTYPE_U8, -1, true, 0, 0);  // more rows than a byte of a thread counts
   predict(256, 2048, 32, 256, 1, 256, true, true, 0);
+  predict(256, 2048, 32, 64, 1, 16, true, false, 0);
+  predict(256, 2560, 32, 80, 1, 256, true, true, 0);
+  predict(700, 1284, 48, 150, 1, 700, true, true, 0);  // more clusters of a list than are read at once
   predict(300, 256, 32, 1, 1, 150, true, true, 0);
   predict(200, 256, 32, 1024, 1, 100, true, true, 0);
   predict(37, 768, 16, 96, 1, 16, true, true, 0);
@@ -380,8 +457,10 @@ int main(int argc, char**) {
     }
   }
   select(64, 128, 0, 0.5f, Scores::kAny, true);
+  for (int64_t lists : {16, 35}) select(lists, 200, 60, 0.9f, Scores::kEqual, true);  // several in a block of threads
   captured();
   captured_prediction();
+  for (int64_t lists : {1, 16}) captured_choice(64, lists), captured_choice(256, lists);
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
     pooled_norm(128, 2048, 16, dtype, -1, false);
     pooled_norm(75, 768, 16, dtype, 50, true);
