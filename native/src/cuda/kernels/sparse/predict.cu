@@ -237,12 +237,13 @@ __device__ inline Part read_part(const Part* from) {
   return {__uint_as_float(static_cast<uint32_t>(value)), 0, ticket};
 }
 
-// What a lane multiplies of sixteen units: four of each sixteen ranks of those of lane / 4 and lane / 4 + 8.
+// What a lane multiplies of sixteen units: four of each sixteen ranks of those of lane / 4 and lane / 4 + 8. What would lie
+// behind `end` is 0 and adds nothing.
+template <bool kAligned>
 struct Units {
   float4 b[2][kTileRanks / kChunk];
   float bias[2], norms[2];
 
-  template <bool kAligned>
   __device__ void load_ranks(const Predict& p, int first, int end, int rank) {
     int lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -256,7 +257,9 @@ struct Units {
     }
   }
 
-  __device__ void load_scales(const Predict& p, int first, int end) {
+  // All but the ranks from 32 on.
+  __device__ void load(const Predict& p, int first, int end) {
+    load_ranks(p, first, end, 0);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       int unit = first + threadIdx.x % kWarp / 4 + 8 * i;
@@ -264,46 +267,54 @@ struct Units {
       norms[i] = p.norms != nullptr && unit < end ? p.norms[unit] : 1.0f;
     }
   }
-};
 
-// Scores of blocks that are units, sixteen a warp; the first of them have been fetched.
-template <bool kAligned>
-__device__ void score_units(const Predict& p, const Shared& shared, Units& units, int first, int end, int64_t rows,
-                            float* scores, Part* parts) {
-  int lane = threadIdx.x % kWarp, quad_lane = lane % 4;
-  bool fetched = true;
-#pragma unroll 1
-  for (first += static_cast<int>(threadIdx.x) / kWarp * kUnits; first < end; first += kWarps * kUnits) {
-    if (!fetched) units.load_scales(p, first, end);
-    Products sums[kRowTiles] = {};
+  // The sums of what units lane / 4 and lane / 4 + 8 of those from `first` on, which have been loaded, are over this lane's rows.
+  // A quad's lanes together have all rows.
+  __device__ float2 sums(const Predict& p, const Shared& shared, int first, int end, int64_t rows) {
+    int group = threadIdx.x % kWarp / 4, quad_lane = threadIdx.x % 4;
+    Products products[kRowTiles] = {};
 #pragma unroll 1
     for (int rank = 0; rank < p.r; rank += kTileRanks) {
-      if (!fetched || rank > 0) units.load_ranks<kAligned>(p, first, end, rank);
+      if (rank > 0) load_ranks(p, first, end, rank);
 #pragma unroll
       for (int chunk = 0; chunk < kTileRanks / kChunk; ++chunk) {
 #pragma unroll
         for (int j = 0; j < kRowTiles; ++j) {
-          auto* z = reinterpret_cast<const float4*>(&shared.z[8 * j + lane / 4][rank + chunk * kChunk + quad_lane * 4]);
-          sums[j].add(units.b[0][chunk], units.b[1][chunk], *z);
+          auto* z = reinterpret_cast<const float4*>(&shared.z[8 * j + group][rank + chunk * kChunk + quad_lane * 4]);
+          products[j].add(b[0][chunk], b[1][chunk], *z);
         }
       }
     }
-    fetched = false;
+    float2 sums{};
+#pragma unroll
+    for (int j = 0; j < kRowTiles; ++j) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        if (8 * j + 2 * quad_lane + k >= rows) continue;
+        sums.x += fmaxf(products[j][k] + bias[0], 0.0f);
+        sums.y += fmaxf(products[j][k + 2] + bias[1], 0.0f);
+      }
+    }
+    return make_float2(sums.x * norms[0], sums.y * norms[1]);
+  }
+};
+
+// Scores of blocks that are units, sixteen a warp; the first of them have been loaded.
+template <bool kAligned>
+__device__ void score_units(const Predict& p, const Shared& shared, Units<kAligned>& units, int first, int end, int64_t rows,
+                            float* scores, Part* parts) {
+  int lane = threadIdx.x % kWarp;
+#pragma unroll 1
+  for (first += static_cast<int>(threadIdx.x) / kWarp * kUnits; first < end; first += kWarps * kUnits) {
+    float2 sums = units.sums(p, shared, first, end, rows);
+    units.load(p, first + kWarps * kUnits, end);
+    sums = sums + shuffle_xor(sums, 1);
+    sums = sums + shuffle_xor(sums, 2);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float sum = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kRowTiles; ++j) {
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          if (8 * j + 2 * quad_lane + k < rows) sum += fmaxf(sums[j][2 * i + k] + units.bias[i], 0.0f);
-        }
-      }
-      sum += shuffle_xor(sum, 1);
-      sum += shuffle_xor(sum, 2);
-      sum *= units.norms[i];
       int unit = first + lane / 4 + 8 * i;
-      if (quad_lane > 0 || unit >= end) continue;
+      float sum = i == 0 ? sums.x : sums.y;
+      if (lane % 4 > 0 || unit >= end) continue;
       if (p.tiles == 1) scores[unit] = sum;
       else write_part(parts + unit, sum, p.ticket);
     }
@@ -311,48 +322,24 @@ __device__ void score_units(const Predict& p, const Shared& shared, Units& units
 }
 
 // Scores of blocks of several units, one a warp.
+template <bool kAligned>
 __device__ void score_blocks(const Predict& p, const Shared& shared, int first, int end, int64_t rows, float* scores,
                              Part* parts) {
-  constexpr int kUnitLanes = 4;  // of a warp, side by side; the others share out the rows
-  constexpr int kRowLanes = kWarp / kUnitLanes;
-  int lane = threadIdx.x % kWarp, row_lane = lane / kUnitLanes;
-  bool vectors = p.r % 4 == 0 && reinterpret_cast<uintptr_t>(p.b) % 16 == 0;
 #pragma unroll 1
   for (int score = first + static_cast<int>(threadIdx.x) / kWarp; score < end; score += kWarps) {
+    int unit = score * p.units_per_score, end_unit = unit + p.units_per_score;
+    Units<kAligned> next;
+    next.load(p, unit, end_unit);
     float sum = 0.0f;
 #pragma unroll 1
-    for (int i = lane % kUnitLanes; i < p.units_per_score; i += kUnitLanes) {
-      int64_t unit = static_cast<int64_t>(score) * p.units_per_score + i;
-      const float* b = p.b + unit * p.r;
-      float values[kRowTiles];
-#pragma unroll
-      for (float& value : values) value = p.bias == nullptr ? 0.0f : p.bias[unit];
-      if (vectors) {
-#pragma unroll 4
-        for (int rank = 0; rank < p.r; rank += 4) {
-          float4 right = *reinterpret_cast<const float4*>(b + rank);
-#pragma unroll
-          for (int j = 0; j < kRowTiles; ++j) {
-            float4 left = *reinterpret_cast<const float4*>(&shared.z[row_lane + j * kRowLanes][rank]);
-            values[j] += left.x * right.x + left.y * right.y + left.z * right.z + left.w * right.w;
-          }
-        }
-      } else {
-#pragma unroll 1
-        for (int rank = 0; rank < p.r; ++rank) {
-#pragma unroll
-          for (int j = 0; j < kRowTiles; ++j) values[j] += shared.z[row_lane + j * kRowLanes][rank] * b[rank];
-        }
-      }
-      float of_unit = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kRowTiles; ++j) {
-        if (row_lane + j * kRowLanes < rows) of_unit += fmaxf(values[j], 0.0f);
-      }
-      sum += p.norms == nullptr ? of_unit : of_unit * p.norms[unit];
+    for (; unit < end_unit; unit += kUnits) {
+      Units<kAligned> units = next;
+      next.load(p, unit + kUnits, end_unit);
+      float2 sums = units.sums(p, shared, unit, end_unit, rows);
+      sum += sums.x + sums.y;
     }
     sum = warp_combine(sum, [](float x, float y) { return x + y; });
-    if (lane > 0) continue;
+    if (threadIdx.x % kWarp > 0) continue;
     if (p.tiles == 1) scores[score] = sum;
     else write_part(parts + score, sum, p.ticket);
   }
@@ -414,12 +401,8 @@ __global__ void __launch_bounds__(kThreads, 1) predict_kernel(const __grid_const
   tell_begun();
   let_next_begin();
   int first = min(p.scores_per_list, own * p.scores_per_block), end = min(p.scores_per_list, first + p.scores_per_block);
-  Units units;
-  if (p.units_per_score == 1) {
-    int first_of_warp = first + static_cast<int>(threadIdx.x) / kWarp * kUnits;
-    units.load_ranks<kAligned>(p, first_of_warp, end, 0);
-    units.load_scales(p, first_of_warp, end);
-  }
+  Units<kAligned> units;
+  if (p.units_per_score == 1) units.load(p, first + static_cast<int>(threadIdx.x) / kWarp * kUnits, end);
   int list = static_cast<int>(__clusterIdx().x), tile = static_cast<int>(blockIdx.y);
   // A last list that is short has no rows for some clusters, whose part is 0.
   int64_t row = min(p.rows, list * p.rows_per_list + static_cast<int64_t>(tile) * kTileRows);
@@ -430,8 +413,8 @@ __global__ void __launch_bounds__(kThreads, 1) predict_kernel(const __grid_const
   float* scores = p.scores + static_cast<int64_t>(list) * p.scores_per_list;
   Part* parts = p.parts + static_cast<int64_t>(list) * p.tiles * p.scores_per_list;
   Part* parts_of_tile = parts + static_cast<int64_t>(tile) * p.scores_per_list;
-  if (p.units_per_score == 1) score_units<kAligned>(p, shared, units, first, end, rows, scores, parts_of_tile);
-  else score_blocks(p, shared, first, end, rows, scores, parts_of_tile);
+  if (p.units_per_score == 1) score_units(p, shared, units, first, end, rows, scores, parts_of_tile);
+  else score_blocks<kAligned>(p, shared, first, end, rows, scores, parts_of_tile);
   if (p.tiles > 1 && tile == p.tiles - 1) gather(p, shared, first, end, scores, parts);
 }
 
