@@ -52,7 +52,7 @@ void CudaBackend::select_blocks(const pnb_select_blocks_params& p) { cuda::selec
 void CudaBackend::attention_mass(const pnb_attention_mass_params& p) { cuda::attention_mass(p); }
 void CudaBackend::predict_attention(const pnb_predict_attention_params& p) { cuda::predict_attention(device_, p); }
 uint64_t CudaBackend::predict_attention_workspace(const pnb_predict_attention_params& p) {
-  return cuda::predict_attention_workspace(p);
+  return cuda::predict_attention_workspace(device_, p);
 }
 void CudaBackend::select_attention(const pnb_select_attention_params& p) { cuda::select_attention(p); }
 uint64_t CudaBackend::select_attention_workspace(const pnb_select_attention_params& p) {

@@ -448,9 +448,13 @@ void predictions(bool brief) {
   predict_matches(2, 8, 50, lengths({300, 129}), 470, 32, 128);
   predict_matches(2, 24, 64, lengths({300, 129}), 470, 32, 128, 1);
   predict_matches(2, 8, 64, {0, 0}, 40, 32, 128);
+  predict_matches(2, 8, 64, {0, 0}, 0, 32, 128);
   if (brief) return;
   predict_matches(4, 16, 768, lengths({2048, 2048}), 4096, 32, 128);
   predict_matches(2, 40, 2120, lengths({5000, 300}), 5300, 16, 128);
+  // More keys than a block of threads has at a time.
+  predict_matches(2, 64, 64, lengths({40, 1500}), 1540, 8, 64);
+  predict_matches(1, 64, 64, lengths({9000}), 9000, 8, 128);
 }
 
 void masses(bool brief) {
