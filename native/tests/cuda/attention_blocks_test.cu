@@ -377,6 +377,8 @@ void selections(bool brief) {
         select_matches(2, lengths({777, 2048}), 2825, size, kind, coverage, {0.3f, 1.0f}, true);
         select_matches(2, {0, 64 * size, 103 * size}, 104 * size, size, kind, coverage, {0.9f, 0.1f}, false);
         select_matches(1, {0, 128 * size}, 128 * size, size, kind, coverage, {}, kind == Masses::kSteep);
+        // As many as are compared with each other, and more.
+        select_matches(2, {0, 17 * size, 35 * size}, 35 * size, size, kind, coverage, {0.5f, 1.0f}, false);
       }
     }
   }

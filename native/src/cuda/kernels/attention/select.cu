@@ -7,9 +7,10 @@
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/reduce.cuh"
 
-// A block of threads chooses for one head of one sample. Its masses stay in registers; the lowest one that is kept is found by
-// asking for what lies above three values at a time, as sums of doubles in a fixed order. A second kernel sorts what the lists
-// came to and adds up the summary.
+// A block of threads chooses for one head of one sample. Up to 128 blocks that may be chosen are compared with each other: each
+// finds how many come before it, and the sum of their masses. Of more, the range of masses that the lowest one kept lies in is
+// narrowed first, by asking for what lies above three values at a time; samples of few blocks have a kernel without that. Sums
+// are of doubles in a fixed order. A second kernel sorts what the lists came to and adds up the summary.
 
 namespace pnb::cuda {
 
@@ -21,6 +22,8 @@ constexpr int kMostBlocks = 128;  // of a sample
 constexpr int kWords = kMostBlocks / 32;
 constexpr int kPivots = 3;
 constexpr int kMostThreads = 1024;
+constexpr int kFew = 128;       // what is compared with each other
+constexpr int kFewBlocks = 17;  // of a sample, of which not more than that may be chosen
 
 struct Outcome {
   double covered, whole;  // sums of masses
@@ -34,9 +37,179 @@ struct Select {
   Borders borders;
   int32_t *indices, *counts, *t_indices, *t_counts;
   Outcome* outcomes;  // [heads, samples]
-  int slots, width, size;
+  int slots, width, size_log;
   float coverage;
 };
+
+// What a block of threads chooses from.
+struct Own {
+  int head, sample, blocks, slot, end_slot;
+  int possible, always;  // blocks of the triangle, and what is kept of them anyway
+
+  // Borders may be read before the kernels launched earlier have ended: none of this library's writes them.
+  __device__ explicit Own(const Select& p) : head(blockIdx.x), sample(blockIdx.y), blocks(0), slot(0), end_slot(p.slots) {
+    if (p.borders.samples > 0) {
+      int first = p.borders.at[sample], next = p.borders.at[sample + 1];
+      blocks = (next - first + (1 << p.size_log) - 1) >> p.size_log;
+      slot = (first >> p.size_log) + sample;
+      if (sample + 1 < p.borders.samples) end_slot = (next >> p.size_log) + sample + 1;
+    }
+    possible = blocks * (blocks + 1) / 2;
+    always = 2 * blocks - 1;
+  }
+
+  __device__ int64_t list(const Select& p) const { return static_cast<int64_t>(head) * p.slots + slot; }
+  __device__ Outcome& outcome(const Select& p) const {
+    return p.outcomes[static_cast<int64_t>(head) * max(p.borders.samples, 1) + sample];
+  }
+  __device__ const float* masses(const Select& p) const {
+    return p.table != nullptr ? p.table + static_cast<int64_t>(head) * p.width * p.width : p.mass + list(p) * p.width;
+  }
+  // How many may be chosen.
+  __device__ int room(const Select& p) const {
+    float budget = p.budgets == nullptr ? 1.0f : p.budgets[head];
+    return max(static_cast<int>(__fmul_rn(budget, static_cast<float>(possible))), always) - always;
+  }
+  // Slots of no block, and the outcome of a sample without any.
+  __device__ void clear_rest(const Select& p) const {
+    int32_t* counts = p.counts + static_cast<int64_t>(head) * p.slots;
+    int32_t* t_counts = p.t_counts + static_cast<int64_t>(head) * p.slots;
+    for (int i = slot + blocks + static_cast<int>(threadIdx.x); i < end_slot; i += static_cast<int>(blockDim.x)) {
+      counts[i] = t_counts[i] = 0;
+    }
+    if (blocks == 0 && threadIdx.x == 0) outcome(p) = {};
+  }
+};
+
+// What may be chosen. Of two the greater key comes first: the mass's bits, which are ordered as masses are, then the place,
+// complemented.
+struct alignas(16) Candidate {
+  uint64_t key;
+  double mass;
+
+  __device__ static Candidate of(uint32_t bits, int row, int column) {
+    uint32_t place = row * kMostBlocks + column;
+    return {static_cast<uint64_t>(bits) << 32 | ~place, __uint_as_float(bits)};
+  }
+  __device__ int row() const { return static_cast<int>(~static_cast<uint32_t>(key) / kMostBlocks); }
+  __device__ int column() const { return static_cast<int>(~static_cast<uint32_t>(key) % kMostBlocks); }
+};
+
+// How far it goes: blocks are chosen in their order while fewer are than `room`, and their masses' sum is below `target`.
+struct Limits {
+  double target, whole;
+  int room, wanted;  // wanted: have a mass
+  int possible, always;
+
+  __device__ bool open(double sum, int count) const { return count < room && sum < target; }
+  __device__ Outcome outcome(double sum, int count) const {
+    return {sum, whole, always + count, possible, count < wanted && sum < target, 1};
+  }
+};
+
+// Chooses among candidates, before which so many with such a sum come; `last` of all have a mass, with those before. By
+// the block's first 2 kFew threads, two a candidate. There is one that is kept.
+template <typename Keep>
+__device__ __forceinline__ void choose_few(const Candidate* all, int few, double sum, int before, int last,
+                                           const Limits& limits, Outcome& outcome, Keep&& keep) {
+  int place = static_cast<int>(threadIdx.x) / 2, half = static_cast<int>(threadIdx.x) % 2;
+  Candidate own = place < few ? all[place] : Candidate{};
+  int count = 0;
+  double more = 0.0, other_more = 0.0;
+#pragma unroll 2
+  for (int i = half; i < few; i += 4) {
+    Candidate one = all[i], other = i + 2 < few ? all[i + 2] : Candidate{};
+    if (one.key > own.key) more += one.mass, ++count;
+    if (other.key > own.key) other_more += other.mass, ++count;
+  }
+  more += other_more;
+  count += __shfl_xor_sync(~0u, count, 1);
+  more += __shfl_xor_sync(~0u, more, 1);
+  sum += more;
+  before += count;
+  if (half > 0 || place >= few || !(own.mass > 0) || !limits.open(sum, before)) return;
+  keep(own.row(), own.column());
+  sum += own.mass;
+  ++before;
+  if (before == last || !limits.open(sum, before)) outcome = limits.outcome(sum, before);
+}
+
+// By a warp a row, of so many.
+template <int kWide, int kPitch>
+__device__ __forceinline__ void write_lists(const uint32_t (*bits)[kPitch], int n, int32_t* indices, int32_t* counts, int width,
+                                            int warp, int warps) {
+  int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll 1
+  for (int row = warp; row < n; row += warps) {
+    int32_t* list = indices + row * width;
+    int count = 0;
+#pragma unroll
+    for (int w = 0; w < kWide; ++w) {
+      uint32_t word = bits[row][w];
+      if ((word >> lane & 1u) != 0) list[count + __popc(word & ((1u << lane) - 1))] = 32 * w + lane;
+      count += __popc(word);
+    }
+    if (lane == 0) counts[row] = count;
+  }
+}
+
+// Half of the warps write what was chosen, the others the same transposed.
+template <int kWide, int kPitch>
+__device__ __forceinline__ void write_both(const Select& p, const Own& own, const uint32_t (*kept)[kPitch],
+                                           const uint32_t (*t_kept)[kPitch]) {
+  int warp = static_cast<int>(threadIdx.x) / kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
+  bool transposed = warp % 2 == 1;
+  int64_t list = own.list(p);
+  write_lists<kWide>(transposed ? t_kept : kept, own.blocks, (transposed ? p.t_indices : p.indices) + list * p.width,
+                     (transposed ? p.t_counts : p.counts) + list, p.width, warp / 2, warps / 2);
+}
+
+constexpr int kFewThreads = 2 * kFew;
+
+// Of samples of at most kFewBlocks: a thread has a block of the triangle.
+__global__ void __launch_bounds__(kFewThreads) select_few_kernel(Select p) {
+  __shared__ Candidate few[kFew];
+  __shared__ uint32_t kept[kFewBlocks][1], t_kept[kFewBlocks][1];
+  __shared__ double sums[2][kFewThreads / kWarp];
+  __shared__ int counts[kFewThreads / kWarp];
+  let_next_begin();
+  Own own(p);
+  int n = own.blocks, thread = threadIdx.x;
+  int i = static_cast<int>((sqrtf(static_cast<float>(8 * thread + 1)) - 1.0f) * 0.5f), j = thread - i * (i + 1) / 2;
+  bool inside = i < n, always_kept = j == 0 || j == i;
+  if (thread < n) {
+    kept[thread][0] = 1u | 1u << thread;
+    t_kept[thread][0] = thread == 0 ? (1u << n) - 1 : 1u << thread;
+  }
+  after_previous();
+  own.clear_rest(p);
+  if (n == 0) return;
+  float mass = inside ? own.masses(p)[i * p.width + j] : 0.0f;
+  int room = own.room(p);
+  mass = mass > 0.0f ? mass : 0.0f;
+  if (inside && !always_kept) few[(i - 1) * (i - 2) / 2 + j - 1] = Candidate::of(__float_as_uint(mass), i, j);
+  auto add = [](double x, double y) { return x + y; };
+  double whole = warp_combine<double>(mass, add), base = warp_combine<double>(always_kept ? mass : 0.0f, add);
+  int wanted = __popc(__ballot_sync(~0u, !always_kept && mass > 0.0f));
+  if (thread % kWarp == 0) sums[0][thread / kWarp] = whole, sums[1][thread / kWarp] = base, counts[thread / kWarp] = wanted;
+  __syncthreads();
+  whole = base = 0.0;
+  wanted = 0;
+#pragma unroll
+  for (int w = 0; w < kFewThreads / kWarp; ++w) whole += sums[0][w], base += sums[1][w], wanted += counts[w];
+  Limits limits{p.coverage == 1.0f ? INFINITY : static_cast<double>(p.coverage) * whole, whole, room, wanted, own.possible,
+                own.always};
+  if (wanted > 0 && limits.open(base, 0)) {
+    choose_few(few, own.possible - own.always, base, 0, wanted, limits, own.outcome(p), [&](int row, int column) {
+      atomicOr(kept[row], 1u << column);
+      atomicOr(t_kept[column], 1u << row);
+    });
+  } else if (thread == 0) {
+    own.outcome(p) = limits.outcome(base, 0);
+  }
+  __syncthreads();
+  write_both<1>(p, own, kept, t_kept);
+}
 
 // Sums and numbers of the masses above some values.
 struct Above {
@@ -46,9 +219,10 @@ struct Above {
 
 struct Shared {
   uint32_t kept[kMostBlocks][kWords], t_kept[kMostBlocks][kWords];  // bits
+  Candidate few[kFew];
   Above parts[2][kMostThreads / kWarp];
-  int equals[kMostBlocks];  // of a row
-  uint32_t found;
+  int in_range[kMostBlocks];  // of a row
+  uint32_t most, least;
 };
 
 // Every thread gets the same sums. Two calls in a row use different parts: one barrier a call is enough.
@@ -74,55 +248,29 @@ __device__ Above block_above(Above own, Shared& shared, int& turn) {
   return all;
 }
 
-// By a warp a row.
-__device__ __noinline__ void write_lists(const uint32_t (*bits)[kWords], int n, int32_t* indices, int32_t* counts, int width) {
-  int lane = static_cast<int>(threadIdx.x) % kWarp, warps = static_cast<int>(blockDim.x) / kWarp;
-  for (int row = static_cast<int>(threadIdx.x) / kWarp; row < n; row += warps) {
-    int32_t* to = indices + row * width;
-    for (int w = 0; w < kWords; ++w) {
-      uint32_t word = bits[row][w];
-      int before = __popc(word & ((1u << lane) - 1));
-      if ((word >> lane & 1u) != 0) to[before] = 32 * w + lane;
-      to += __popc(word);
-    }
-    if (lane == 0) counts[row] = static_cast<int32_t>(to - (indices + row * width));
-  }
-}
-
 constexpr int kRows = 4;  // of a warp
 
 // A warp has every so-manieth row; its lanes have the columns of each of kWide words. There are 8 kWide warps.
 template <int kWide>
-__global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
+__global__ void __launch_bounds__(8 * kWide * kWarp) select_kernel(Select p) {
   __shared__ Shared shared;
   let_next_begin();
-  int head = blockIdx.x, sample = blockIdx.y, threads = blockDim.x;
   constexpr int kEach = kRows * kWide;
-  int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp, warps = threads / kWarp;
-  for (int i = threadIdx.x; i < kMostBlocks * kWords; i += threads) (&shared.kept[0][0])[i] = (&shared.t_kept[0][0])[i] = 0;
-  if (threadIdx.x == 0) shared.found = 0;
-  after_previous();
-  bool any = p.borders.samples > 0;
-  int n = any ? (p.borders.at[sample + 1] - p.borders.at[sample] + p.size - 1) / p.size : 0;
-  int slot = any ? first_slot(p.borders, sample, p.size) : 0;
-  int end = sample + 1 < p.borders.samples ? first_slot(p.borders, sample + 1, p.size) : p.slots;
-  int32_t* counts = p.counts + static_cast<int64_t>(head) * p.slots;
-  int32_t* t_counts = p.t_counts + static_cast<int64_t>(head) * p.slots;
-  for (int i = slot + n + threadIdx.x; i < end; i += threads) counts[i] = t_counts[i] = 0;
-  Outcome& outcome = p.outcomes[static_cast<int64_t>(head) * max(p.borders.samples, 1) + sample];
-  if (n == 0) {
-    if (threadIdx.x == 0) outcome = {};
-    return;
-  }
+  Own own(p);
+  int n = own.blocks, threads = blockDim.x, thread = threadIdx.x;
+  int lane = thread % kWarp, warp = thread / kWarp, warps = threads / kWarp;
+  if (thread == 0) shared.most = 0, shared.least = ~0u;
   __syncthreads();
+  after_previous();
+  own.clear_rest(p);
+  if (n == 0) return;
 
-  const float* masses = p.table != nullptr ? p.table + static_cast<int64_t>(head) * p.width * p.width
-                                           : p.mass + (static_cast<int64_t>(head) * p.slots + slot) * p.width;
-  int possible = n * (n + 1) / 2, always = 2 * n - 1;
+  const float* masses = own.masses(p);
+  int room = own.room(p);
   uint32_t keys[kEach];  // of what may be chosen; floats of one sign are ordered as their bits are
-  Above own{};
+  Above above{};
   int turn = 0;
-  uint32_t most = 0;
+  uint32_t most = 0, least = ~0u;
   float values[kEach];
 #pragma unroll
   for (int e = 0; e < kEach; ++e) {
@@ -135,35 +283,36 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
     float mass = values[e] > 0.0f ? values[e] : 0.0f;
     bool always_kept = j == 0 || j == i;
     keys[e] = always_kept ? 0 : __float_as_uint(mass);
-    own.sum[0] += mass;
-    own.sum[1] += always_kept ? mass : 0.0f;
-    own.sum[2] += always_kept ? 0.0f : mass;
-    own.count[0] += keys[e] != 0;
+    above.sum[0] += mass;
+    above.sum[1] += always_kept ? mass : 0.0f;
+    above.sum[2] += always_kept ? 0.0f : mass;
+    above.count[0] += keys[e] != 0;
     most = max(most, keys[e]);
+    least = min(least, keys[e] == 0 ? ~0u : keys[e]);
   }
   most = __reduce_max_sync(~0u, most);
-  if (threadIdx.x % kWarp == 0) atomicMax(&shared.found, most);
-  Above all = block_above(own, shared, turn);
-  most = shared.found;
+  least = __reduce_min_sync(~0u, least);
+  if (lane == 0) atomicMax(&shared.most, most), atomicMin(&shared.least, least);
+  Above all = block_above(above, shared, turn);
   double whole = all.sum[0], base = all.sum[1];
   int wanted = all.count[0];
-  double target = p.coverage == 1.0f ? INFINITY : static_cast<double>(p.coverage) * whole;
-  float budget = p.budgets == nullptr ? 1.0f : p.budgets[head];
-  int room = max(static_cast<int>(__fmul_rn(budget, static_cast<float>(possible))), always) - always;
+  Limits limits{p.coverage == 1.0f ? INFINITY : static_cast<double>(p.coverage) * whole, whole, room, wanted, own.possible,
+                own.always};
 
-  // Kept are those above `limit`, and the first `equal` of those that are it.
-  uint32_t limit = 0x7fffffff;
-  int equal = 0;
-  if (wanted > 0 && room > 0 && base < target) {
-    uint32_t low = 0, high = most;  // what is above `high` does not fill the room nor reach the target; above `low`, it does
-    double high_sum = base;
-    int high_count = 0, low_count = wanted;
-    if (base + all.sum[2] < target && wanted < room) {
-      limit = 0;
+  // Kept are those above `high`, and the first ones of the `few` in (low, high].
+  uint32_t low = 0, high = 0x7fffffff;
+  double high_sum = base;
+  int high_count = 0, few = 0;
+  if (wanted > 0 && limits.open(base, 0)) {
+    if (limits.open(base + all.sum[2], wanted)) {
+      high = 0, high_sum = base + all.sum[2], high_count = wanted;
     } else {
-      while (high - low > 1 && low_count - high_count > 1) {
+      // What is above `high` leaves it open; what is above `low` does not.
+      low = shared.least - 1, high = shared.most;
+      int low_count = wanted;
+      while (high - low > 1 && low_count - high_count > kFew) {
         uint32_t pivots[kPivots];
-        Above above{};
+        above = {};
 #pragma unroll
         for (int k = 0; k < kPivots; ++k) {
           pivots[k] = low + static_cast<uint32_t>(static_cast<uint64_t>(high - low) * (k + 1) / (kPivots + 1));
@@ -182,7 +331,7 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
         above = block_above(above, shared, turn);
 #pragma unroll
         for (int k = kPivots - 1; k >= 0; --k) {
-          if (base + above.sum[k] < target && above.count[k] < room) {
+          if (limits.open(base + above.sum[k], above.count[k])) {
             high = pivots[k];
             high_sum = base + above.sum[k];
             high_count = above.count[k];
@@ -193,81 +342,66 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(Select p) {
           }
         }
       }
-      limit = high;
-      if (high - low > 1) {
-        // One is left between them.
-        __syncthreads();
-#pragma unroll
-        for (int e = 0; e < kEach; ++e) {
-          if (keys[e] > low && keys[e] <= high) shared.found = keys[e];
-        }
-        __syncthreads();
-        limit = shared.found;
-      }
-      int equals = low_count - high_count;
-      double mass = __uint_as_float(limit);
-      equal = min(equals, room - high_count);
-      if (p.coverage != 1.0f) {
-        int reach = static_cast<int>(fmin(fmax(ceil((target - high_sum) / mass), 0.0), static_cast<double>(equal)));
-        while (reach > 0 && high_sum + (reach - 1) * mass >= target) --reach;
-        while (reach < equal && high_sum + reach * mass < target) ++reach;
-        equal = reach;
-      }
+      few = low_count - high_count;
     }
   }
 
-  // The choice row by row, as bits.
-  Above chosen{};
-  bool some = limit != 0 && equal > 0;
-  if (some) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      int equals = 0;
-#pragma unroll
-      for (int w = 0; w < kWide; ++w) equals += __popc(__ballot_sync(~0u, keys[r * kWide + w] == limit));
-      if (lane == 0) shared.equals[r * warps + warp] = equals;
-    }
-    __syncthreads();
-  }
+  // Places of those in range, row by row, and what is above it, as bits.
+  auto in_range = [&](uint32_t key) { return few > 0 && key > low && key <= high; };
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    int i = r * warps + warp;
-    int rank = 0;
-    if (some) {
-      for (int above = lane; above < i; above += kWarp) rank += shared.equals[above];
-      rank = __reduce_add_sync(~0u, rank);
-    }
+    int number = 0;
+#pragma unroll
+    for (int w = 0; w < kWide; ++w) number += __popc(__ballot_sync(~0u, in_range(keys[r * kWide + w])));
+    if (lane == 0) shared.in_range[r * warps + warp] = number;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    int i = r * warps + warp, rank = 0;
+    for (int row = lane; row < i; row += kWarp) rank += shared.in_range[row];
+    rank = __reduce_add_sync(~0u, rank);
 #pragma unroll
     for (int w = 0; w < kWide; ++w) {
       int j = w * kWarp + lane;
       uint32_t key = keys[r * kWide + w];
-      uint32_t same = __ballot_sync(~0u, some && key == limit);
-      bool picked = key > limit || ((same >> lane & 1u) != 0 && rank + __popc(same & ((1u << lane) - 1)) < equal);
-      rank += __popc(same);
-      if (picked) {
-        chosen.sum[0] += __uint_as_float(key);
-        ++chosen.count[0];
+      bool picked = key > high || j == 0 || j == i;
+      uint32_t same = __ballot_sync(~0u, in_range(key));
+      if ((same >> lane & 1u) != 0) {
+        int place = rank + __popc(same & ((1u << lane) - 1));
+        if (few <= kFew) {
+          shared.few[place] = Candidate::of(key, i, j);
+        } else {
+          // All are equal.
+          double mass = __uint_as_float(key);
+          auto open = [&](int at) { return limits.open(high_sum + at * mass, high_count + at); };
+          picked = open(place);
+          if (picked && (place + 1 == few || !open(place + 1))) {
+            own.outcome(p) = limits.outcome(high_sum + (place + 1) * mass, high_count + place + 1);
+          }
+        }
       }
-      uint32_t word = __ballot_sync(~0u, i < n && (picked || j == 0 || j == i));
-      if (lane == 0) shared.kept[i][w] = word;
+      rank += __popc(same);
+      uint32_t word = __ballot_sync(~0u, i < n && picked);
+      if (lane == 0 && i < n) shared.kept[i][w] = word;
     }
   }
-  chosen = block_above(chosen, shared, turn);
-  for (int k = threadIdx.x; k < n * kWide; k += threads) {
+  __syncthreads();
+  if (few == 0) {
+    if (thread == 0) own.outcome(p) = limits.outcome(high_sum, high_count);
+  } else if (few <= kFew && thread < 2 * kFew) {
+    choose_few(shared.few, few, high_sum, high_count, high_count + few, limits, own.outcome(p),
+               [&](int row, int column) { atomicOr(&shared.kept[row][column / kWarp], 1u << column % kWarp); });
+  }
+  __syncthreads();
+  for (int k = thread; k < n * kWide; k += threads) {
     int column = k % n, from = k / n * kWarp;
     uint32_t word = 0;
-    for (int r = 0; r < kWarp; ++r) word |= (shared.kept[from + r][column / kWarp] >> column % kWarp & 1u) << r;
+    for (int r = 0; r < min(kWarp, n - from); ++r) word |= (shared.kept[from + r][column / kWarp] >> column % kWarp & 1u) << r;
     shared.t_kept[column][k / n] = word;
   }
   __syncthreads();
-  int64_t list = static_cast<int64_t>(head) * p.slots + slot;
-  write_lists(shared.kept, n, p.indices + list * p.width, counts + slot, p.width);
-  write_lists(shared.t_kept, n, p.t_indices + list * p.width, t_counts + slot, p.width);
-  if (threadIdx.x == 0) {
-    double covered = base + chosen.sum[0];
-    int cut = chosen.count[0] < wanted && covered < target;
-    outcome = {covered, whole, always + chosen.count[0], possible, cut, 1};
-  }
+  write_both<kWide>(p, own, shared.kept, shared.t_kept);
 }
 
 struct Order {
@@ -276,74 +410,105 @@ struct Order {
   const Outcome* outcomes;
   float* summary;
   int64_t lists, outcome_count;
+  int bins;  // counts are below
 };
 
 constexpr int kOrderWarps = kMostThreads / kWarp;
 constexpr int kBins = kMostBlocks + 1;
+constexpr int kTogether = 4;  // counts that a lane asks for at once
 
 // A counting sort in which equal counts stay in their order: each warp counts, then places, neighbours. What has no block comes
 // last, as -1.
-__device__ void sort_lists(const int32_t* counts, int32_t* order, int64_t lists) {
+__device__ void sort_lists(const int32_t* counts, int32_t* order, int64_t lists, int bins) {
   __shared__ int before[kOrderWarps][kBins];
-  __shared__ int totals[kBins];
+  __shared__ int totals[kBins], starts[kBins];
+  static_assert(kOrderWarps == kWarp, "a lane has a warp's number");
   int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  for (int i = threadIdx.x; i < kOrderWarps * kBins; i += kMostThreads) (&before[0][0])[i] = 0;
-  __syncthreads();
+  for (int bin = lane; bin < bins; bin += kWarp) before[warp][bin] = 0;
+  __syncwarp();
   int64_t share = round_up(ceil_div(lists, kOrderWarps), kWarp);
   int64_t from = warp * share, to = min(lists, from + share);
-  for (int64_t i = from; i < to; i += kWarp) {
-    int bin = i + lane < to ? counts[i + lane] : -1;
-    uint32_t same = __match_any_sync(~0u, bin);
-    if (bin >= 0 && __ffs(static_cast<int>(same)) - 1 == lane) before[warp][bin] += __popc(same);
-    __syncwarp();
-  }
-  __syncthreads();
-  if (threadIdx.x < kBins) {
-    int sum = 0;
-    for (int w = 0; w < kOrderWarps; ++w) {
-      int own = before[w][threadIdx.x];
-      before[w][threadIdx.x] = sum;
-      sum += own;
+  // With the place in the lists, the count and the number of equal ones of this warp that come before.
+  auto each = [&](auto&& visit) {
+    for (int64_t i = from + lane; i - lane < to; i += kTogether * kWarp) {
+      int own[kTogether];
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) own[k] = i + k * kWarp < to ? counts[i + k * kWarp] : -1;
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        uint32_t same = __match_any_sync(~0u, own[k]);
+        int number = own[k] < 0 ? 0 : before[warp][own[k]];
+        __syncwarp();
+        if (own[k] >= 0) {
+          visit(i + k * kWarp, own[k], number + __popc(same & ((1u << lane) - 1)));
+          if (__ffs(static_cast<int>(same)) - 1 == lane) before[warp][own[k]] = number + __popc(same);
+        }
+        __syncwarp();
+      }
     }
-    totals[threadIdx.x] = sum;
+  };
+  after_previous();
+  each([](int64_t, int, int) {});
+  __syncthreads();
+  for (int bin = warp; bin < bins; bin += kOrderWarps) {
+    int own = before[lane][bin], sum = own;
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+      int other = __shfl_up_sync(~0u, sum, step);
+      if (lane >= step) sum += other;
+    }
+    before[lane][bin] = sum - own;
+    if (lane == kWarp - 1) totals[bin] = sum;
   }
   __syncthreads();
-  if (threadIdx.x < kBins) {
+  if (static_cast<int>(threadIdx.x) < bins) {
     int start = 0;
-    for (int bin = static_cast<int>(threadIdx.x) + 1; bin < kBins; ++bin) start += totals[bin];
-    for (int w = 0; w < kOrderWarps; ++w) before[w][threadIdx.x] += start;
+#pragma unroll 8
+    for (int bin = 0; bin < bins; ++bin) start += bin > static_cast<int>(threadIdx.x) ? totals[bin] : 0;
+    starts[threadIdx.x] = start;
   }
   __syncthreads();
-  for (int64_t i = from; i < to; i += kWarp) {
-    int bin = i + lane < to ? counts[i + lane] : -1;
-    uint32_t same = __match_any_sync(~0u, bin);
-    int place = bin < 0 ? 0 : before[warp][bin] + __popc(same & ((1u << lane) - 1));
-    __syncwarp();
-    if (bin >= 0) order[place] = bin == 0 ? -1 : static_cast<int32_t>(i + lane);
-    if (bin >= 0 && __ffs(static_cast<int>(same)) - 1 == lane) before[warp][bin] += __popc(same);
-    __syncwarp();
+  each([&](int64_t i, int bin, int number) { order[starts[bin] + number] = bin == 0 ? -1 : static_cast<int32_t>(i); });
+}
+
+__device__ void add_up(const Order& p) {
+  constexpr int kValues = 6;
+  __shared__ double sums[kOrderWarps][kValues];
+  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  double values[kValues] = {};
+  after_previous();
+  for (int64_t i = threadIdx.x; i < p.outcome_count; i += kMostThreads) {
+    Outcome one = p.outcomes[i];
+    values[0] += one.kept;
+    values[1] += one.possible;
+    values[2] += one.covered;
+    values[3] += one.whole;
+    values[4] += one.cut;
+    values[5] += one.lists;
   }
+  auto add = [](double x, double y) { return x + y; };
+#pragma unroll
+  for (int k = 0; k < kValues; ++k) {
+    values[k] = warp_combine(values[k], add);
+    if (lane == 0) sums[warp][k] = values[k];
+  }
+  __syncthreads();
+  if (warp > 0) return;
+#pragma unroll
+  for (int k = 0; k < kValues; ++k) values[k] = warp_combine(sums[lane][k], add);
+  if (lane > 0) return;
+  auto part = [&](int of, float otherwise) {
+    return values[of + 1] == 0 ? otherwise : static_cast<float>(values[of] / values[of + 1]);
+  };
+  p.summary[PNB_SUMMARY_KEPT] = part(0, 0.0f);
+  p.summary[PNB_SUMMARY_COVERED] = part(2, 1.0f);
+  p.summary[PNB_SUMMARY_CUT] = part(4, 0.0f);
 }
 
 __global__ void __launch_bounds__(kMostThreads) order_kernel(Order p) {
-  after_previous();
-  if (blockIdx.x < 2) return sort_lists(blockIdx.x == 0 ? p.counts : p.t_counts, p.order + blockIdx.x * p.lists, p.lists);
-  __shared__ double sums[kWarp];
-  double covered = 0, whole = 0, kept = 0, possible = 0, cut = 0, lists = 0;
-  for (int64_t i = threadIdx.x; i < p.outcome_count; i += kMostThreads) {
-    Outcome one = p.outcomes[i];
-    covered += one.covered;
-    whole += one.whole;
-    kept += one.kept;
-    possible += one.possible;
-    cut += one.cut;
-    lists += one.lists;
-  }
-  for (double* x : {&covered, &whole, &kept, &possible, &cut, &lists}) *x = block_sum(*x, sums);
-  if (threadIdx.x != 0) return;
-  p.summary[PNB_SUMMARY_KEPT] = possible == 0 ? 0.0f : static_cast<float>(kept / possible);
-  p.summary[PNB_SUMMARY_COVERED] = whole == 0 ? 1.0f : static_cast<float>(covered / whole);
-  p.summary[PNB_SUMMARY_CUT] = lists == 0 ? 0.0f : static_cast<float>(cut / lists);
+  let_next_begin();
+  if (blockIdx.x < 2) sort_lists(blockIdx.x == 0 ? p.counts : p.t_counts, p.order + blockIdx.x * p.lists, p.lists, p.bins);
+  else add_up(p);
 }
 
 }  // namespace
@@ -371,7 +536,7 @@ void select_attention(const pnb_select_attention_params& p) {
               static_cast<Outcome*>(p.workspace.data),
               static_cast<int>(blocks.indices.shape[1]),
               static_cast<int>(blocks.indices.shape[2]),
-              blocks.size,
+              blocks.size == 64 ? 6 : 7,
               p.coverage};
   int64_t longest = ceil_div(std::min(p.max_seqlen, p.tokens), blocks.size);
   if (longest > kMostBlocks) {
@@ -386,7 +551,8 @@ void select_attention(const pnb_select_attention_params& p) {
     static_assert(8 * kWide * kRows >= 32 * kWide, "every row has a warp");
     launch(select_kernel<kWide>, {grid, 8 * kWide * kWarp, 0, stream, 1, true}, op, args);
   };
-  if (longest <= 32) choose(std::integral_constant<int, 1>());
+  if (longest <= kFewBlocks) launch(select_few_kernel, {grid, kFewThreads, 0, stream, 1, true}, op, args);
+  else if (longest <= 32) choose(std::integral_constant<int, 1>());
   else if (longest <= 64) choose(std::integral_constant<int, 2>());
   else choose(std::integral_constant<int, 4>());
 
@@ -396,7 +562,8 @@ void select_attention(const pnb_select_attention_params& p) {
               args.outcomes,
               static_cast<float*>(p.summary.data),
               heads * args.slots,
-              heads * samples};
+              heads * samples,
+              static_cast<int>(longest) + 1};
   launch(order_kernel, {dim3(order.summary == nullptr ? 2u : 3u), kMostThreads, 0, stream, 1, true}, op, order);
 }
 
