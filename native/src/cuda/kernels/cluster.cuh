@@ -12,14 +12,14 @@ __device__ inline void all_begun() { asm volatile("barrier.cluster.wait.aligned;
 
 // Writes to the place of another block's (or this one's) shared memory that `to` is in this one's, and tells its barrier. There
 // are several blocks: compute-sanitizer takes it for an error in a cluster of one.
-__device__ inline void send(const float4& v, void* to, uint64_t* barrier, int block) {
+__device__ inline void send(const float4& v, void* to, Barrier& barrier, int block) {
   asm volatile(
       "{\n.reg .b32 to, barrier;\n"
       "mapa.shared::cluster.u32 to, %0, %2;\n"
       "mapa.shared::cluster.u32 barrier, %1, %2;\n"
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [to], {%3, %4, %5, %6}, [barrier];\n}" ::"r"(
           shared_address(to)),
-      "r"(shared_address(barrier)), "r"(block), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+      "r"(shared_address(&barrier.bits)), "r"(block), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
       : "memory");
 }
 

@@ -59,7 +59,7 @@ struct Predict {
 };
 
 struct Shared {
-  uint64_t arrived;  // all of `found`
+  Barrier arrived;  // all of `found`
   union {
     alignas(16) float sums[kWarps][kTileRows][kSumPitch];  // of a warp's columns
     float gathered[kGatherGroups][kGatherScores];
@@ -199,13 +199,13 @@ __device__ void low_rank(const Predict& p, Shared& shared, int own, int blocks, 
     return;
   }
 #pragma unroll 1
-  for (int to = threadIdx.x / kVectors; to < blocks; to += kThreads / kVectors) send(sum, found, &shared.arrived, to);
+  for (int to = threadIdx.x / kVectors; to < blocks; to += kThreads / kVectors) send(sum, found, shared.arrived, to);
 }
 
 // z, when all blocks have sent their parts.
 __device__ void add_found(const Predict& p, Shared& shared, int blocks) {
   if (blocks == 1) __syncthreads();
-  else barrier_wait(&shared.arrived, 0);
+  else shared.arrived.wait(0);
   int rank = threadIdx.x % kTileRanks;
   int end = (p.r + kTileRanks - 1) / kTileRanks * kTileRows;
 #pragma unroll 1
@@ -393,9 +393,9 @@ __global__ void __launch_bounds__(kThreads, 1) predict_kernel(const __grid_const
   cg::cluster_group cluster = cg::this_cluster();
   int own = static_cast<int>(cluster.block_rank()), blocks = static_cast<int>(cluster.num_blocks());
   if (threadIdx.x == 0) {
-    barrier_init(&shared.arrived);
-    barrier_init_visible();
-    barrier_expect(&shared.arrived, ceil_div(p.r, kTileRanks) * blocks * sizeof(shared.found[0][0]));
+    shared.arrived.init(1);
+    fence_barrier_init();
+    shared.arrived.arrive_and_expect(ceil_div(p.r, kTileRanks) * blocks * sizeof(shared.found[0][0]));
   }
   __syncwarp();
   tell_begun();

@@ -295,15 +295,15 @@ template <int kEach>
 __global__ void __launch_bounds__(kMostThreads) select_kernel(const __grid_constant__ Select p) {
   extern __shared__ __align__(16) char memory[];
   __shared__ Outcome outcomes[kMaxCluster * kAtOnce], outcomes_of_block[kAtOnce];
-  __shared__ uint64_t arrived;
+  __shared__ Barrier arrived;
   constexpr bool kIsFew = kEach == 0;
   cg::cluster_group cluster = cg::this_cluster();
   int blocks = static_cast<int>(cluster.num_blocks()), own = static_cast<int>(cluster.block_rank());
   if (blocks > 1) {
     if (threadIdx.x == 0) {
-      barrier_init(&arrived);
-      barrier_init_visible();
-      barrier_expect(&arrived, blocks * p.at_once * sizeof(Outcome));
+      arrived.init(1);
+      fence_barrier_init();
+      arrived.arrive_and_expect(blocks * p.at_once * sizeof(Outcome));
     }
     __syncwarp();
     tell_begun();
@@ -326,10 +326,10 @@ __global__ void __launch_bounds__(kMostThreads) select_kernel(const __grid_const
   if (blocks > 1) {
     if (thread < 2) {
       auto* to = reinterpret_cast<float4*>(&outcomes[own * p.at_once + group]) + thread;
-      send(reinterpret_cast<const float4*>(&outcome)[thread], to, &arrived, 0);
+      send(reinterpret_cast<const float4*>(&outcome)[thread], to, arrived, 0);
     }
     if (own > 0 || group > 0) return;
-    barrier_wait(&arrived, 0);
+    arrived.wait(0);
     all = outcomes, count = blocks * p.at_once;
   }
   tell(p, all, count);
