@@ -225,15 +225,17 @@ struct Softmax {
   }
 };
 
-// Of the first kColumns columns, those from seen[i] on become minus infinity.
-template <int kColumns>
+// Of the columns [kFirst, kFirst + kColumns), those from seen[i] on become minus infinity.
+template <int kFirst, int kColumns>
 __device__ __forceinline__ void mask(float (&s)[kKeys / 2], const int (&seen)[2]) {
   int column = 2 * static_cast<int>(threadIdx.x % 4);
+  // The columns are constants: what differs from thread to thread is taken from the other side once.
+  const int end[2] = {seen[0] - column, seen[1] - column};
 #pragma unroll
-  for (int j = 0; j < kColumns / 8; ++j) {
+  for (int j = kFirst / 8; j < (kFirst + kColumns) / 8; ++j) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (8 * j + column + e % 2 >= seen[e / 2]) s[4 * j + e] = -INFINITY;
+      if (8 * j + e % 2 >= end[e / 2]) s[4 * j + e] = -INFINITY;
     }
   }
 }
@@ -349,23 +351,31 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
     const int row = place.row + 64 * part + part_row;
     uint32_t q = shared_address(shared.queries[query.slot]);
 
-    // Keys behind the first so many have none.
-    auto probabilities_of = [&](int i, auto columns) PNB_INLINE {
-      constexpr int kColumns = decltype(columns)::value;
+    // Keys behind the first kColumns have none, and those before kFirst need no mask.
+    auto probabilities_of = [&](int i, auto first_masked, auto columns) PNB_INLINE {
+      constexpr int kFirst = decltype(first_masked)::value, kColumns = decltype(columns)::value;
       if (i < blocks.masked) {
         int first = blocks.at(i) * kKeys;
         const int seen[2] = {place.seen(row) - first, place.seen(row + 8) - first};
-        mask<kColumns>(s, seen);
+        mask<kFirst, kColumns - kFirst>(s, seen);
       }
       grows = softmax.template update<kScalesRarely<kDim, kWarpgroups>, kColumns>(s, correction);
 #pragma unroll
       for (int j = kColumns / 2; j < kKeys / 2; ++j) s[j] = 0.0f;
     };
-    auto probabilities = [&](int i) PNB_INLINE { probabilities_of(i, std::integral_constant<int, kKeys>()); };
+    using Half = std::integral_constant<int, kKeys / 2>;
+    using All = std::integral_constant<int, kKeys>;
+    using None = std::integral_constant<int, 0>;
+    using One = std::integral_constant<int, 1>;
+    auto probabilities = [&](int i) PNB_INLINE { probabilities_of(i, None(), All()); };
     auto first_probabilities = [&]() PNB_INLINE {
-      // The upper rows of a block see none of its keys' second half.
-      if (kListed && part == 0 && blocks.masked > 0) probabilities_of(0, std::integral_constant<int, kKeys / 2>());
-      else probabilities(0);
+      // The upper rows of a block see none of its keys' second half, and the lower ones all of the first.
+      if constexpr (kListed) {
+        if (part == 0 && blocks.masked > 0) probabilities_of(0, None(), Half());
+        else probabilities_of(0, Half(), All());
+      } else {
+        probabilities(0);
+      }
     };
     auto left = [&](int i) PNB_INLINE { return place.keys - blocks.at(i) * kKeys; };
     auto becomes_last = [&]() PNB_INLINE {
@@ -380,8 +390,6 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
       turns.pass();
       release_keys();
     };
-    using None = std::integral_constant<int, 0>;
-    using One = std::integral_constant<int, 1>;
 
     if (blocks.skipped == blocks.count) {
       if (pending) drain();

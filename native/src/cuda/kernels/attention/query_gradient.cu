@@ -290,11 +290,13 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
 #pragma unroll
       for (int j = 0; j < kKeys / 2; ++j) s[j] *= dp[j] - delta[j / 2 % 2];
       if (i < blocks.masked) {
+        // Keys behind the sample's end are behind every row that is stored, too. Columns are constants: what differs from thread
+        // to thread is taken from the other side once.
         int column = blocks.at(i) * kKeys + 2 * (lane % 4);
+        const int highest[2] = {rows[0] - column, rows[1] - column};
 #pragma unroll
         for (int j = 0; j < kKeys / 2; ++j) {
-          int key = column + j / 4 * 8 + j % 2;
-          if (key > rows[j / 2 % 2] || key >= place.length) s[j] = 0.0f;
+          if (j / 4 * 8 + j % 2 > highest[j / 2 % 2]) s[j] = 0.0f;
         }
       }
       to_left_operand(s, ds);
@@ -320,10 +322,6 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
           release();
         }
         return release_queries();
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        lse[i] = rows[i] < place.length ? a.lse[head * a.lse_stride + place.first + rows[i]] * kLog2E : 0.0f;
       }
       S::Query::load_fragments(q, q_tile, 64 * warpgroup);
       S::Query::load_fragments(d_o, d_o_tile, 64 * warpgroup);
@@ -396,9 +394,23 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
   };
 
   if constexpr (kListed) {
+    // A unit's log-sum-exps are on their way while the one before it is worked on.
+    float next_lse[2] = {};
+    auto fetch_lse = [&](int u) PNB_INLINE {
+      if (u >= shared.units.count) return;
+      Visit next = shared.units.at[u];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        int row = next.row() + own_row + 8 * i;
+        next_lse[i] = row < next.length ? a.lse[next.head() * a.lse_stride + next.first + row] : 0.0f;
+      }
+    };
+    fetch_lse(0);
     for (int u = 0; u < shared.units.count; ++u) {
       Visit next = shared.units.at[u];
       Place place(next);
+      lse[0] = next_lse[0] * kLog2E, lse[1] = next_lse[1] * kLog2E;
+      fetch_lse(u + 1);
       if (next.count() == 0) {
         for (int row = place.row + own_row, h = 0; h < 2 && row + 8 * h < place.length; ++h) {
           zero_quad_row<kDim>(a.dq.row(place.first + row + 8 * h, next.head()), lane % 4);
