@@ -46,6 +46,7 @@ struct Shared {
   alignas(1024) char queries[kQueries][Query::kBytes];
   alignas(1024) char keys[kSlots<kDim>][Key::kBytes];
   alignas(1024) char values[kSlots<kDim>][Key::kBytes];
+  Stage<kDim> stages[4 * kWarpgroups];
   std::conditional_t<kListed, VisitTable, UnitTable> units;
   Barrier query_full[kQueries], query_empty[kQueries];
   Barrier key_full[kSlots<kDim>], key_empty[kSlots<kDim>];
@@ -316,18 +317,19 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
   };
   auto store = [&](Softmax rows) PNB_INLINE {
     rows.finish();
+    float inverse[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      bool inside = last_row + 8 * i < last_queries;
       bool empty = rows.sum[i] == 0.0f;
-      float inverse = empty ? 0.0f : 1.0f / rows.sum[i];
-      int token = last_query + last_row + 8 * i;
-      store_row<kDim>(a.o.row(token, last_head), o, i, inverse, inside);
-      if (!inside) continue;
-      if (a.lse != nullptr && lane % 4 == 0) {
-        a.lse[last_head * a.lse_stride + token] = empty ? 0.0f : rows.maximum[i] * a.scale + logf(rows.sum[i]);
+      inverse[i] = empty ? 0.0f : __fdividef(1.0f, rows.sum[i]);
+      int row = last_row + 8 * i;
+      if (a.lse != nullptr && lane % 4 == 0 && row < last_queries) {
+        a.lse[last_head * a.lse_stride + last_query + row] = empty ? 0.0f : rows.maximum[i] * a.scale + __logf(rows.sum[i]);
       }
     }
+    int row = last_row - lane / 4;  // the warp's first
+    store_rows<kDim>(shared.stages[thread / 32], a.o.row(last_query + row, last_head), a.o.token_stride, o, inverse[0], inverse[1],
+                     last_queries - row);
   };
   auto store_zeros = [&](int head, const Place& place) PNB_INLINE {
 #pragma unroll

@@ -89,9 +89,10 @@ struct Shared {
 
   // Queries and, behind them, d_o; a pool's chunk may also be keys or values.
   alignas(1024) char tiles[kTiles][2 * Query::kBytes];
-  alignas(1024) char keys[kKeys][kPooled ? 1024 : Key::kBytes];
-  alignas(1024) char values[kKeys][kPooled ? 1024 : Key::kBytes];
+  alignas(kPooled ? 16 : 1024) char keys[kKeys][kPooled ? 16 : Key::kBytes];
+  alignas(kPooled ? 16 : 1024) char values[kKeys][kPooled ? 16 : Key::kBytes];
   static_assert(Key::kBytes == 2 * Query::kBytes, "a chunk of a pool");
+  Stage<kDim> stages[kConsumers / 32];
   alignas(128) RowStats stats[kTiles][kQueries];
   std::conditional_t<kListed, VisitTable, UnitTable> units;
   Barrier key_full[kKeys], key_empty[kKeys];
@@ -226,14 +227,6 @@ __device__ void produce_pooled(const Args& a, S& shared) {
   });
 }
 
-// Two rows of a gradient that this thread holds a part of; `left` rows of the sample are there from its first on.
-template <int kDim>
-__device__ __forceinline__ void store_rows(const Heads<__nv_bfloat16>& to, const float (&d)[kDim / 2], int head, int token,
-                                           int left, float factor) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) store_row<kDim>(to.row(token + 8 * h, head), d, h, factor, 8 * h < left);
-}
-
 // `units` is for the turns of Units. Without kKeys dk is not asked for, and what only it needs is not computed.
 template <int kDim, bool kListed, bool kKeys>
 __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Units& units) {
@@ -241,7 +234,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
   int thread = threadIdx.x - kWarpgroup;
   int warpgroup = uniform(thread / kWarpgroup);
   int lane = thread % 32;
-  int own_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16 + lane / 4;
+  int warp_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16, own_row = warp_row + lane / 4;
   float factor = a.scale * kLog2E;
   Ring<S::kKeys> key;
   Ring<S::kTiles> scores_ring, ring;
@@ -305,9 +298,11 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
 #pragma unroll
     for (int j = 0; j < kDim / 2; ++j) dk[j] = dv[j] = 0.0f;
   };
+  // left: rows of the sample from this warp's first on, which is the token.
   auto store = [&](int head, int token, int left) PNB_INLINE {
-    if (a.dk.present()) store_rows<kDim>(a.dk, dk, head, token, left, a.scale);
-    store_rows<kDim>(a.dv, dv, head, token, left, 1.0f);
+    Stage<kDim>& stage = shared.stages[thread / 32];
+    if (a.dk.present()) store_rows<kDim>(stage, a.dk.row(token, head), a.dk.token_stride, dk, a.scale, a.scale, left);
+    store_rows<kDim>(stage, a.dv.row(token, head), a.dv.token_stride, dv, 1.0f, 1.0f, left);
   };
   auto start_products = [&]() PNB_INLINE {
     wgmma::fence(dv);
@@ -483,8 +478,8 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       if (!kKeysInRegisters<kDim>) release_keys();
       pending = true;
       last_head = head;
-      last_token = place.first + rows[0];
-      last_left = place.length - rows[0];
+      last_token = place.first + place.row + warp_row;
+      last_left = place.length - place.row - warp_row;
     } else {
       if constexpr (kKeysInRegisters<kDim>) {
         S::Key::load_fragments(k, keys, 64 * warpgroup);
@@ -512,7 +507,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
         step(i, true);
       }
       if (!kKeysInRegisters<kDim>) release_keys();
-      store(head, place.first + rows[0], place.length - rows[0]);
+      store(head, place.first + place.row + warp_row, place.length - place.row - warp_row);
     }
   };
 

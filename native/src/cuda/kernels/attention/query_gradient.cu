@@ -44,6 +44,7 @@ struct Shared {
   alignas(1024) char o[kListed ? kQueries : 1][kListed ? Query::kBytes : 1024];
   alignas(1024) char keys[kSlots<kDim>][Key::kBytes];
   alignas(1024) char values[kSlots<kDim>][Key::kBytes];
+  Stage<kDim> stages[kConsumers / 32];
   std::conditional_t<kListed, VisitTable, UnitTable> units;
   Barrier query_full[kQueries], query_empty[kQueries];
   Barrier full[kSlots<kDim>], empty[kSlots<kDim>];
@@ -181,7 +182,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
   int thread = threadIdx.x - kWarpgroup;
   int warpgroup = uniform(thread / kWarpgroup);
   int lane = thread % 32;
-  int own_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16 + lane / 4;
+  int warp_row = 64 * warpgroup + thread % kWarpgroup / 32 * 16, own_row = warp_row + lane / 4;
   float factor = a.scale * kLog2E;
   Ring<S::kQueries> query;
   Ring<kSlots<kDim>> scores_ring, ring;
@@ -214,10 +215,9 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
 #pragma unroll
     for (int j = 0; j < kDim / 2; ++j) dq[j] = 0.0f;
   };
-  // left: rows of the sample from this thread's first on.
+  // left: rows of the sample from this warp's first on, which is the token.
   auto store = [&](int head, int token, int left) PNB_INLINE {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) store_row<kDim>(a.dq.row(token + 8 * h, head), dq, h, a.scale, 8 * h < left);
+    store_rows<kDim>(shared.stages[thread / 32], a.dq.row(token, head), a.dq.token_stride, dq, a.scale, a.scale, left);
   };
   auto start_product = [&]() PNB_INLINE {
     wgmma::fence(dq);
@@ -364,8 +364,8 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
       gradients(i);
       pending = true;
       last_head = head;
-      last_token = place.first + rows[0];
-      last_left = place.length - rows[0];
+      last_token = place.first + place.row + warp_row;
+      last_left = place.length - place.row - warp_row;
     } else {
       S::Query::load_fragments(d_o, d_o_tile, 64 * warpgroup);
       if constexpr (S::kInRegisters) {
@@ -389,7 +389,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
         step(i, true);
       }
       if (!S::kInRegisters) release_queries();
-      store(head, place.first + rows[0], place.length - rows[0]);
+      store(head, place.first + place.row + warp_row, place.length - place.row - warp_row);
     }
   };
 

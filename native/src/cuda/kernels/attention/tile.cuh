@@ -133,31 +133,72 @@ struct Tile {
   }
 };
 
-// Writes factor times a row of an accumulator, of the two that a quad's threads hold parts of: `which` is 0 for the upper one. They
-// exchange words, so that each writes 16 bytes at a time: with 4, every sector is written twice in parts. Called by whole warps;
-// rows that are not `inside` are left alone.
+// Where a warp puts 16 rows of an accumulator on their way to device memory: 32 dimensions, or all 64.
 template <int kDim>
-__device__ __forceinline__ void store_row(__nv_bfloat16* row, const float (&d)[kDim / 2], int which, float factor, bool inside) {
-  int part = threadIdx.x % 4;
-  auto word = [&](int j) PNB_INLINE { return pack_bf16(d[4 * j + 2 * which] * factor, d[4 * j + 2 * which + 1] * factor); };
-  auto exchange = [&](uint32_t& a, uint32_t& b, int other) PNB_INLINE {
-    bool upper = (part & other) != 0;
-    uint32_t got = __shfl_xor_sync(0xffffffff, upper ? a : b, other);
-    (upper ? a : b) = got;
-  };
-  // Four threads' four words, transposed.
-#pragma unroll
-  for (int j = 0; j + 4 <= kDim / 8; j += 4) {
-    uint32_t w[4] = {word(j), word(j + 1), word(j + 2), word(j + 3)};
-    exchange(w[0], w[1], 1);
-    exchange(w[2], w[3], 1);
-    exchange(w[0], w[2], 2);
-    exchange(w[1], w[3], 2);
-    if (inside) reinterpret_cast<uint4*>(row)[j + part] = uint4{w[0], w[1], w[2], w[3]};
+struct alignas(128) Stage {
+  static constexpr int kPanels = kDim == 64 ? 2 : 1;
+
+  char bytes[kPanels][16 * 64];
+
+  // Chunks of 16 bytes change places from row to row, so that neither columns nor rows meet in a bank.
+  __device__ static uint32_t offset(int panel, int row, int chunk) {
+    return panel * sizeof bytes[0] + row * 64 + (chunk ^ (row / 2 % 4)) * 16;
   }
+};
+
+// Writes the 16 rows of an accumulator that a warp holds, times a factor for the thread's upper row and one for its lower: rows
+// from `to` on, so many elements apart, of which `left` are there. A thread writes 16 bytes at a time: with the 4 that it holds
+// next to each other, every sector would be written twice in parts. Called by whole warps.
+template <int kDim>
+__device__ __forceinline__ void store_rows(Stage<kDim>& stage, __nv_bfloat16* to, int64_t stride, const float (&d)[kDim / 2],
+                                           float upper, float lower, int left) {
+  using S = Stage<kDim>;
+  int lane = threadIdx.x % 32;
+  uint32_t base = shared_address(stage.bytes);
+  auto put = [&](int j, int panel, int chunk) PNB_INLINE {  // columns [8 j, 8 j + 16)
+    uint32_t a[4];
 #pragma unroll
-  for (int j = kDim / 32 * 4; j < kDim / 8; ++j) {  // what four words do not divide
-    if (inside) *reinterpret_cast<uint32_t*>(row + 8 * j + 2 * part) = word(j);
+    for (int i = 0; i < 4; ++i) {
+      float factor = i % 2 == 0 ? upper : lower;
+      a[i] = pack_bf16(d[4 * (j + i / 2) + 2 * (i % 2)] * factor, d[4 * (j + i / 2) + 2 * (i % 2) + 1] * factor);
+    }
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     base + S::offset(panel, lane % 16, chunk + lane / 16)),
+                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+                 : "memory");
+  };
+  auto get = [&](int panel, int row, int chunk) PNB_INLINE {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(base + S::offset(panel, row, chunk))
+                 : "memory");
+    return x;
+  };
+  constexpr int kStep = 4 * S::kPanels;  // chunks of 16 bytes a turn
+#pragma unroll
+  for (int j = 0; j + kStep <= kDim / 8; j += kStep) {
+#pragma unroll
+    for (int c = 0; c < kStep; c += 2) put(j + c, c / 4, c % 4);
+    __syncwarp();
+    uint4 x[2 * S::kPanels];
+#pragma unroll
+    for (int i = 0; i < 2 * S::kPanels; ++i) x[i] = get(i / 2, lane / 4 + i % 2 * 8, lane % 4);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2 * S::kPanels; ++i) {
+      int row = lane / 4 + i % 2 * 8;
+      if (row < left) reinterpret_cast<uint4*>(to + row * stride)[j + i / 2 * 4 + lane % 4] = x[i];
+    }
+  }
+  if constexpr (kDim % 32 != 0) {
+    static_assert(kDim % 32 == 16, "what 32 dimensions leave");
+    constexpr int kFrom = kDim / 32 * 4;
+    put(kFrom, 0, 0);
+    __syncwarp();
+    uint4 x = get(0, lane / 2, lane % 2);
+    __syncwarp();
+    if (lane / 2 < left) reinterpret_cast<uint4*>(to + lane / 2 * stride)[kFrom + lane % 2] = x;
   }
 }
 
