@@ -19,17 +19,26 @@ final class Comparison {
         }
     }
 
-    private final double othersShare;
+    private double othersShare;
     private final ObjectNode report;
     private final List<Figure> figures = new ArrayList<>();
 
-    /** @param peers the peer's runs, one or more */
+    /**
+     * @param peers the peer's runs, one or more
+     * @see #with
+     */
     Comparison(String command, Side penumbra, Side... peers) throws IOException {
-        othersShare = Stream.concat(Stream.of(penumbra), Stream.of(peers)).mapToDouble(Side::othersShare).max()
-                .orElseThrow();
+        with(penumbra);
+        Stream.of(peers).forEach(this::with);
         report = Results.report(command, penumbra.versions().required("backend").stringValue());
         ObjectNode versions = (ObjectNode) report.required("versions");
         peers[0].versions().properties().forEach(version -> versions.set(version.getKey(), version.getValue()));
+    }
+
+    /** A further run that figures come from. */
+    Comparison with(Side side) {
+        othersShare = Math.max(othersShare, side.othersShare());
+        return this;
     }
 
     Comparison lessIsBetter(String what, String unit, double penumbra, double peer) {

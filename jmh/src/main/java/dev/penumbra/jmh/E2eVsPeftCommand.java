@@ -72,8 +72,9 @@ final class E2eVsPeftCommand implements Callable<Integer> {
                         longest.tokensPerSecond());
         sparse.forEach((lists, side) -> {
             String named = "E2E, " + shape.checkpoint + ", packed at 512, " + lists + "; ";
-            comparison.moreIsBetter(named + "PEFT padded to each batch's longest", "tokens/s", side.tokensPerSecond(),
-                    longest.tokensPerSecond())
+            comparison.with(side)
+                    .moreIsBetter(named + "PEFT padded to each batch's longest", "tokens/s", side.tokensPerSecond(),
+                            longest.tokensPerSecond())
                     .moreIsBetter(named + "our own dense step", "tokens/s", side.tokensPerSecond(), ours.tokensPerSecond());
         });
         comparison.print();

@@ -101,7 +101,7 @@ final class StepVsPeftCommand implements Callable<Integer> {
                 .lessIsBetter("peak memory of that run", "MiB", ours.peakMib(), peer.peakMib());
         sparse.forEach((lists, side) -> {
             String named = what + ", " + lists;
-            comparison.lessIsBetter(named, "ms", side.ms(), peer.ms())
+            comparison.with(side).lessIsBetter(named, "ms", side.ms(), peer.ms())
                     .lessIsBetter(named + ", beside our own dense step", "ms", side.ms(), ours.ms())
                     .lessIsBetter(named + ", peak memory", "MiB", side.peakMib(), peer.peakMib())
                     .lessIsBetter(named + ", peak memory beside our own dense step's", "MiB", side.peakMib(),
