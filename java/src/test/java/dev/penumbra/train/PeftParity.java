@@ -86,7 +86,8 @@ final class PeftParity {
      * For models that differ in nothing but their random values. In one of them an error is partly luck, PEFT's as well as
      * ours: it depends on which neurons round to the wrong side of zero. So every matrix, measured by PEFT's error in it, is
      * held to what is allowed in the geometric mean over the models, and the loss in the root mean square, which the worst of
-     * them decides: bf16 is too coarse for some models with a large alpha, where PEFT's own loss is off by more, too.
+     * them decides. For some configurations with a large alpha bf16 is too coarse: PEFT's own loss is off by more than is
+     * allowed, and then it is the measure here, too.
      */
     static Worst requireBf16(String name, List<PeftFixture> models) {
         Map<String, Double> logSums = new TreeMap<>();
@@ -104,7 +105,7 @@ final class PeftParity {
         Losses peft = new Losses(models.stream().map(m -> bf16Errors(m).required("loss").doubleValue()).toList());
         System.out.println(name + ": loss " + ours + ", PEFT's " + peft);
         assertThat(ours.rootMeanSquare()).as(name + ": loss over " + models.size() + " models, PEFT's is " + peft)
-                .isLessThanOrEqualTo(BF16_LOSS);
+                .isLessThanOrEqualTo(peft.rootMeanSquare() > BF16_LOSS ? BF16_FACTOR * peft.rootMeanSquare() : BF16_LOSS);
         double worst = 0;
         for (Map.Entry<String, Double> sum : logSums.entrySet()) {
             double part = Math.exp(sum.getValue() / models.size());
@@ -148,18 +149,24 @@ final class PeftParity {
 
     /** Twenty steps of AdamW over all samples at once; returns the worst relative error of a step's loss. */
     static double requireTwentyLosses(String name, PeftFixture fixture, boolean pack) {
+        double worst = worstOfTwentyLosses(name, fixture, pack);
+        assertThat(worst).as(name + ": the worst of 20 losses").isLessThan(TWENTY_LOSSES);
+        return worst;
+    }
+
+    /** As {@link #requireTwentyLosses}, which leaves the fixture's adapter tuned, without the requirement. */
+    static double worstOfTwentyLosses(String name, PeftFixture fixture, boolean pack) {
         Dataset data = fixture.data();
         TrainConfig config = TrainConfig.builder().steps(20).batchSize(data.size()).seqLen(fixture.model.maxPositions())
                 .lr(fixture.told.path("lr").asDouble()).schedule(Schedule.CONSTANT).clip(0).pack(pack).shuffle(false)
                 .build();
         List<Double> losses = new ArrayList<>();
         new Trainer(fixture.model, fixture.adapter, config, data, null).listener(m -> losses.add(m.loss())).run();
+        assertThat(losses).as(name).hasSize(20);
         double worst = 0;
         for (int i = 0; i < 20; i++) {
             worst = Math.max(worst, Math.abs(losses.get(i) / fixture.told.path("losses").get(i).asDouble() - 1));
         }
-        assertThat(losses).as(name).hasSize(20);
-        assertThat(worst).as(name + ": the worst of 20 losses").isLessThan(TWENTY_LOSSES);
         return worst;
     }
 }
