@@ -154,7 +154,7 @@ final class PeftParity {
         return worst;
     }
 
-    /** As {@link #requireTwentyLosses}, which leaves the fixture's adapter tuned, without the requirement. */
+    /** As {@link #requireTwentyLosses}, without the requirement; the fixture's adapter is tuned afterwards. */
     static double worstOfTwentyLosses(String name, PeftFixture fixture, boolean pack) {
         Dataset data = fixture.data();
         TrainConfig config = TrainConfig.builder().steps(20).batchSize(data.size()).seqLen(fixture.model.maxPositions())
