@@ -5,9 +5,9 @@ using namespace test;
 
 namespace {
 
-void layer_norm(pnb_context* context, int32_t dtype, int64_t m, int64_t h, bool with_residual) {
-  std::string what = std::string("layer norm ") + name(dtype) + " " + std::to_string(m) + " x " + std::to_string(h);
-  Tensor x(dtype, {m, h}, 3.0), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), y(dtype, {m, h}, 0.0);
+void layer_norm(pnb_context* context, int32_t x_dtype, int32_t dtype, int64_t m, int64_t h, bool with_residual) {
+  std::string what = std::string("layer norm ") + name(dtype) + " of " + name(x_dtype) + " " + std::to_string(m) + " x " + std::to_string(h);
+  Tensor x(x_dtype, {m, h}, 3.0), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}), y(dtype, {m, h}, 0.0);
   Tensor mean(PNB_DTYPE_F32, {m}, 0.0), rstd(PNB_DTYPE_F32, {m}, 0.0), dy(dtype, {m, h}), residual(dtype, {m, h}),
       dx(dtype, {m, h}, 0.0);
   auto f = params<pnb_layer_norm_forward_params>();
@@ -54,10 +54,10 @@ void layer_norm(pnb_context* context, int32_t dtype, int64_t m, int64_t h, bool 
   close(dx.values(), gradient, dtype, what + " backward", 2e-5);
 }
 
-void lora(pnb_context* context, int32_t dtype, int64_t m, int64_t in, int64_t out, int64_t r) {
-  std::string what = std::string("lora ") + name(dtype) + " m " + std::to_string(m) + " in " + std::to_string(in) + " out " +
-                     std::to_string(out) + " r " + std::to_string(r);
-  Tensor x(dtype, {m, in}), dy(dtype, {m, out}), a(PNB_DTYPE_F32, {r, in}), b(PNB_DTYPE_F32, {out, r});
+void lora(pnb_context* context, int32_t x_dtype, int32_t dtype, int64_t m, int64_t in, int64_t out, int64_t r) {
+  std::string what = std::string("lora ") + name(dtype) + ", x " + name(x_dtype) + ", m " + std::to_string(m) + " in " +
+                     std::to_string(in) + " out " + std::to_string(out) + " r " + std::to_string(r);
+  Tensor x(x_dtype, {m, in}), dy(dtype, {m, out}), a(PNB_DTYPE_F32, {r, in}), b(PNB_DTYPE_F32, {out, r});
   Tensor h(PNB_DTYPE_F32, {m, r}, 0.0), dh(PNB_DTYPE_F32, {m, r}, 0.0), da(PNB_DTYPE_F32, {r, in}), db(PNB_DTYPE_F32, {out, r});
   std::vector<double> da_expected = da.values(), db_expected = db.values();
   auto f = params<pnb_lora_project_params>();
@@ -230,6 +230,8 @@ void misuse(pnb_context* context) {
   expect(pnb_layer_norm_forward(context, &p) == PNB_ERROR_INVALID_ARGUMENT, "a wrong shape is refused");
   expect(std::string(pnb_last_error()).find("gamma of shape [8], found [7]") != std::string::npos,
          std::string("the text names it: ") + pnb_last_error());
+  p.gamma = beta.t, p.y.dtype = PNB_DTYPE_BF16;
+  expect(pnb_layer_norm_forward(context, &p) == PNB_ERROR_INVALID_ARGUMENT, "a norm of another dtype in its input's place is refused");
   pnb_context_params c{};
   c.struct_size = sizeof c;
   c.device = PNB_DEVICE_CUDA;
@@ -242,12 +244,12 @@ void misuse(pnb_context* context) {
 int main() {
   pnb_context* context = test::context();
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
-    layer_norm(context, dtype, 3, 7, true);
-    layer_norm(context, dtype, 5, 96, false);
-    lora(context, dtype, 1, 1, 1, 1);
-    lora(context, dtype, 65, 300, 77, 4);
-    lora(context, dtype, 130, 64, 257, 19);
-    lora(context, dtype, 7, 33, 16, 64);
+    layer_norm(context, dtype, dtype, 3, 7, true);
+    layer_norm(context, dtype, dtype, 5, 96, false);
+    lora(context, dtype, dtype, 1, 1, 1, 1);
+    lora(context, dtype, dtype, 65, 300, 77, 4);
+    lora(context, dtype, dtype, 130, 64, 257, 19);
+    lora(context, dtype, dtype, 7, 33, 16, 64);
     cross_entropy(context, dtype, 5, 16, 37, {1, 4});
     cross_entropy(context, dtype, 300, 24, 1100, [] {
       std::vector<int32_t> rows(270);
@@ -256,6 +258,9 @@ int main() {
     }());
     embedding(context, dtype);
   }
+  layer_norm(context, PNB_DTYPE_F32, PNB_DTYPE_BF16, 3, 39, true);
+  layer_norm(context, PNB_DTYPE_F32, PNB_DTYPE_BF16, 5, 96, false);
+  lora(context, PNB_DTYPE_F32, PNB_DTYPE_BF16, 65, 300, 77, 4);
   dropout(context);
   adamw(context, 0.0f, 0.0f);
   adamw(context, 1.0f, 0.1f);

@@ -32,7 +32,8 @@ typedef struct pnb_lora_gradients_params {
   uint32_t struct_size;
   float scaling;
   void* stream;
-  pnb_tensor dy; /* [m, out], rows contiguous (a column range of a wider tensor is fine); dtype of x */
+  pnb_tensor dy; /* [m, out], rows contiguous (a column range of a wider tensor is fine); dtype of x, or on the CPU bf16 beside an
+                    f32 x */
   pnb_tensor x;  /* [m, in], rows contiguous; f32 or bf16 */
   pnb_tensor h;  /* f32 [m, r], from pnb_lora_project */
   pnb_tensor a;  /* f32 [r, in] */

@@ -26,7 +26,7 @@ typedef struct pnb_layer_norm_forward_params {
   pnb_tensor x;     /* [m, h], rows contiguous; f32 or bf16 */
   pnb_tensor gamma; /* f32 [h] */
   pnb_tensor beta;  /* f32 [h] */
-  pnb_tensor y;     /* [m, h], dtype of x: =; may be x itself */
+  pnb_tensor y;     /* [m, h], dtype of x, or on the CPU bf16 of an f32 x: =; may be x itself */
   pnb_tensor mean;  /* f32 [m]: =, or absent together with rstd */
   pnb_tensor rstd;  /* f32 [m]: = */
   pnb_tensor pooled;     /* f32 [ceil(m / pool_rows), h]: = the mean of y over each pool_rows rows before it is rounded;
@@ -39,18 +39,19 @@ typedef struct pnb_layer_norm_forward_params {
 
 PNB_API pnb_status pnb_layer_norm_forward(pnb_context* context, const pnb_layer_norm_forward_params* params);
 
-/* dx = residual + d(layer norm)/dx * dy. gamma and beta are frozen and get no gradient. */
+/* dx = residual + d(layer norm)/dx * dy. gamma and beta are frozen and get no gradient. Gradients (dy, residual and dx) have one
+   dtype, that of x, or on the CPU bf16 beside an f32 x. */
 typedef struct pnb_layer_norm_backward_params {
   uint32_t struct_size;
   int32_t reserved;
   void* stream;
-  pnb_tensor dy;       /* [m, h], dtype of x */
+  pnb_tensor dy;       /* [m, h] */
   pnb_tensor x;        /* [m, h], the forward pass's input */
   pnb_tensor mean;     /* f32 [m] */
   pnb_tensor rstd;     /* f32 [m] */
   pnb_tensor gamma;    /* f32 [h] */
-  pnb_tensor residual; /* [m, h], dtype of x, or absent */
-  pnb_tensor dx;       /* [m, h], dtype of x: =; may be dy or residual itself */
+  pnb_tensor residual; /* [m, h], or absent */
+  pnb_tensor dx;       /* [m, h]: =; may be dy or residual itself */
 } pnb_layer_norm_backward_params;
 
 PNB_API pnb_status pnb_layer_norm_backward(pnb_context* context, const pnb_layer_norm_backward_params* params);

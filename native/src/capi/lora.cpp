@@ -30,7 +30,7 @@ void check_projection(const Checker& check, const pnb_lora_project_params& p) {
 
 void check_gradients(const Checker& check, const pnb_lora_gradients_params& p) {
   check.tensor(p.x, "x", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
-  check.tensor(p.dy, "dy", 2, {p.x.dtype});
+  pnb::check::matrix_beside(check, p.dy, "dy", p.x);
   check.tensor(p.a, "a", 2, {PNB_DTYPE_F32});
   check.tensor(p.b, "b", 2, {PNB_DTYPE_F32});
   int64_t m = p.x.shape[0];

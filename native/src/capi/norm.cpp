@@ -4,6 +4,14 @@
 
 namespace pnb::check {
 
+void matrix_beside(const Checker& check, const pnb_tensor& t, const char* name, const pnb_tensor& x) {
+  if (x.dtype == PNB_DTYPE_F32) {
+    check.tensor(t, name, 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
+  } else {
+    check.tensor(t, name, 2, {x.dtype});
+  }
+}
+
 void vector_of(const Checker& check, const pnb_tensor& t, const char* name, int64_t size) {
   check.tensor(t, name, 1, {PNB_DTYPE_F32});
   check.shape(t, name, {size});
@@ -19,7 +27,7 @@ using pnb::check::vector_of;
 namespace {
 
 void matrix_like(const Checker& check, const pnb_tensor& t, const char* name, const pnb_tensor& x) {
-  check.tensor(t, name, 2, {x.dtype});
+  pnb::check::matrix_beside(check, t, name, x);
   check.shape(t, name, {x.shape[0], x.shape[1]});
   check.rows_contiguous(t, name);
 }
@@ -35,6 +43,7 @@ pnb_status pnb_layer_norm_forward(pnb_context* context, const pnb_layer_norm_for
     check.tensor(p.x, "x", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
     matrix_like(check, p.x, "x", p.x);
     matrix_like(check, p.y, "y", p.x);
+    check.that(p.y.dtype == p.x.dtype || p.y.data != p.x.data, "expected y in another place than x, whose dtype it has not, found one");
     vector_of(check, p.gamma, "gamma", p.x.shape[1]);
     vector_of(check, p.beta, "beta", p.x.shape[1]);
     check.that(pnb::present(p.mean) == pnb::present(p.rstd), "expected mean and rstd together, found one of them");
@@ -73,7 +82,11 @@ pnb_status pnb_layer_norm_backward(pnb_context* context, const pnb_layer_norm_ba
     matrix_like(check, p.x, "x", p.x);
     matrix_like(check, p.dy, "dy", p.x);
     matrix_like(check, p.dx, "dx", p.x);
-    if (pnb::present(p.residual)) matrix_like(check, p.residual, "residual", p.x);
+    check.dtype(p.dx, "dx", p.dy.dtype);
+    if (pnb::present(p.residual)) {
+      matrix_like(check, p.residual, "residual", p.x);
+      check.dtype(p.residual, "residual", p.dy.dtype);
+    }
     vector_of(check, p.mean, "mean", p.x.shape[0]);
     vector_of(check, p.rstd, "rstd", p.x.shape[0]);
     vector_of(check, p.gamma, "gamma", p.x.shape[1]);

@@ -11,6 +11,8 @@ namespace pnb::check {
 void dropout(const Checker& check, const pnb_dropout& d);
 // A contiguous f32 vector that is there.
 void vector_of(const Checker& check, const pnb_tensor& t, const char* name, int64_t size);
+// A matrix that is there, with x's dtype or bf16 beside an f32 x.
+void matrix_beside(const Checker& check, const pnb_tensor& t, const char* name, const pnb_tensor& x);
 // A chain of adapters that project the same x.
 void projections(const Checker& check, const pnb_lora_project_params& first);
 // A weight that is there, packed where the operation computes with it.

@@ -7,7 +7,8 @@
 #include "cpu/lanes.h"
 #include "cpu/simd.h"
 
-// A row is read several times in its own dtype, from the first-level cache, and widened in registers.
+// A row is read several times in its own dtype, from the first-level cache, and widened in registers. Of an f32 row between
+// products in bf16 (a residual stream), the norm and all gradients are bf16.
 
 namespace pnb::cpu {
 
@@ -22,10 +23,10 @@ struct ForwardRow {
   float* sum;                 // [h]: += y before it is rounded; may be null
 };
 
-template <typename T>
+template <typename X, typename Y>
 inline __attribute__((always_inline)) void forward_body(ForwardRow& r) {
-  const T* x = static_cast<const T*>(r.x);
-  T* y = static_cast<T*>(r.y);
+  const X* x = static_cast<const X*>(r.x);
+  Y* y = static_cast<Y*>(r.y);
   int64_t whole = r.h / kLanes * kLanes;
   Vector value, lanes{};
   float rest = 0.0f;
@@ -63,8 +64,9 @@ inline __attribute__((always_inline)) void forward_body(ForwardRow& r) {
   r.rstd = rstd;
 }
 
-PNB_MULTIVERSION void forward_f32(ForwardRow& r) { forward_body<float>(r); }
-PNB_MULTIVERSION void forward_bf16(ForwardRow& r) { forward_body<uint16_t>(r); }
+PNB_MULTIVERSION void forward_f32(ForwardRow& r) { forward_body<float, float>(r); }
+PNB_MULTIVERSION void forward_bf16(ForwardRow& r) { forward_body<uint16_t, uint16_t>(r); }
+PNB_MULTIVERSION void forward_f32_to_bf16(ForwardRow& r) { forward_body<float, uint16_t>(r); }
 
 struct BackwardRow {
   const void *dy, *x, *residual;  // residual may be null
@@ -75,12 +77,12 @@ struct BackwardRow {
 };
 
 // With x' the normalised x and g = dy * gamma: dx = rstd * (g - mean(g) - x' * mean(g * x')) + residual.
-template <typename T>
+template <typename X, typename G>
 inline __attribute__((always_inline)) void backward_body(const BackwardRow& r) {
-  const T* dy = static_cast<const T*>(r.dy);
-  const T* x = static_cast<const T*>(r.x);
-  const T* residual = static_cast<const T*>(r.residual);
-  T* dx = static_cast<T*>(r.dx);
+  const G* dy = static_cast<const G*>(r.dy);
+  const X* x = static_cast<const X*>(r.x);
+  const G* residual = static_cast<const G*>(r.residual);
+  G* dx = static_cast<G*>(r.dx);
   int64_t whole = r.h / kLanes * kLanes;
   Vector value, gradient, gamma, other, plain{}, weighted{};
   float rest = 0.0f, weighted_rest = 0.0f;
@@ -116,8 +118,16 @@ inline __attribute__((always_inline)) void backward_body(const BackwardRow& r) {
   }
 }
 
-PNB_MULTIVERSION void backward_f32(const BackwardRow& r) { backward_body<float>(r); }
-PNB_MULTIVERSION void backward_bf16(const BackwardRow& r) { backward_body<uint16_t>(r); }
+PNB_MULTIVERSION void backward_f32(const BackwardRow& r) { backward_body<float, float>(r); }
+PNB_MULTIVERSION void backward_bf16(const BackwardRow& r) { backward_body<uint16_t, uint16_t>(r); }
+PNB_MULTIVERSION void backward_bf16_of_f32(const BackwardRow& r) { backward_body<float, uint16_t>(r); }
+
+// By the dtypes of x and of what is computed from it.
+template <typename Function>
+Function* by_dtype(const pnb_tensor& x, const pnb_tensor& other, Function* f32, Function* bf16, Function* mixed) {
+  if (x.dtype == PNB_DTYPE_BF16) return bf16;
+  return other.dtype == PNB_DTYPE_F32 ? f32 : mixed;
+}
 
 char* row_at(const pnb_tensor& t, int64_t row) {
   return static_cast<char*>(t.data) + row * t.stride[0] * dtype_size(t.dtype);
@@ -126,7 +136,7 @@ char* row_at(const pnb_tensor& t, int64_t row) {
 }  // namespace
 
 void layer_norm_forward(const pnb_layer_norm_forward_params& p, int threads) {
-  auto forward = p.x.dtype == PNB_DTYPE_F32 ? forward_f32 : forward_bf16;
+  auto forward = by_dtype(p.x, p.y, forward_f32, forward_bf16, forward_f32_to_bf16);
   auto row = [&](int64_t i, float* sum) {
     ForwardRow row{row_at(p.x, i), static_cast<const float*>(p.gamma.data), static_cast<const float*>(p.beta.data), row_at(p.y, i),
                    p.x.shape[1], p.epsilon, 0.0f, 0.0f, sum};
@@ -156,7 +166,7 @@ void layer_norm_forward(const pnb_layer_norm_forward_params& p, int threads) {
 }
 
 void layer_norm_backward(const pnb_layer_norm_backward_params& p, int threads) {
-  auto backward = p.x.dtype == PNB_DTYPE_F32 ? backward_f32 : backward_bf16;
+  auto backward = by_dtype(p.x, p.dy, backward_f32, backward_bf16, backward_bf16_of_f32);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < p.x.shape[0]; ++i) {
     backward({row_at(p.dy, i), row_at(p.x, i), present(p.residual) ? row_at(p.residual, i) : nullptr,

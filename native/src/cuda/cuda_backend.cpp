@@ -11,6 +11,17 @@
 
 namespace pnb::cuda {
 
+namespace {
+
+// The C ABI also has an f32 x among bf16 matrices, which only the CPU computes.
+void require_one_dtype(const char* op, const pnb_tensor& x, const char* name, const pnb_tensor& other) {
+  if (other.dtype == x.dtype) return;
+  fail(PNB_ERROR_UNSUPPORTED, "%s: expected %s in %s as x is, found %s: on a GPU they have one dtype", op, name, dtype_name(x.dtype),
+       dtype_name(other.dtype));
+}
+
+}  // namespace
+
 CudaBackend::CudaBackend(const pnb_context_params& params)
     : device_(open_device(params.ordinal, params.deterministic != 0)), gemm_(device_) {
   int driver = 0;
@@ -27,7 +38,10 @@ std::unique_ptr<pnb_weight> CudaBackend::weight_create(const pnb_weight_params& 
 void CudaBackend::gemm(const pnb_gemm_params& p) { gemm_.run(p); }
 uint64_t CudaBackend::gemm_workspace(const pnb_gemm_params& p) { return gemm_.workspace(p); }
 void CudaBackend::lora_project(const pnb_lora_project_params& p) { cuda::lora_project(device_, p); }
-void CudaBackend::lora_gradients(const pnb_lora_gradients_params& p) { cuda::lora_gradients(device_, p); }
+void CudaBackend::lora_gradients(const pnb_lora_gradients_params& p) {
+  for (const auto* one = &p; one != nullptr; one = one->next) require_one_dtype("lora_gradients", one->x, "dy", one->dy);
+  cuda::lora_gradients(device_, p);
+}
 uint64_t CudaBackend::lora_gradients_workspace(const pnb_lora_gradients_params& p) {
   return cuda::lora_gradients_workspace(device_, p);
 }
@@ -36,8 +50,14 @@ void CudaBackend::attention_backward(const pnb_attention_backward_params& p) { c
 uint64_t CudaBackend::attention_backward_workspace(const pnb_attention_backward_params& p) {
   return cuda::attention_backward_workspace(device_, p);
 }
-void CudaBackend::layer_norm_forward(const pnb_layer_norm_forward_params& p) { cuda::layer_norm_forward(device_, p); }
-void CudaBackend::layer_norm_backward(const pnb_layer_norm_backward_params& p) { cuda::layer_norm_backward(device_, p); }
+void CudaBackend::layer_norm_forward(const pnb_layer_norm_forward_params& p) {
+  require_one_dtype("layer_norm_forward", p.x, "y", p.y);
+  cuda::layer_norm_forward(device_, p);
+}
+void CudaBackend::layer_norm_backward(const pnb_layer_norm_backward_params& p) {
+  require_one_dtype("layer_norm_backward", p.x, "dy", p.dy);
+  cuda::layer_norm_backward(device_, p);
+}
 void CudaBackend::embedding(const pnb_embedding_params& p) { cuda::embedding(device_, p); }
 void CudaBackend::linear_cross_entropy(const pnb_linear_cross_entropy_params& p) { cuda::linear_cross_entropy(device_, gemm_, p); }
 uint64_t CudaBackend::linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) {

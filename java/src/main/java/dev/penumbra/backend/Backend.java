@@ -72,6 +72,14 @@ public interface Backend extends AutoCloseable {
      */
     FrozenWeight pack(Arena owner, FrozenWeight.Form form, List<Tensor> parts);
 
+    /**
+     * The dtype of a model's residual stream, which products in {@code computed} add to and norms read: f32 where rounding it
+     * saves no time worth its error, as on the CPU.
+     */
+    default DType residualDType(DType computed) {
+        return computed;
+    }
+
     /** Enqueues one operation. */
     void run(Operation operation);
 

@@ -9,12 +9,13 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * What one decoder layer writes in its forward pass, [tokens, width] each: kept until its backward pass, or shared by layers that
- * have none. Pre-norm layers keep no norms' outputs.
+ * have none. Pre-norm layers keep no norms' outputs: where the backward pass needs one, it starts from the norm's input, mean and
+ * rstd.
  */
 final class LayerBuffers {
 
-    /** The attention norm's output. Of pre-norm layers one tensor with {@link #norm2}, and with all other layers'. */
-    final Tensor norm1;
+    /** Post-norm only: the attention norm's output, which the MLP's half adds to and its gradient starts at. */
+    final @Nullable Tensor norm1;
     /** [tokens, 3 hidden]. */
     final Tensor qkv;
     final Tensor attention;
@@ -22,8 +23,6 @@ final class LayerBuffers {
     final Tensor lse;
     /** What the attention's half of the layer gives. */
     final Tensor middle;
-    /** The MLP norm's output. Pre-norm only; see {@link #norm1}. */
-    final @Nullable Tensor norm2;
     /** u8 [tokens, ceil(neurons / 8)]. */
     final Tensor mask;
     /** mean and rstd of both norms, f32 [tokens] each. */
@@ -38,26 +37,21 @@ final class LayerBuffers {
     /** Adapters' projections of their inputs, f32 [tokens, r] each, by kind. */
     final Map<String, Tensor> h = new HashMap<>();
 
-    /**
-     * @param scratch what no pre-norm layer keeps, the output of its norms: where the backward pass needs one, it starts from
-     *     the norm's input, mean and rstd
-     */
-    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, int tokens, String at, @Nullable Tensor scratch) {
+    /** @param residual dtype of what lies between the sublayers; {@code dtype} is that of what lies within them */
+    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, DType residual, int tokens, String at) {
         long hidden = config.hiddenSize();
         boolean post = !config.doLayerNormBefore();
-        // In post-norm layers the first norm's output is the second sublayer's residual and the first's gradient starts there.
-        norm1 = post ? buffers.activations(at + "norm1", dtype, tokens, hidden) : scratch;
+        norm1 = post ? buffers.activations(at + "norm1", residual, tokens, hidden) : null;
         qkv = buffers.activations(at + "qkv", dtype, tokens, 3 * hidden);
         attention = buffers.activations(at + "attention", dtype, tokens, hidden);
         lse = buffers.activations(at + "lse", DType.F32, (long) tokens * config.numAttentionHeads());
-        middle = buffers.activations(at + "middle", dtype, tokens, hidden);
-        norm2 = scratch;
+        middle = buffers.activations(at + "middle", residual, tokens, hidden);
         mask = reluMask(buffers, config, tokens, at);
         mean1 = buffers.activations(at + "mean1", DType.F32, tokens);
         rstd1 = buffers.activations(at + "rstd1", DType.F32, tokens);
         mean2 = buffers.activations(at + "mean2", DType.F32, tokens);
         rstd2 = buffers.activations(at + "rstd2", DType.F32, tokens);
-        sum2 = post ? buffers.activations(at + "sum2", dtype, tokens, hidden) : null;
+        sum2 = post ? buffers.activations(at + "sum2", residual, tokens, hidden) : null;
     }
 
     static Tensor reluMask(Buffers buffers, OptConfig config, int tokens, String at) {

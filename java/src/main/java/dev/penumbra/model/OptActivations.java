@@ -1,20 +1,25 @@
 package dev.penumbra.model;
 
+import dev.penumbra.backend.Backend;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraAdapter.Site;
+import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /**
  * The buffers that a pass's layers write, and their gradients, [capacity, width] each. What a backward pass reads is kept; the
- * layers below the lowest adapter, which have none, share one set and write their output over their input.
+ * layers below the lowest adapter, which have none, share one set and write their output over their input. The residual stream
+ * (inputs, outputs and what lies between the sublayers) has the backend's {@link Backend#residualDType dtype} for it, gradients
+ * and all else the model's.
  */
 final class OptActivations {
 
     private final Tensor[] x;
     private final LayerBuffers[] layers;
     private final Tensor[] reluMasks;
+    private final @Nullable Tensor productInput;
     private final @Nullable Tensor dX;
     private final @Nullable Tensor dBranch;
     private final @Nullable Tensor dQkv;
@@ -28,21 +33,22 @@ final class OptActivations {
         x = new Tensor[count + 1];
         layers = new LayerBuffers[count];
         reluMasks = new Tensor[count];
-        Tensor scratch = config.doLayerNormBefore()
-                ? buffers.activations("scratch norm", model.dtype(), capacity, h)
+        DType residual = model.backend().residualDType(model.dtype());
+        productInput = config.doLayerNormBefore() || residual != model.dtype()
+                ? buffers.activations("product input", model.dtype(), capacity, h)
                 : null;
         LayerBuffers shared = lowest == 0
                 ? null
-                : new LayerBuffers(buffers, config, model.dtype(), capacity, "shared ", scratch);
-        x[0] = buffers.activations("layers.0 input", model.dtype(), capacity, h);
+                : new LayerBuffers(buffers, config, model.dtype(), residual, capacity, "shared ");
+        x[0] = buffers.activations("layers.0 input", residual, capacity, h);
         for (int i = 0; i < count; i++) {
             String at = "layers." + i + ".";
             boolean saved = i >= lowest;
-            layers[i] = saved ? new LayerBuffers(buffers, config, model.dtype(), capacity, at, scratch) : shared;
+            layers[i] = saved ? new LayerBuffers(buffers, config, model.dtype(), residual, capacity, at) : shared;
             reluMasks[i] = saved || !shape.keepsReluMasks()
                     ? layers[i].mask
                     : LayerBuffers.reluMask(buffers, config, capacity, at);
-            x[i + 1] = saved ? buffers.activations(at + "output", model.dtype(), capacity, h) : x[i];
+            x[i + 1] = saved ? buffers.activations(at + "output", residual, capacity, h) : x[i];
             for (Site site : sites(adapter, i)) {
                 if (saved || !layers[i].h.containsKey(site.layer().kind())) {
                     layers[i].allocateH(buffers, saved ? at : "shared ", site, capacity);
@@ -76,6 +82,15 @@ final class OptActivations {
 
     LayerBuffers layer(int layer) {
         return layers[layer];
+    }
+
+    /**
+     * What a product reads of the residual stream, in the model's dtype: its norm, or (post-norm) itself, rounded. Nobody keeps
+     * it. Null where products read the stream as it is.
+     */
+    @Nullable
+    Tensor productInput() {
+        return productInput;
     }
 
     /** u8 [capacity, ceil(neurons / 8)]: which of a layer's neurons fire. */

@@ -44,13 +44,13 @@ final class OptAttentionSublayer {
         Tensor qkvInput;
         List<LowRank> terms;
         if (preNorm) {
-            qkvInput = batch.of(b.norm1);
+            qkvInput = batch.of(activations.productInput());
             ops.norm(input, w.attentionNorm(), qkvInput, b.mean1, b.rstd1, attention.pooling(i, run),
                     adapters.projection(i, QKV, qkvInput, b.h, whole, null));
             terms = adapters.projected(i, QKV, b.h, whole);
         } else {
-            qkvInput = input;
-            terms = adapters.project(i, QKV, input, b.h, whole, null);
+            qkvInput = ops.rounded(input, activations.productInput());
+            terms = adapters.project(i, QKV, qkvInput, b.h, whole, null);
         }
         ops.linear(qkvInput, w.qkv(), terms, null, batch.of(b.qkv));
         attention.forward(i, b, run);
@@ -77,7 +77,7 @@ final class OptAttentionSublayer {
         Tensor input = activations.input(i);
         AdapterInput qkvInput = preNorm
                 ? ops.normed(input, w.attentionNorm(), b.mean1, b.rstd1)
-                : new AdapterInput(batch.of(input), null);
+                : new AdapterInput(ops.rounded(batch.of(input), activations.productInput()), null);
         terms = gradients(i, QKV, dQkv, qkvInput, grad);
         if (!reach.reachesInput(i)) {
             return;

@@ -96,7 +96,7 @@ final class OptCache implements KeyValueCache {
             }
             Tensor ids = device(given);
             Tensor positions = device(at);
-            Tensor x = matrix(h);
+            Tensor x = stream(h);
             if (weights.projectIn == null) {
                 backend.run(new Embedding(ids, weights.tokens, positions, weights.positions, Opt.POSITION_OFFSET, null, x));
             } else {
@@ -111,9 +111,9 @@ final class OptCache implements KeyValueCache {
                 x = layer(i, x, bordersQ, bordersK);
             }
             Tensor last = x.slice(0, m - 1L, m);
-            if (weights.finalNorm != null) {
-                last = norm(last, weights.finalNorm);
-            }
+            last = weights.finalNorm == null
+                    ? rounded(last)
+                    : norm(last, weights.finalNorm, backend.allocate(arena, model.dtype(), last.shape()));
             if (weights.projectOut != null) {
                 Tensor projected = backend.allocate(arena, model.dtype(), Shape.of(1, config.wordEmbedProjDim()));
                 gemm(Gemm.forward(last, weights.projectOut.weight(), projected));
@@ -129,7 +129,8 @@ final class OptCache implements KeyValueCache {
             int h = config.hiddenSize();
             boolean pre = config.doLayerNormBefore();
             Tensor qkv = matrix(3 * h);
-            linear(i, AdapterTerms.QKV, pre ? norm(x, w.attentionNorm()) : x, w.qkv(), qkv, null, false);
+            Tensor qkvInput = pre ? norm(x, w.attentionNorm(), matrix(h)) : rounded(x);
+            linear(i, AdapterTerms.QKV, qkvInput, w.qkv(), qkv, null, false);
             backend.run(new Convert(qkv.slice(1, h, 2L * h), keys[i].slice(0, length, length + (long) m)));
             backend.run(new Convert(qkv.slice(1, 2L * h, 3L * h), values[i].slice(0, length, length + (long) m)));
             Tensor attention = matrix(h);
@@ -138,14 +139,16 @@ final class OptCache implements KeyValueCache {
                     heads(keys[i].slice(0, 0, length + (long) m)),
                     heads(values[i].slice(0, 0, length + (long) m)), heads(attention), null, bordersQ, bordersK,
                     length + (long) m, null));
-            Tensor middle = matrix(h);
+            Tensor middle = stream(h);
             linear(i, AdapterTerms.OUT, attention, w.out(), middle, x, false);
-            Tensor mlpInput = norm(middle, pre ? w.mlpNorm() : w.attentionNorm());
+            // Of a post-norm layer: what its MLP adds to.
+            Tensor residual = pre ? middle : norm(middle, w.attentionNorm(), stream(h));
+            Tensor mlpInput = pre ? norm(middle, w.mlpNorm(), matrix(h)) : rounded(residual);
             Tensor activation = matrix(config.ffnDim());
             linear(i, AdapterTerms.FC1, mlpInput, w.fc1(), activation, null, true);
-            Tensor output = matrix(h);
-            linear(i, AdapterTerms.FC2, activation, w.fc2(), output, pre ? middle : mlpInput, false);
-            return pre ? output : norm(output, w.mlpNorm());
+            Tensor output = stream(h);
+            linear(i, AdapterTerms.FC2, activation, w.fc2(), output, residual, false);
+            return pre ? output : norm(output, w.mlpNorm(), stream(h));
         }
 
         private void linear(int layer, List<String> kinds, Tensor in, OptWeights.Linear w, Tensor d,
@@ -173,10 +176,24 @@ final class OptCache implements KeyValueCache {
             backend.run(gemm.workspace(bytes == 0 ? null : backend.allocate(arena, DType.U8, Shape.of(bytes))).build());
         }
 
-        private Tensor norm(Tensor in, OptWeights.LayerNorm norm) {
-            Tensor out = backend.allocate(arena, model.dtype(), in.shape());
+        private Tensor norm(Tensor in, OptWeights.LayerNorm norm, Tensor out) {
             backend.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, null, null));
             return out;
+        }
+
+        /** In the dtype of products. */
+        private Tensor rounded(Tensor in) {
+            if (in.dtype() == model.dtype()) {
+                return in;
+            }
+            Tensor out = backend.allocate(arena, model.dtype(), in.shape());
+            backend.run(new Convert(in, out));
+            return out;
+        }
+
+        /** Of the residual stream. */
+        private Tensor stream(long width) {
+            return backend.allocate(arena, backend.residualDType(model.dtype()), Shape.of(m, width));
         }
 
         private Tensor matrix(long width) {

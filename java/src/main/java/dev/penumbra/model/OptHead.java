@@ -32,9 +32,9 @@ final class OptHead {
         this.last = last;
         mean = buffers.activations("final mean", DType.F32, capacity);
         rstd = buffers.activations("final rstd", DType.F32, capacity);
-        hidden = weights.finalNorm == null
+        hidden = weights.finalNorm == null && last.dtype() == model.dtype()
                 ? last
-                : buffers.activations("final norm", model.dtype(), capacity, config.hiddenSize());
+                : buffers.activations("head input", model.dtype(), capacity, config.hiddenSize());
         projected = config.hasProjection()
                 ? buffers.activations("projected", model.dtype(), capacity, config.wordEmbedProjDim())
                 : null;
@@ -47,6 +47,8 @@ final class OptHead {
     void forward() {
         if (weights.finalNorm != null) {
             ops.norm(batch.of(last), weights.finalNorm, batch.of(hidden), mean, rstd, null, null);
+        } else if (hidden != last) {
+            ops.rounded(batch.of(last), hidden);
         }
         if (projected != null) {
             ops.linear(batch.of(hidden), weights.projectOut, List.of(), null, batch.of(projected));

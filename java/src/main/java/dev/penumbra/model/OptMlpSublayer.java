@@ -38,15 +38,15 @@ final class OptMlpSublayer {
         Tensor middle = batch.of(b.middle);
         Tensor output = batch.of(activations.output(i));
         if (preNorm) {
-            Tensor input = batch.of(b.norm2);
+            Tensor input = batch.of(activations.productInput());
             ops.norm(middle, w.mlpNorm(), input, b.mean2, b.rstd2, mlp.pooling(i, run), null);
             mlp.forward(i, input, middle, output, run);
             return;
         }
-        Tensor input = batch.of(b.norm1);
+        Tensor normed = batch.of(b.norm1);
         Tensor sum = batch.of(b.sum2);
-        ops.norm(middle, w.attentionNorm(), input, b.mean1, b.rstd1, mlp.pooling(i, run), null);
-        mlp.forward(i, input, input, sum, run);
+        ops.norm(middle, w.attentionNorm(), normed, b.mean1, b.rstd1, mlp.pooling(i, run), null);
+        mlp.forward(i, ops.rounded(normed, activations.productInput()), normed, sum, run);
         // Which the next layer's queries and keys are made of.
         Pooling next = i + 1 < activations.layers() ? attention.pooling(i + 1, run) : null;
         ops.norm(sum, w.mlpNorm(), output, b.mean2, b.rstd2, next, null);
@@ -71,7 +71,7 @@ final class OptMlpSublayer {
             return;
         }
         ops.normBackward(dx, b.sum2, b.mean2, b.rstd2, w.mlpNorm(), null, dx);
-        AdapterInput input = new AdapterInput(batch.of(b.norm1), null);
+        AdapterInput input = new AdapterInput(ops.rounded(batch.of(b.norm1), activations.productInput()), null);
         mlp.backward(i, input, dx, dx, reachesInput ? dx : null, reachesFc1, grad, run);
         if (reachesInput) {
             ops.normBackward(dx, b.middle, b.mean1, b.rstd1, w.attentionNorm(), null, dx);
@@ -85,7 +85,7 @@ final class OptMlpSublayer {
         if (!mlp.recomputes(i, run)) {
             return ops.normed(b.middle, norm, b.mean2, b.rstd2);
         }
-        Tensor again = batch.of(b.norm2);
+        Tensor again = batch.of(activations.productInput());
         ops.norm(batch.of(b.middle), norm, again, b.mean2, b.rstd2, null, null);
         return new AdapterInput(again, null);
     }

@@ -1,5 +1,6 @@
 package dev.penumbra.model;
 
+import dev.penumbra.backend.op.Convert;
 import dev.penumbra.backend.op.Gemm;
 import dev.penumbra.backend.op.LayerNorm;
 import dev.penumbra.backend.op.LayerNormBackward;
@@ -44,6 +45,16 @@ final class PassOps {
     /** The output of a norm over {@code in}, which is not kept; {@code in}, {@code mean} and {@code rstd} are buffers. */
     AdapterInput normed(Tensor in, OptWeights.LayerNorm norm, Tensor mean, Tensor rstd) {
         return new AdapterInput(batch.of(in), new LayerNorm(batch.of(mean), batch.of(rstd), norm.gamma(), norm.beta()));
+    }
+
+    /** {@code in} in the dtype of {@code buffer}: rounded there, or itself where that is null. */
+    Tensor rounded(Tensor in, @Nullable Tensor buffer) {
+        if (buffer == null) {
+            return in;
+        }
+        Tensor out = batch.of(buffer);
+        buffers.run(new Convert(in, out));
+        return out;
     }
 
     /** d = x Wᵀ + bias + adapters' terms + residual. */

@@ -81,10 +81,11 @@ class PeftLiveTest {
             double losses = PeftParity.worstOfTwentyLosses(config, f, true);
             boolean kink = losses >= PeftParity.TWENTY_LOSSES;
             System.out.printf(
-                    "%s: %s, 20 losses %.1e%s; %d neurons moved off ReLU's kink, %d chaotic configurations drawn again%n",
+                    "%s: %s, 20 losses %.1e%s; %d neurons moved off ReLU's kink; drawn again: %d chaotic, %d beyond bf16%n",
                     config, worst, losses,
                     kink ? String.format(", on one thread %.1e", PeftParity.requireTwentyLosses(config, again, true)) : "",
-                    f.told.required("kinks").required("moved").intValue(), f.told.required("redrawn").intValue());
+                    f.told.required("kinks").required("moved").intValue(), f.told.required("chaotic").intValue(),
+                    f.told.required("noisy").intValue());
         }
     }
 

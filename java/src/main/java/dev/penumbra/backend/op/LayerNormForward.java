@@ -9,7 +9,7 @@ import org.jspecify.annotations.Nullable;
  * @param x [m, h], rows contiguous
  * @param gamma f32 [h]
  * @param beta f32 [h]
- * @param y [m, h]: {@code =}; may be {@code x}
+ * @param y [m, h], dtype of {@code x}, or on the CPU bf16 of an f32 {@code x}: {@code =}; may be {@code x}
  * @param mean f32 [m]: {@code =}; null together with rstd when no backward follows
  * @param rstd f32 [m]: {@code =}
  * @param pooling what else is computed of y on the way; null: nothing

@@ -6,7 +6,8 @@ import org.jspecify.annotations.Nullable;
 /**
  * dh = scaling · dy · B; dB += scaling · dyᵀ · h; dA += dhᵀ · dropout(x), or dA += dhᵀ · dropout(norm(x)).
  *
- * @param dy [m, out], rows contiguous; a column range of a wider tensor is fine
+ * @param dy [m, out], rows contiguous; a column range of a wider tensor is fine; dtype of {@code x}, or on the CPU bf16 beside
+ *     an f32 {@code x}
  * @param x [m, in], rows contiguous
  * @param h f32 [m, r], from {@link LoraProject}
  * @param a f32 [r, in]

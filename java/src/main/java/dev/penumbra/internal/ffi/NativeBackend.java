@@ -80,6 +80,12 @@ public final class NativeBackend implements Backend {
         return description;
     }
 
+    /** A GPU's residual stream would cost twice the memory traffic in f32. */
+    @Override
+    public DType residualDType(DType computed) {
+        return device.isHost() ? DType.F32 : computed;
+    }
+
     /** Where operations are enqueued. */
     MemorySegment stream() {
         return memory.stream();
