@@ -15,11 +15,25 @@ import org.jspecify.annotations.Nullable;
  */
 public final class Buffers {
 
+    private static final long ALIGNMENT = 256;
+
     private final Backend backend;
     private final @Nullable Arena owner;
     private final @Nullable MemoryPlan plan;
     private long workspaceBytes;
     private @Nullable Tensor workspace;
+    private long passingBytes;
+    private long aloneBytes;
+    private @Nullable Tensor passing;
+
+    /**
+     * Bytes that planning found.
+     *
+     * @param workspace the largest of the operations that {@link #run} ran
+     * @param passing room for all {@link #passing} tensors, and for the workspace of what {@link #runAlone} ran
+     */
+    record Sizes(long workspace, long passing) {
+    }
 
     private Buffers(Backend backend, @Nullable Arena owner, @Nullable MemoryPlan plan) {
         this.backend = backend;
@@ -32,11 +46,18 @@ public final class Buffers {
     }
 
     public static Buffers allocating(Backend backend, Arena owner, long workspaceBytes) {
+        return allocating(backend, owner, new Sizes(workspaceBytes, 0));
+    }
+
+    static Buffers allocating(Backend backend, Arena owner, Sizes sizes) {
         Buffers buffers = new Buffers(backend, owner, null);
-        if (workspaceBytes > 0) {
-            buffers.workspace = backend.allocate(owner, DType.U8, Shape.of(workspaceBytes));
-        }
+        buffers.workspace = buffers.bytes(sizes.workspace);
+        buffers.passing = buffers.bytes(sizes.passing);
         return buffers;
+    }
+
+    private @Nullable Tensor bytes(long count) {
+        return count == 0 ? null : backend.allocate(Objects.requireNonNull(owner), DType.U8, Shape.of(count));
     }
 
     /** Whether operations are planned, not run. */
@@ -56,6 +77,20 @@ public final class Buffers {
     /** Memory that a pass writes. */
     Tensor activations(String name, DType dtype, long... dims) {
         return allocate(MemoryPlan.Kind.ACTIVATIONS, name, dtype, dims);
+    }
+
+    /**
+     * Memory of what lives within a layer's forward or backward pass only, to begin with in any state. What is
+     * {@link #runAlone run alone} has its workspace there.
+     */
+    Tensor passing(DType dtype, long... dims) {
+        Shape shape = Shape.of(dims);
+        long from = passingBytes;
+        long bytes = shape.size() * dtype.byteSize();
+        passingBytes = Math.ceilDiv(from + bytes, ALIGNMENT) * ALIGNMENT;
+        return plan != null
+                ? Tensor.planned(dtype, shape)
+                : Objects.requireNonNull(passing).slice(0, from, from + bytes).as(dtype).reshape(dims);
     }
 
     /** Memory with contents that are there from the start, rounded to a float dtype. */
@@ -90,6 +125,21 @@ public final class Buffers {
         }
     }
 
+    /** As {@link #run}, of an operation outside of all layers, whose workspace is {@link #workspaceAlone}. */
+    void runAlone(Operation operation) {
+        if (plan != null) {
+            aloneBytes = Math.max(aloneBytes, backend.workspaceBytes(operation));
+        } else {
+            backend.run(operation);
+        }
+    }
+
+    /** As {@link #workspace}, of what is run alone. */
+    @Nullable
+    Tensor workspaceAlone() {
+        return passing;
+    }
+
     /** The workspace of operations that run; null where they need none, or are only planned. */
     @Nullable
     public Tensor workspace() {
@@ -99,5 +149,10 @@ public final class Buffers {
     /** The largest workspace of the operations that were planned. */
     public long workspaceBytes() {
         return workspaceBytes;
+    }
+
+    /** What was planned. */
+    Sizes sizes() {
+        return new Sizes(workspaceBytes, Math.max(passingBytes, aloneBytes));
     }
 }

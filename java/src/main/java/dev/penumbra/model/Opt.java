@@ -195,14 +195,14 @@ public final class Opt implements LanguageModel {
 
     @Override
     public void planPass(MemoryPlan plan, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options) {
-        plan.add(MemoryPlan.Kind.WORKSPACE, "workspace", OptPass.plan(this, adapter, shape, options, plan));
+        OptPass.plan(this, adapter, shape, options, plan);
     }
 
     @Override
     public ModelPass openPass(Arena owner, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options) {
         requireLoaded();
-        long workspace = OptPass.plan(this, adapter, shape, options, new MemoryPlan());
-        return new OptPass(this, adapter, shape, options, Buffers.allocating(backend, owner, workspace));
+        Buffers.Sizes sizes = OptPass.plan(this, adapter, shape, options, new MemoryPlan());
+        return new OptPass(this, adapter, shape, options, Buffers.allocating(backend, owner, sizes));
     }
 
     @Override

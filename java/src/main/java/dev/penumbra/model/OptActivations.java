@@ -35,7 +35,7 @@ final class OptActivations {
         reluMasks = new Tensor[count];
         DType residual = model.backend().residualDType(model.dtype());
         productInput = config.doLayerNormBefore() || residual != model.dtype()
-                ? buffers.activations("product input", model.dtype(), capacity, h)
+                ? buffers.passing(model.dtype(), capacity, h)
                 : null;
         LayerBuffers shared = lowest == 0
                 ? null
@@ -57,8 +57,8 @@ final class OptActivations {
         }
         boolean training = shape.training();
         dX = training ? buffers.activations("d hidden", model.dtype(), capacity, h) : null;
-        dBranch = training ? buffers.activations("d branch", model.dtype(), capacity, h) : null;
-        dQkv = training ? buffers.activations("d qkv", model.dtype(), capacity, 3L * h) : null;
+        dBranch = training ? buffers.passing(model.dtype(), capacity, h) : null;
+        dQkv = training ? buffers.passing(model.dtype(), capacity, 3L * h) : null;
     }
 
     private static List<Site> sites(@Nullable LoraAdapter adapter, int layer) {

@@ -61,15 +61,15 @@ final class OptHead {
 
     /** loss[0] += the sum of −log p(target) over the supervised rows. */
     void addLoss(Tensor loss) {
-        buffers.run(new LinearCrossEntropy(input(), weights.head, batch.supervisedRows(), batch.targets(), null, loss, null,
-                buffers.workspace()));
+        buffers.runAlone(new LinearCrossEntropy(input(), weights.head, batch.supervisedRows(), batch.targets(), null, loss,
+                null, buffers.workspaceAlone()));
     }
 
     /** Loss as {@link #addLoss}, and dx = gradScale[0] · its gradient by the last layer's output. */
     void addLossAndGradient(Tensor loss, Tensor gradScale, Tensor dx) {
         Tensor dInput = dProjected == null ? dx : batch.of(dProjected);
-        buffers.run(new LinearCrossEntropy(input(), weights.head, batch.supervisedRows(), batch.targets(), gradScale, loss,
-                dInput, buffers.workspace()));
+        buffers.runAlone(new LinearCrossEntropy(input(), weights.head, batch.supervisedRows(), batch.targets(), gradScale,
+                loss, dInput, buffers.workspaceAlone()));
         if (dProjected != null) {
             ops.linearBackward(dInput, weights.projectOut, List.of(), null, dx);
         }

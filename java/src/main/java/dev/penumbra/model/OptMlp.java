@@ -57,7 +57,7 @@ final class OptMlp {
         long capacity = batch.capacity();
         long elements = Math.max((long) batch.bandRows() * config.ffnDim(),
                 selection == null ? 0 : capacity * selection.widest());
-        scratch = buffers.activations("scratch activation", model.dtype(), elements);
+        scratch = buffers.passing(model.dtype(), elements);
         kept = new Tensor[layers];
         boolean anyKept = false;
         for (int i = reach.lowest(); i < layers; i++) {
@@ -68,7 +68,7 @@ final class OptMlp {
                         capacity * (whole ? config.ffnDim() : selection.width(i)));
             }
         }
-        gradient = anyKept ? buffers.activations("d activation", model.dtype(), elements) : scratch;
+        gradient = anyKept ? buffers.passing(model.dtype(), elements) : scratch;
         observed = observer == null || observer.poolRows() == 0
                 ? null
                 : buffers.activations("pooled for MLPs' observer", DType.F32,

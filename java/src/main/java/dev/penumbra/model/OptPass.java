@@ -63,8 +63,9 @@ final class OptPass implements ModelPass {
         head = new OptHead(model, buffers, batch, ops, activations.output(activations.layers() - 1), training);
     }
 
-    /** Plans a pass; returns the bytes of workspace it needs. */
-    static long plan(Opt model, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options, MemoryPlan plan) {
+    /** Plans a pass; returns what its buffers are to be allocated with. */
+    static Buffers.Sizes plan(Opt model, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options,
+            MemoryPlan plan) {
         Buffers planning = Buffers.planning(model.backend(), plan);
         OptPass pass = new OptPass(model, adapter, shape, options, planning);
         Tensor scalar = Tensor.planned(DType.F32, Shape.of(1));
@@ -84,7 +85,10 @@ final class OptPass implements ModelPass {
         }
         pass.addLoss(scalar);
         pass.logits(Tensor.planned(DType.F32, Shape.of(shape.capacity(), model.vocabSize())));
-        return planning.workspaceBytes();
+        Buffers.Sizes sizes = planning.sizes();
+        plan.add(MemoryPlan.Kind.WORKSPACE, "workspace", sizes.workspace());
+        plan.add(MemoryPlan.Kind.WORKSPACE, "within a layer, or the head's workspace", sizes.passing());
+        return sizes;
     }
 
     private boolean hasLists() {
