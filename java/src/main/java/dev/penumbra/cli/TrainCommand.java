@@ -178,15 +178,23 @@ final class TrainCommand implements Callable<Integer> {
                 trainer.listener(file);
             }
             StepMetrics last = trainer.run();
-            if (report != null) {
+            if (report != null && last != null) {
                 AtomicFiles.writeString(report, Report.html("Penumbra: " + output.getFileName(), steps,
                         figures.get(), facts(penumbra, sparse)));
             }
-            out.println(last == null || last.step() == trainer.totalSteps()
-                    ? "Adapter: " + output
-                    : "Stopped after step " + last.step() + " of " + trainer.totalSteps() + ": --resume goes on");
+            out.println(outcome(trainer.stepsDone(), trainer.totalSteps(), output));
             out.flush();
         }
+    }
+
+    /** What a run that returned says: only one that did all its steps has the adapter that was asked for. */
+    static String outcome(int done, int total, Path output) {
+        if (done == total) {
+            return "Adapter: " + output;
+        }
+        return done == 0
+                ? "Stopped before the first of " + total + " steps: nothing is trained or saved"
+                : "Stopped after step " + done + " of " + total + ": --resume goes on";
     }
 
     private static Map<String, String> facts(Penumbra penumbra, SparsityOptions.Asked sparse) {

@@ -50,6 +50,7 @@ public final class Trainer {
     private final Backend backend;
     private final Batches batches;
     private final int totalSteps;
+    private int stepsDone;
     private final List<StepListener> listeners = new ArrayList<>();
     private @Nullable MlpExposure exposure;
     private @Nullable AttentionExposure attentionExposure;
@@ -99,7 +100,15 @@ public final class Trainer {
         return totalSteps;
     }
 
-    /** Ends the run after the steps under way, with a checkpoint; from any thread. */
+    /** Steps of {@link #totalSteps} that the last {@link #run} had behind it when it returned, those that it resumed included. */
+    public int stepsDone() {
+        return stepsDone;
+    }
+
+    /**
+     * Ends the run after the steps under way, with a checkpoint of what they did; a run that has done no step saves nothing.
+     * From any thread.
+     */
     public void cancel() {
         cancelled = true;
     }
@@ -178,7 +187,8 @@ public final class Trainer {
      * Trains to the last step, or until {@link #cancel}, and writes the adapter where there is an output. Loads the model's
      * weights where that is not done.
      *
-     * @return metrics of the last step; null when there was none left to do: the adapter of the last checkpoint is written then
+     * @return metrics of the last step; null when it did none: because none was left, and the adapter of the last checkpoint is
+     *         written then, or because it was cancelled before, and nothing is; {@link #stepsDone} tells which
      * @throws dev.penumbra.model.ModelException before anything is loaded, when the plan does not fit into memory
      * @throws TrainingException when a loss or gradient is not finite, naming the step; checkpoints before it stay. When the
      *         output has checkpoints that this run does not resume, or cannot
@@ -189,17 +199,18 @@ public final class Trainer {
             model.load();
             float[] initial = adapter.parametersToHost();
             StepMetrics last;
-            int reached;
             try (Arena arena = Arena.ofShared()) {
                 Run run = new Run(arena);
                 last = run.run();
-                reached = run.step;
+                stepsDone = run.step;
             }
-            if (last != null) {
-                requireChanged(reached, initial);
+            boolean complete = stepsDone == totalSteps;
+            // Warm-up begins with a rate of 0: a run that was cancelled after that step has changed nothing.
+            if (last != null && (complete || last.lr() > 0)) {
+                requireChanged(initial);
             }
-            if (last != null || reached == totalSteps) {
-                finish(reached);
+            if (last != null || complete) {
+                finish();
             }
             return last;
         } catch (IOException failure) {
@@ -216,6 +227,7 @@ public final class Trainer {
         private final Map<Recording, Graph> recordings = new HashMap<>();
         private long microBatch;
         private int step;
+        private int savedStep;
         private final Set<Mode> warm = EnumSet.noneOf(Mode.class);
         private long delivered;
 
@@ -256,7 +268,7 @@ public final class Trainer {
             if (underWay != null) {
                 last = deliver(underWay);
             }
-            if (cancelled && step < totalSteps) {
+            if (cancelled && savedStep < step && step < totalSteps) {
                 save();
             }
             if (!evaluated && !cancelled) {
@@ -284,6 +296,7 @@ public final class Trainer {
                         + saved.settings());
             }
             step = saved.step();
+            savedStep = step;
             microBatch = saved.microBatch();
             batches.seek(saved.epoch(), saved.index());
             if (sparsity != null) {
@@ -408,19 +421,20 @@ public final class Trainer {
                     microBatch, sparsity == null ? 0 : sparsity.mlpTightness(),
                     sparsity == null ? 0 : sparsity.attentionTightness(), settings());
             Path folder = Checkpoints.save(config.output(), adapter, config.baseModel(), state.m, state.v, reached);
+            savedStep = step;
             listeners.forEach(l -> l.onSave(step, folder));
         }
     }
 
-    private void requireChanged(int step, float[] initial) {
+    private void requireChanged(float[] initial) {
         if (Arrays.equals(initial, adapter.parametersToHost()) && config.lr() > 0) {
             throw new TrainingException(
-                    "expected an adapter that training has changed, found its initial values after step " + step);
+                    "expected an adapter that training has changed, found its initial values after step " + stepsDone);
         }
     }
 
     /** Writes the adapter, reads it again and compares what it computes: a file that says something else is no result. */
-    private void finish(int step) throws IOException {
+    private void finish() throws IOException {
         if (config.output() == null) {
             return;
         }
@@ -440,7 +454,7 @@ public final class Trainer {
                 }
             }
         }
-        listeners.forEach(l -> l.onSave(step, config.output()));
+        listeners.forEach(l -> l.onSave(stepsDone, config.output()));
     }
 
     /** Logits after the first sample. */

@@ -101,6 +101,15 @@ class TrainCommandTest {
     }
 
     @Test
+    void onlyARunThatDidAllItsStepsClaimsItsAdapter() {
+        Path output = Path.of("out");
+        assertThat(TrainCommand.outcome(6, 6, output)).isEqualTo("Adapter: out");
+        assertThat(TrainCommand.outcome(4, 6, output)).isEqualTo("Stopped after step 4 of 6: --resume goes on");
+        assertThat(TrainCommand.outcome(0, 6, output))
+                .isEqualTo("Stopped before the first of 6 steps: nothing is trained or saved");
+    }
+
+    @Test
     void anInitialAdapterGoesOnWhereItWasAndGivesItsOwnRank() throws IOException {
         trained("first", "--steps", "30", "--lr", "3e-3", "--lora-r", "4", "--metrics", path("first.jsonl"));
         trained("second", "--steps", "2", "--lora-r", "16", "--init-adapter", path("first"), "--metrics",

@@ -129,6 +129,54 @@ class TrainerTest {
     }
 
     @Test
+    void aRunThatIsCancelledBeforeItsFirstStepSavesNothing(@TempDir Path dir) throws IOException {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            Trainer trainer = new Trainer(f.model, adapter(f, arena, 0), config().output(dir).build(), data(12), null);
+            trainer.cancel();
+            assertThat(trainer.run()).isNull();
+            assertThat(trainer.stepsDone()).isZero();
+            assertThat(dir).isEmptyDirectory();
+            assertThat(train(f, adapter(f, arena, 0), config().output(dir).build(), -1)).as("a new run there").hasSize(6);
+        }
+    }
+
+    @Test
+    void aResumedRunThatIsCancelledAtOnceLeavesTheCheckpointAsItWas(@TempDir Path dir) throws IOException {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            train(f, adapter(f, arena, 0), config().output(dir).build(), 4);
+            Trainer trainer = new Trainer(f.model, adapter(f, arena, 0), config().output(dir).resume(true).build(), data(12),
+                    null);
+            List<Integer> saves = new ArrayList<>();
+            trainer.listener(new StepListener() {
+                @Override
+                public void onStep(StepMetrics metrics) {
+                    throw new AssertionError("expected no step, found " + metrics);
+                }
+
+                @Override
+                public void onSave(int step, Path folder) {
+                    saves.add(step);
+                }
+            });
+            trainer.cancel();
+            assertThat(trainer.run()).isNull();
+            assertThat(trainer.stepsDone()).isEqualTo(4);
+            assertThat(saves).isEmpty();
+        }
+    }
+
+    @Test
+    void aRunThatIsCancelledAfterAWarmUpStepOfRateZeroEndsWell(@TempDir Path dir) throws IOException {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            List<Double> whole = train(f, adapter(f, arena, 0), config().build(), -1);
+            List<Double> parts = new ArrayList<>(train(f, adapter(f, arena, 0), config().output(dir).build(), 1));
+            assertThat(dir.resolve("checkpoint-1")).exists();
+            parts.addAll(train(f, adapter(f, arena, 0), config().output(dir).resume(true).build(), -1));
+            assertThat(parts).isEqualTo(whole);
+        }
+    }
+
+    @Test
     void aRunThatWasKilledAfterItsLastCheckpointWritesItsAdapterWhenItIsResumed(@TempDir Path dir) throws IOException {
         try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             TrainConfig.Builder saving = config().saveEvery(3).output(dir);
