@@ -4,8 +4,12 @@ import java.nio.file.Path;
 import tools.jackson.databind.JsonNode;
 
 /**
- * What an OPT checkpoint's {@code config.json} says.
+ * What an OPT checkpoint's {@code config.json} says. Messages call its values by their names there.
  *
+ * @param hiddenSize elements of a token's state; a multiple of numAttentionHeads
+ * @param ffnDim neurons of an MLP
+ * @param vocabSize rows of the token embedding
+ * @param maxPositionEmbeddings tokens of the longest sample
  * @param wordEmbedProjDim width of the token embedding; other than hiddenSize, project_in and project_out lie between
  * @param doLayerNormBefore LayerNorm before each block, or (OPT-350m) after it
  * @param removeFinalLayerNorm no LayerNorm after the last layer
@@ -27,11 +31,36 @@ public record OptConfig(
         int padTokenId,
         double dropout) {
 
+    /** @throws IllegalArgumentException naming the value that is none of a model's */
     public OptConfig {
+        requirePositive("hidden_size", hiddenSize);
+        requirePositive("num_hidden_layers", numHiddenLayers);
+        requirePositive("num_attention_heads", numAttentionHeads);
+        requirePositive("ffn_dim", ffnDim);
+        requirePositive("vocab_size", vocabSize);
+        requirePositive("max_position_embeddings", maxPositionEmbeddings);
+        requirePositive("word_embed_proj_dim", wordEmbedProjDim);
         if (hiddenSize % numAttentionHeads != 0) {
-            throw new IllegalArgumentException(
-                    "expected a hidden_size that num_attention_heads divides, found " + hiddenSize + " and "
-                            + numAttentionHeads);
+            throw new IllegalArgumentException("expected a hidden_size that num_attention_heads divides, found " + hiddenSize
+                    + " and " + numAttentionHeads);
+        }
+        requireToken("bos_token_id", bosTokenId);
+        requireToken("eos_token_id", eosTokenId);
+        requireToken("pad_token_id", padTokenId);
+        if (!(dropout >= 0 && dropout <= 1)) {
+            throw new IllegalArgumentException("expected a dropout in [0, 1], found " + dropout);
+        }
+    }
+
+    private static void requirePositive(String name, int found) {
+        if (found <= 0) {
+            throw new IllegalArgumentException("expected " + name + " to be at least 1, found " + found);
+        }
+    }
+
+    private static void requireToken(String name, int found) {
+        if (found < 0) {
+            throw new IllegalArgumentException("expected " + name + " to be a token, at least 0, found " + found);
         }
     }
 
@@ -74,27 +103,26 @@ public record OptConfig(
         reader.requireText("activation_function", "relu", "relu");
         reader.requireTrue("enable_bias");
         reader.requireTrue("layer_norm_elementwise_affine");
-        int hidden = reader.count("hidden_size");
-        int heads = reader.count("num_attention_heads");
-        if (hidden % heads != 0) {
-            throw new ModelException(
-                    file + ": expected a hidden_size that num_attention_heads divides, found " + hidden + " and " + heads);
+        int hidden = reader.integer("hidden_size");
+        int layers = reader.integer("num_hidden_layers");
+        int heads = reader.integer("num_attention_heads");
+        int neurons = reader.integer("ffn_dim");
+        int vocabulary = reader.integer("vocab_size");
+        int positions = reader.integer("max_position_embeddings");
+        int embedding = reader.integer("word_embed_proj_dim", hidden);
+        boolean normBefore = reader.flag("do_layer_norm_before", true);
+        boolean noFinalNorm = reader.flag("_remove_final_layer_norm", false);
+        boolean tied = reader.flag("tie_word_embeddings", true);
+        int bos = reader.integer("bos_token_id", 2);
+        int eos = reader.integer("eos_token_id", 2);
+        int pad = reader.integer("pad_token_id", 1);
+        double dropout = reader.number("dropout", 0);
+        try {
+            return new OptConfig(hidden, layers, heads, neurons, vocabulary, positions, embedding, normBefore, noFinalNorm,
+                    tied, bos, eos, pad, dropout);
+        } catch (IllegalArgumentException wrong) {
+            throw new ModelException(file + ": " + wrong.getMessage(), wrong);
         }
-        return new OptConfig(
-                hidden,
-                reader.count("num_hidden_layers"),
-                heads,
-                reader.count("ffn_dim"),
-                reader.count("vocab_size"),
-                reader.count("max_position_embeddings"),
-                node.hasNonNull("word_embed_proj_dim") ? reader.count("word_embed_proj_dim") : hidden,
-                reader.flag("do_layer_norm_before", true),
-                reader.flag("_remove_final_layer_norm", false),
-                reader.flag("tie_word_embeddings", true),
-                reader.id("bos_token_id", 2),
-                reader.id("eos_token_id", 2),
-                reader.id("pad_token_id", 1),
-                node.path("dropout").asDouble(0.0));
     }
 
     static OptConfig parse(JsonNode node, Path file) {
@@ -102,23 +130,27 @@ public record OptConfig(
     }
 
     private record Reader(JsonNode node, String file) {
-        int count(String key) {
+        int integer(String key) {
             JsonNode value = node.get(key);
-            if (value == null || !value.isIntegralNumber() || !value.canConvertToInt() || value.intValue() <= 0) {
-                throw new ModelException(file + ": expected a positive integer for \"" + key + "\", found " + value);
+            if (value == null || !value.isIntegralNumber() || !value.canConvertToInt()) {
+                throw new ModelException(
+                        file + ": expected an integer for \"" + key + "\", found " + (value == null ? "nothing" : value));
             }
             return value.intValue();
         }
 
-        int id(String key, int fallback) {
-            JsonNode value = node.get(key);
-            if (value == null || value.isNull()) {
+        int integer(String key, int fallback) {
+            return node.hasNonNull(key) ? integer(key) : fallback;
+        }
+
+        double number(String key, double fallback) {
+            if (!node.hasNonNull(key)) {
                 return fallback;
             }
-            if (!value.isIntegralNumber() || !value.canConvertToInt() || value.intValue() < 0) {
-                throw new ModelException(file + ": expected a token id for \"" + key + "\", found " + value);
+            if (!node.get(key).isNumber()) {
+                throw new ModelException(file + ": expected a number for \"" + key + "\", found " + node.get(key));
             }
-            return value.intValue();
+            return node.get(key).doubleValue();
         }
 
         boolean flag(String key, boolean fallback) {

@@ -91,6 +91,8 @@ class BadInputTest {
                         in -> in.edit("config.json", "\"num_hidden_layers\": 6", "\"num_hidden_layers\": 7")),
                 broken("a tensor of another shape", ".fc1.weight: expected shape [512, 256]",
                         in -> in.edit("config.json", "\"ffn_dim\": 1024", "\"ffn_dim\": 512")),
+                broken("no attention heads", "model/config.json: expected num_attention_heads to be at least 1, found 0",
+                        in -> in.edit("config.json", "\"num_attention_heads\": 4", "\"num_attention_heads\": 0")),
                 broken("no data", "none.jsonl: expected a file, found none", in -> in.data = Path.of("none.jsonl")),
                 broken("empty data", "data.jsonl: expected one sample or more, found none",
                         in -> Files.writeString(in.data, "\n")),
