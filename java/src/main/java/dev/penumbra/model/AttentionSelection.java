@@ -11,13 +11,11 @@ import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.AttentionPolicy;
 import dev.penumbra.predict.AttentionPredictor;
 import dev.penumbra.predict.AttentionSparsity;
-import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.Arrays;
 import java.util.IdentityHashMap;
 import java.util.Map;
-import java.util.SplittableRandom;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -27,23 +25,17 @@ import org.jspecify.annotations.Nullable;
  * <p>Lists have room for as many samples as there are blocks. A batch of more, which are shorter than a block on average, is
  * computed without lists, and so is one whose samples are all short: there is nothing to skip.
  */
-final class AttentionSelection {
+final class AttentionSelection extends BlockSelection {
 
     /** Queries from one that true masses are taken of to the next: on a device that waits for nobody they cost what they read. */
     private static final int DEVICE_QUERY_STRIDE = 16;
     /** Where masses are cheap beside what they save, more of the queries are asked: a quarter of one of seven products. */
     private static final int HOST_QUERY_STRIDE = 4;
-    /** Odd, so that steps that follow each other draw from far apart. */
-    private static final long STEP_MIX = 0x9E3779B97F4A7C15L;
     /** Unlike what MLPs draw from the same seed. */
     private static final long ATTENTION_MIX = 0xD1B54A32D192ED03L;
 
-    private static final MemoryPlan.Kind KIND = MemoryPlan.Kind.ACTIVATIONS;
-
     private final AttentionSparsity sparsity;
     private final AttentionConfig config;
-    private final Backend backend;
-    private final Buffers buffers;
     private final LoadedBatch batch;
     private final int heads;
     private final int width;
@@ -51,7 +43,6 @@ final class AttentionSelection {
     private final int mostSamples;
     private final float scale;
     private final LayerState[] layers;
-    private final Tensor summaries;
     /** What a layer whose lists nobody made has kept, covered and cut. */
     private final Tensor stagedAll;
     private final @Nullable Tensor mass;
@@ -60,7 +51,6 @@ final class AttentionSelection {
     private final boolean normBeforeFirst;
     private final @Nullable Tensor stagedTable;
     private final Map<float[], Tensor> tables = new IdentityHashMap<>();
-    private final Tightness tightness = new Tightness();
     private boolean active;
 
     /** Room for one layer's lists. */
@@ -71,7 +61,6 @@ final class AttentionSelection {
     private static final class LayerState {
         private final AttentionSparsity.Layer given;
         private final Lists lists;
-        private final Tensor summary;
         private @Nullable Tensor budgets;
         private @Nullable Tensor table;
         private @Nullable Tensor a;
@@ -79,10 +68,9 @@ final class AttentionSelection {
         private @Nullable Tensor distance;
         private @Nullable Tensor sensed;
 
-        LayerState(AttentionSparsity.Layer given, Lists lists, Tensor summary) {
+        LayerState(AttentionSparsity.Layer given, Lists lists) {
             this.given = given;
             this.lists = lists;
-            this.summary = summary;
         }
     }
 
@@ -92,19 +80,19 @@ final class AttentionSelection {
      */
     AttentionSelection(AttentionSparsity sparsity, Backend backend, Buffers buffers, LoadedBatch batch, PassShape shape,
             OptConfig model, int firstGradient) {
+        super(backend, buffers, "attention", sparsity.layers().size(), sparsity.config().pass(),
+                sparsity.config().senseEvery());
         this.sparsity = sparsity;
         this.config = sparsity.config();
-        this.backend = backend;
-        this.buffers = buffers;
         this.batch = batch;
         heads = sparsity.heads();
         hidden = model.hiddenSize();
         normBeforeFirst = model.doLayerNormBefore();
         scale = model.attentionScale();
         width = sparsity.width();
-        if (heads != model.numAttentionHeads() || sparsity.layers().size() != model.numHiddenLayers()) {
+        if (heads != model.numAttentionHeads() || layers() != model.numHiddenLayers()) {
             throw new ModelException("expected sparse attention of " + model.numHiddenLayers() + " layers of "
-                    + model.numAttentionHeads() + " heads, found " + sparsity.layers().size() + " of " + heads);
+                    + model.numAttentionHeads() + " heads, found " + layers() + " of " + heads);
         }
         if ((long) width * config.blockSize() < shape.maxSeqlen()) {
             throw new ModelException("expected lists of attention blocks for samples of up to " + shape.maxSeqlen()
@@ -113,14 +101,12 @@ final class AttentionSelection {
         int capacity = shape.capacity();
         mostSamples = mostSamples(capacity, config.blockSize());
         slotCapacity = Math.toIntExact(AttentionBlocks.slots(capacity, mostSamples, config.blockSize()));
-        int count = sparsity.layers().size();
-        summaries = buffers.allocate(KIND, "attention summaries", DType.F32, count, SelectBlocks.SUMMARY_SIZE);
-        stagedAll = buffers.stage("staged attention summaries", DType.F32, count, SelectBlocks.SUMMARY_SIZE);
-        layers = new LayerState[count];
+        stagedAll = buffers.stage("staged attention summaries", DType.F32, layers(), SelectBlocks.SUMMARY_SIZE);
+        layers = new LayerState[layers()];
         Lists shared = null;
         int pooledRows = 0;
         boolean anyMass = false;
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < layers(); i++) {
             if (sparsity.isDense(i) || isBackwardOnly() && i < firstGradient) {
                 continue;
             }
@@ -136,13 +122,13 @@ final class AttentionSelection {
         mass = anyMass ? masses("attention mass") : null;
         pooled = pooledRows == 0
                 ? null
-                : buffers.allocate(KIND, "pooled for attention's predictors", DType.F32, (long) pooledRows * hidden);
+                : buffers.activations("pooled for attention's predictors", DType.F32, (long) pooledRows * hidden);
         stagedTable = config.policy() == AttentionPolicy.RANDOM
                 ? buffers.stage("staged attention table", DType.F32, heads, width, width)
                 : null;
         if (!buffers.isPlanning()) {
-            float[] all = new float[count * SelectBlocks.SUMMARY_SIZE];
-            for (int i = 0; i < count; i++) {
+            float[] all = new float[layers() * SelectBlocks.SUMMARY_SIZE];
+            for (int i = 0; i < layers(); i++) {
                 all[i * SelectBlocks.SUMMARY_SIZE] = 1;
                 all[i * SelectBlocks.SUMMARY_SIZE + 1] = 1;
             }
@@ -165,28 +151,27 @@ final class AttentionSelection {
     private Lists lists(String at) {
         long rows = (long) heads * slotCapacity;
         return new Lists(
-                buffers.allocate(KIND, at + "attention blocks", DType.I32, rows * width),
-                buffers.allocate(KIND, at + "attention block counts", DType.I32, rows),
-                buffers.allocate(KIND, at + "transposed attention blocks", DType.I32, rows * width),
-                buffers.allocate(KIND, at + "transposed attention block counts", DType.I32, rows),
-                buffers.allocate(KIND, at + "order of attention blocks", DType.I32, 2 * rows));
+                buffers.activations(at + "attention blocks", DType.I32, rows * width),
+                buffers.activations(at + "attention block counts", DType.I32, rows),
+                buffers.activations(at + "transposed attention blocks", DType.I32, rows * width),
+                buffers.activations(at + "transposed attention block counts", DType.I32, rows),
+                buffers.activations(at + "order of attention blocks", DType.I32, 2 * rows));
     }
 
     private Tensor masses(String name) {
-        return buffers.allocate(KIND, name, DType.F32, (long) heads * slotCapacity * width);
+        return buffers.activations(name, DType.F32, (long) heads * slotCapacity * width);
     }
 
     private LayerState state(int i, Lists lists) {
         AttentionSparsity.Layer given = sparsity.layers().get(i);
         String at = "layers." + i + ".";
-        LayerState state = new LayerState(given, lists,
-                summaries.slice(0, i, i + 1L).reshape(SelectBlocks.SUMMARY_SIZE));
+        LayerState state = new LayerState(given, lists);
         if (given.budgets() != null) {
             state.budgets = constant(at + "attention budgets", given.budgets(), heads);
         }
         switch (config.policy()) {
             case ALL, STATIC, BIGBIRD, LONGFORMER -> state.table = table(i, given);
-            case RANDOM -> state.table = buffers.allocate(KIND, at + "attention table", DType.F32, heads, width, width);
+            case RANDOM -> state.table = buffers.activations(at + "attention table", DType.F32, heads, width, width);
             case PREDICTED -> {
                 AttentionPredictor p = given.predictor();
                 if (p == null) {
@@ -228,16 +213,7 @@ final class AttentionSelection {
         return first;
     }
 
-    private Tensor constant(String name, float[] values, long... dims) {
-        return buffers.constant(name, DType.F32, values, dims);
-    }
-
-    /** Whether the forward pass is dense. */
-    boolean isBackwardOnly() {
-        return config.pass() == Pass.BACKWARD;
-    }
-
-    /** Whether a layer has blocks to choose. */
+    @Override
     boolean isSparse(int layer) {
         return layers[layer] != null;
     }
@@ -261,9 +237,9 @@ final class AttentionSelection {
     /** Uploads what lists are drawn from, or what is told of a batch without any. */
     void prepare(ModelPass.@Nullable DropoutSeed seed) {
         if (!active) {
-            backend.upload(stagedAll, summaries);
+            backend.upload(stagedAll, summaries());
         } else if (stagedTable != null) {
-            draw(seed);
+            draw(seed, ATTENTION_MIX, stagedTable, layer -> layers[layer].table);
         }
     }
 
@@ -296,12 +272,7 @@ final class AttentionSelection {
             return null;
         }
         int rows = layers[layer].given.predictor().poolRows();
-        return new Pooling(pooledOf(rows), rows, batch.validRows());
-    }
-
-    private Tensor pooledOf(int poolRows) {
-        int rows = Math.ceilDiv(batch.rows(), poolRows);
-        return pooled.slice(0, 0, (long) rows * hidden).reshape(rows, hidden);
+        return new Pooling(pooled(pooled, batch.rows(), rows, hidden), rows, batch.validRows());
     }
 
     /** Whether a layer's lists are made by what the norm before it pools. */
@@ -318,14 +289,15 @@ final class AttentionSelection {
     void chooseBefore(int layer) {
         LayerState state = layers[layer];
         if (state.a == null) {
-            select(state, layer, null, state.table);
+            select(layer, null, state.table);
             return;
         }
         int poolRows = state.given.predictor().poolRows();
         Tensor target = masses(mass);
-        buffers.run(new PredictAttention(pooledOf(poolRows), poolRows, state.a, state.bias, state.distance,
-                batch.borders(), batch.rows(), batch.maxSeqlen(), config.blockSize(), target, buffers.workspace()));
-        select(state, layer, target, null);
+        buffers.run(new PredictAttention(pooled(pooled, batch.rows(), poolRows, hidden), poolRows, state.a, state.bias,
+                state.distance, batch.borders(), batch.rows(), batch.maxSeqlen(), config.blockSize(), target,
+                buffers.workspace()));
+        select(layer, target, null);
     }
 
     /**
@@ -338,7 +310,7 @@ final class AttentionSelection {
         int stride = !isBackwardOnly() ? 1 : backend.isAsynchronous() ? DEVICE_QUERY_STRIDE : HOST_QUERY_STRIDE;
         Tensor target = masses(mass);
         mass(q, k, lse, stride, target);
-        select(layers[layer], layer, target, null);
+        select(layer, target, null);
     }
 
     private void mass(Tensor q, Tensor k, Tensor lse, int stride, Tensor target) {
@@ -346,41 +318,10 @@ final class AttentionSelection {
                 target));
     }
 
-    private void select(LayerState state, int layer, @Nullable Tensor by, @Nullable Tensor table) {
-        buffers.run(new SelectAttention(by, table, state.budgets, tightness.asked(state.given.coverage()),
-                batch.borders(), batch.rows(), batch.maxSeqlen(), blocks(layer), state.summary, buffers.workspace()));
-    }
-
-    int tightness() {
-        return tightness.steps();
-    }
-
-    void tighten(int steps) {
-        tightness.set(steps);
-    }
-
-    private void draw(ModelPass.@Nullable DropoutSeed seed) {
-        SplittableRandom random = new SplittableRandom(
-                ATTENTION_MIX ^ (seed == null ? 0 : seed.seed() ^ (seed.offset() + 1) * STEP_MIX));
-        float[] values = new float[Math.toIntExact(stagedTable.shape().size())];
-        for (LayerState state : layers) {
-            if (state != null) {
-                Tightness.draw(random, values);
-                stagedTable.copyFrom(values);
-                backend.upload(stagedTable, state.table);
-            }
-        }
-    }
-
-    boolean senses() {
-        return config.senseEvery() > 0;
-    }
-
-    /** @throws IllegalStateException when there is no room for measurements */
-    void requireSensing() {
-        if (!senses()) {
-            throw new IllegalStateException("expected a pass opened to sense its coverage, found " + config);
-        }
+    private void select(int layer, @Nullable Tensor by, @Nullable Tensor table) {
+        LayerState state = layers[layer];
+        buffers.run(new SelectAttention(by, table, state.budgets, asked(state.given.coverage()),
+                batch.borders(), batch.rows(), batch.maxSeqlen(), blocks(layer), summary(layer), buffers.workspace()));
     }
 
     /** Keeps a layer's true masses of the loaded batch. */
@@ -390,33 +331,15 @@ final class AttentionSelection {
         }
     }
 
-    /** f32 [layers, 3], as {@link SelectAttention} writes it; rows of dense layers mean nothing. */
-    Tensor summaries() {
-        return summaries;
-    }
-
     /** The part of the mass that was sensed last that the lists made since hold, by layer; 1 in dense layers. Waits. */
     double[] coverage() {
-        double[] coverage = new double[layers.length];
+        double[] coverage = new double[layers()];
         Arrays.setAll(coverage, i -> active && isSparse(i) ? coverage(i) : 1);
         return coverage;
     }
 
     private double coverage(int layer) {
         AttentionBlocks lists = blocks(layer);
-        float[] masses = backend.toFloats(masses(layers[layer].sensed));
-        int[] counts = backend.toInts(lists.counts());
-        int[] indices = backend.toInts(lists.indices());
-        double all = 0;
-        double covered = 0;
-        for (float m : masses) {
-            all += m;
-        }
-        for (int list = 0; list < counts.length; list++) {
-            for (int n = 0; n < counts[list]; n++) {
-                covered += masses[list * width + indices[list * width + n]];
-            }
-        }
-        return all == 0 ? 1 : covered / all;
+        return covered(masses(layers[layer].sensed), lists.counts(), lists.indices());
     }
 }

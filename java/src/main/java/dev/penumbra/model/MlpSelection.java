@@ -15,46 +15,36 @@ import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.Arrays;
-import java.util.SplittableRandom;
 import org.jspecify.annotations.Nullable;
 
 /**
  * Which blocks of neurons each MLP of a pass computes: the lists, on the device, and what they are chosen by. A choice is
  * one or two operations; nothing here reads the device, but {@link #coverage}.
  */
-final class MlpSelection {
+final class MlpSelection extends BlockSelection {
 
     /** Long Exposure's rule drops a block when this part of its neurons ... */
     private static final float SEED_SHARE = 0.9f;
     /** ... lies below this part of the block's largest. */
     private static final float SEED_THRESHOLD = 0.05f;
-    /** Odd, so that steps that follow each other draw from far apart. */
-    private static final long STEP_MIX = 0x9E3779B97F4A7C15L;
-
-    private static final MemoryPlan.Kind KIND = MemoryPlan.Kind.ACTIVATIONS;
 
     private final MlpSparsity sparsity;
     private final SparsityConfig config;
-    private final Backend backend;
-    private final Buffers buffers;
     private final int blocks;
     /** At least the pass's rows where the whole batch shares a list. */
     private final int rowsPerList;
     private final int capacityRows;
     private final LayerState[] layers;
     private final Tensor scores;
-    private final Tensor summaries;
     private final @Nullable Tensor neuronMass;
     private final @Nullable Tensor pooled;
     private final @Nullable Tensor stagedScores;
-    private final Tightness tightness = new Tightness();
 
     /** One layer's, on the device. */
     private static final class LayerState {
         private final MlpSparsity.Layer given;
         private final Tensor indices;
         private final Tensor counts;
-        private final Tensor summary;
         private @Nullable Tensor scores;
         private @Nullable Tensor norms;
         private @Nullable Tensor a;
@@ -63,11 +53,10 @@ final class MlpSelection {
         private @Nullable Tensor unitNorms;
         private @Nullable Tensor sensed;
 
-        LayerState(MlpSparsity.Layer given, Tensor indices, Tensor counts, Tensor summary) {
+        LayerState(MlpSparsity.Layer given, Tensor indices, Tensor counts) {
             this.given = given;
             this.indices = indices;
             this.counts = counts;
-            this.summary = summary;
         }
     }
 
@@ -76,10 +65,9 @@ final class MlpSelection {
      * @param firstGradient layers before it have no backward pass
      */
     MlpSelection(MlpSparsity sparsity, Backend backend, Buffers buffers, int capacityRows, int hidden, int firstGradient) {
+        super(backend, buffers, "block", sparsity.layers().size(), sparsity.config().pass(), sparsity.config().senseEvery());
         this.sparsity = sparsity;
         this.config = sparsity.config();
-        this.backend = backend;
-        this.buffers = buffers;
         this.capacityRows = capacityRows;
         blocks = sparsity.blocks();
         // Scores that are the same for all tokens make one list.
@@ -91,12 +79,10 @@ final class MlpSelection {
             throw new ModelException("expected one list for the whole batch with the seed's rule, found rows per list "
                     + config.rowsPerList());
         }
-        int count = sparsity.layers().size();
-        summaries = buffers.allocate(KIND, "block summaries", DType.F32, count, SelectBlocks.SUMMARY_SIZE);
-        scores = buffers.allocate(KIND, "block scores", DType.F32, (long) lists * blocks);
-        layers = new LayerState[count];
+        scores = buffers.activations("block scores", DType.F32, (long) lists * blocks);
+        layers = new LayerState[layers()];
         int pooledRows = 0;
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < layers(); i++) {
             if (!sparsity.isDense(i) && !(isBackwardOnly() && i < firstGradient)) {
                 layers[i] = state(i, lists);
                 LowRankPredictor predictor = sparsity.layers().get(i).predictor();
@@ -104,9 +90,9 @@ final class MlpSelection {
                         predictor == null ? 0 : Math.ceilDiv(capacityRows, predictor.poolRows()));
             }
         }
-        pooled = pooledRows == 0 ? null : buffers.allocate(KIND, "pooled", DType.F32, (long) pooledRows * hidden);
+        pooled = pooledRows == 0 ? null : buffers.activations("pooled", DType.F32, (long) pooledRows * hidden);
         neuronMass = config.policy() == SelectionPolicy.SEED || senses()
-                ? buffers.allocate(KIND, "neuron mass", DType.F32, sparsity.neurons())
+                ? buffers.activations("neuron mass", DType.F32, sparsity.neurons())
                 : null;
         stagedScores = config.policy() == SelectionPolicy.RANDOM
                 ? buffers.stage("staged scores", DType.F32, (long) lists * blocks)
@@ -117,13 +103,12 @@ final class MlpSelection {
         MlpSparsity.Layer given = sparsity.layers().get(i);
         String at = "layers." + i + ".";
         LayerState state = new LayerState(given,
-                buffers.allocate(KIND, at + "blocks", DType.I32, lists, given.capacity()),
-                buffers.allocate(KIND, at + "block counts", DType.I32, lists),
-                summaries.slice(0, i, i + 1L).reshape(SelectBlocks.SUMMARY_SIZE));
+                buffers.activations(at + "blocks", DType.I32, lists, given.capacity()),
+                buffers.activations(at + "block counts", DType.I32, lists));
         switch (config.policy()) {
             case ALL -> state.scores = constant(at + "block scores", ones(blocks), 1, blocks);
             case STATIC -> state.scores = constant(at + "block scores", required(i, "scores", given.scores()), 1, blocks);
-            case RANDOM -> state.scores = buffers.allocate(KIND, at + "block scores", DType.F32, (long) lists * blocks);
+            case RANDOM -> state.scores = buffers.activations(at + "block scores", DType.F32, (long) lists * blocks);
             case PREDICTED, LOW_RANK -> {
                 LowRankPredictor p = given.predictor();
                 if (p == null) {
@@ -143,7 +128,7 @@ final class MlpSelection {
             state.norms = constant(at + "neuron norms", norms, norms.length);
         }
         if (senses()) {
-            state.sensed = buffers.allocate(KIND, at + "true mass", DType.F32, (long) lists * blocks);
+            state.sensed = buffers.activations(at + "true mass", DType.F32, (long) lists * blocks);
         }
         return state;
     }
@@ -161,16 +146,7 @@ final class MlpSelection {
         return ones;
     }
 
-    private Tensor constant(String name, float[] values, long... dims) {
-        return buffers.constant(name, DType.F32, values, dims);
-    }
-
-    /** Whether the forward pass is dense. */
-    boolean isBackwardOnly() {
-        return config.pass() == SparsityConfig.Pass.BACKWARD;
-    }
-
-    /** Whether a layer has blocks to choose. */
+    @Override
     boolean isSparse(int layer) {
         return layers[layer] != null;
     }
@@ -178,11 +154,6 @@ final class MlpSelection {
     /** Whether lists are made from what a layer computes, not before it runs. */
     boolean readsActivations() {
         return config.policy().readsActivations();
-    }
-
-    /** Whether its blocks are chosen by what the norm before it gives. */
-    boolean isPredicted() {
-        return pooled != null;
     }
 
     /** Columns of a layer's compact activation. */
@@ -218,12 +189,7 @@ final class MlpSelection {
             return null;
         }
         int rows = layers[layer].given.predictor().poolRows();
-        return new Pooling(pooledOf(m, rows, hidden), rows, validRows);
-    }
-
-    private Tensor pooledOf(int m, int poolRows, int hidden) {
-        int rows = Math.ceilDiv(m, poolRows);
-        return pooled.slice(0, 0, (long) rows * hidden).reshape(rows, hidden);
+        return new Pooling(pooled(pooled, m, rows, hidden), rows, validRows);
     }
 
     private Tensor scoresOf(Tensor flat, int m) {
@@ -239,7 +205,7 @@ final class MlpSelection {
         }
         LowRankPredictor p = state.given.predictor();
         Tensor target = scoresOf(scores, m);
-        buffers.run(new PredictMass(pooledOf(m, p.poolRows(), hidden), state.a, state.b, state.bias, state.unitNorms,
+        buffers.run(new PredictMass(pooled(pooled, m, p.poolRows(), hidden), state.a, state.b, state.bias, state.unitNorms,
                 p.unitsPerScore(), Math.ceilDiv(rowsPerList, p.poolRows()), target, buffers.workspace()));
         select(layer, m, target);
     }
@@ -272,15 +238,7 @@ final class MlpSelection {
 
     private void select(int layer, int m, Tensor by) {
         LayerState state = layers[layer];
-        buffers.run(new SelectBlocks(by, tightness.asked(state.given.coverage()), list(layer, m), state.summary));
-    }
-
-    int tightness() {
-        return tightness.steps();
-    }
-
-    void tighten(int steps) {
-        tightness.set(steps);
+        buffers.run(new SelectBlocks(by, asked(state.given.coverage()), list(layer, m), summary(layer)));
     }
 
     /** Draws and uploads the scores of random blocks, where the policy has them. */
@@ -288,26 +246,7 @@ final class MlpSelection {
         if (stagedScores == null) {
             return;
         }
-        SplittableRandom random = new SplittableRandom(seed == null ? 0 : seed.seed() ^ (seed.offset() + 1) * STEP_MIX);
-        float[] values = new float[Math.toIntExact(stagedScores.shape().size())];
-        for (LayerState state : layers) {
-            if (state != null) {
-                Tightness.draw(random, values);
-                stagedScores.copyFrom(values);
-                backend.upload(stagedScores, state.scores);
-            }
-        }
-    }
-
-    boolean senses() {
-        return config.senseEvery() > 0;
-    }
-
-    /** @throws IllegalStateException when there is no room for measurements */
-    void requireSensing() {
-        if (!senses()) {
-            throw new IllegalStateException("expected a pass opened to sense its coverage, found " + config);
-        }
+        draw(seed, 0, stagedScores, layer -> layers[layer].scores);
     }
 
     /** Prepares the measurement of a layer's true mass, band by band. */
@@ -351,35 +290,15 @@ final class MlpSelection {
                 : PassShape.ROW_BLOCK;
     }
 
-    /** f32 [layers, 3], as {@link SelectBlocks} writes it; rows of dense layers stay 0. */
-    Tensor summaries() {
-        return summaries;
-    }
-
     /** The part of the mass that was sensed last that the lists made since hold, by layer; 1 in dense layers. Waits. */
     double[] coverage(int m) {
-        double[] coverage = new double[layers.length];
-        for (int i = 0; i < layers.length; i++) {
-            coverage[i] = isSparse(i) ? coverage(layers[i], m) : 1;
-        }
+        double[] coverage = new double[layers()];
+        Arrays.setAll(coverage, i -> isSparse(i) ? coverage(i, m) : 1);
         return coverage;
     }
 
-    private double coverage(LayerState state, int m) {
-        int lists = lists(m);
-        float[] mass = backend.toFloats(scoresOf(state.sensed, m));
-        int[] counts = backend.toInts(state.counts.slice(0, 0, lists));
-        int[] indices = backend.toInts(state.indices.slice(0, 0, lists));
-        double covered = 0;
-        double all = 0;
-        for (int l = 0; l < lists; l++) {
-            for (int b = 0; b < blocks; b++) {
-                all += mass[l * blocks + b];
-            }
-            for (int c = 0; c < counts[l]; c++) {
-                covered += mass[l * blocks + indices[l * state.given.capacity() + c]];
-            }
-        }
-        return all == 0 ? 1 : covered / all;
+    private double coverage(int layer, int m) {
+        BlockList list = list(layer, m);
+        return covered(scoresOf(layers[layer].sensed, m), list.counts(), list.indices());
     }
 }

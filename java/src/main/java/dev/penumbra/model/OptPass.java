@@ -5,9 +5,10 @@ import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
-
 import java.util.ArrayList;
 import java.util.List;
+import java.util.function.BooleanSupplier;
+import java.util.function.Supplier;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -201,15 +202,23 @@ final class OptPass implements ModelPass {
 
     @Override
     public @Nullable BlockChoice blockChoice() {
-        return selection == null ? null : new MlpChoice();
+        return selection == null
+                ? null
+                : new Choice(selection, () -> mode == Mode.SPARSE, () -> selection.coverage(batch.rows()));
     }
 
     @Override
     public @Nullable BlockChoice attentionChoice() {
-        return attentionSelection == null ? null : new AttentionChoice();
+        return attentionSelection == null
+                ? null
+                : new Choice(attentionSelection, () -> mode == Mode.SPARSE && attentionSelection.isActive(),
+                        attentionSelection::coverage);
     }
 
-    private final class MlpChoice implements BlockChoice {
+    /** A selection, with what depends on the loaded batch. */
+    private record Choice(BlockSelection selection, BooleanSupplier lists,
+            Supplier<double[]> covered) implements BlockChoice {
+
         @Override
         public boolean isSparse(int layer) {
             return selection.isSparse(layer);
@@ -217,7 +226,7 @@ final class OptPass implements ModelPass {
 
         @Override
         public boolean hasLists() {
-            return mode == Mode.SPARSE;
+            return lists.getAsBoolean();
         }
 
         @Override
@@ -228,40 +237,12 @@ final class OptPass implements ModelPass {
         @Override
         public double[] coverage() {
             selection.requireSensing();
-            return selection.coverage(batch.rows());
+            return covered.get();
         }
 
         @Override
         public void tighten(int steps) {
             selection.tighten(steps);
-        }
-    }
-
-    private final class AttentionChoice implements BlockChoice {
-        @Override
-        public boolean isSparse(int layer) {
-            return attentionSelection.isSparse(layer);
-        }
-
-        @Override
-        public boolean hasLists() {
-            return mode == Mode.SPARSE && attentionSelection.isActive();
-        }
-
-        @Override
-        public Tensor summaries() {
-            return attentionSelection.summaries();
-        }
-
-        @Override
-        public double[] coverage() {
-            attentionSelection.requireSensing();
-            return attentionSelection.coverage();
-        }
-
-        @Override
-        public void tighten(int steps) {
-            attentionSelection.tighten(steps);
         }
     }
 }
