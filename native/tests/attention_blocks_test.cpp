@@ -50,6 +50,13 @@ struct Batch {
     std::vector<char> workspace(p.workspace.bytes + 64);
     p.workspace.data = workspace.data();
     ok(pnb_attention_backward(context, &p), what);
+
+    Tensor without(d_qkv.t.dtype, {samples.tokens, 3 * width}, 0.0);
+    p.dq = heads_of(without, 0, heads, dim), p.dk = {}, p.dv = heads_of(without, 2 * width, heads, dim);
+    ok(pnb_attention_backward(context, &p), what);
+    expect(columns(without, 0, width) == columns(d_qkv, 0, width) &&
+               columns(without, 2 * width, width) == columns(d_qkv, 2 * width, width),
+           what + ": the same dq and dv without dk");
   }
 
   Operands operands() const {

@@ -112,6 +112,8 @@ void packed(pnb_context* context, int32_t dtype, int64_t heads, int64_t dim, con
   backward.dq = heads_of(without, 0, heads, dim), backward.dk = {}, backward.dv = heads_of(without, 2 * width, heads, dim);
   ok(pnb_attention_backward(context, &backward), what);
   expect(columns(without, 0, width) == dq && columns(without, 2 * width, width) == dv, what + ": the same dq and dv without dk");
+  expect(columns(without, width, width) == columns(Tensor(dtype, {tokens, 3 * width}, 0.0), width, width),
+         what + ": nothing written where dk would lie");
 }
 
 void cached(pnb_context* context, int32_t dtype) {

@@ -445,13 +445,14 @@ Head packed_rows(Head s, Pair* rows, int64_t width) {
 PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale,
                                    const BackwardBuffers& b) {
   int64_t padded = round_up(s.dim, kLanes), width = pair_row(s.dim), pairs = (s.dim + 1) / 2, n = s.queries;
+  bool wants_d_key = h.dk.data != nullptr;
   for (int64_t key = 0; key < n; key += kTile) {
     int64_t keys = std::min(kTile, n - key);
     load_transposed(h.k, key, keys, s.dim, b.key_t + key * width);
     load_transposed(h.v, key, keys, s.dim, b.value_t + key * width);
   }
   load_row_pairs(h.k, 0, n, s.dim, padded, b.key_pairs);
-  std::memset(b.d_key, 0, round_up(n, kRows) * padded * sizeof(float));
+  if (wants_d_key) std::memset(b.d_key, 0, round_up(n, kRows) * padded * sizeof(float));
   std::memset(b.d_value, 0, round_up(n, kRows) * padded * sizeof(float));
 
   for (int64_t first = 0; first < n; first += kTile) {
@@ -463,7 +464,7 @@ PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, co
       for (int64_t i = 0; i < tile.rows; ++i) delta[i] = dot(b.query + i * width, b.d_out + i * width, width);
     }
     load_rows(h.q, first, tile.rows, s.dim, b.query);
-    load_row_pairs(packed_rows(h.q, b.query, width), 0, tile.rows, s.dim, padded, b.query_pairs);
+    if (wants_d_key) load_row_pairs(packed_rows(h.q, b.query, width), 0, tile.rows, s.dim, padded, b.query_pairs);
     load_row_pairs(packed_rows(h.d_o, b.d_out, width), 0, tile.rows, s.dim, padded, b.d_out_pairs);
     std::memset(b.d_query, 0, kTile * padded * sizeof(float));
 
@@ -488,17 +489,18 @@ PNB_AVX512_BF16 void backward_head(const BackwardHead& h, const HeadSizes& s, co
         int64_t skipped = first == key ? j / 2 : 0;
         int64_t query_pairs = (tile.rows + 1) / 2 - skipped;
         const Pair* d_out = b.d_out_pairs + skipped * padded;
-        const Pair* query = b.query_pairs + skipped * padded;
-        float* d_key = b.d_key + (key + j) * padded;
         float* d_value = b.d_value + (key + j) * padded;
         product(d_value, padded, b.p_pairs + skipped * kTile + j, 1, kTile, d_out, padded, padded, query_pairs, true);
+        if (!wants_d_key) continue;
+        const Pair* query = b.query_pairs + skipped * padded;
+        float* d_key = b.d_key + (key + j) * padded;
         product(d_key, padded, b.ds_pairs + skipped * kTile + j, 1, kTile, query, padded, padded, query_pairs, true);
       }
     }
     for (int64_t i = 0; i < tile.rows; ++i) store_row(b.d_query + i * padded, h.dq, first + i, s.dim);
   }
   for (int64_t j = 0; j < n; ++j) {
-    if (h.dk.data != nullptr) store_row(b.d_key + j * padded, h.dk, j, s.dim);
+    if (wants_d_key) store_row(b.d_key + j * padded, h.dk, j, s.dim);
     store_row(b.d_value + j * padded, h.dv, j, s.dim);
   }
 }

@@ -231,6 +231,7 @@ PNB_MULTIVERSION void exact_deltas(const BackwardHead& h, const HeadSizes& s, fl
 PNB_MULTIVERSION void backward_head(const BackwardHead& h, const HeadSizes& s, const HeadLists& lists, float scale, int64_t padded,
                                     const BackwardBuffers& b) {
   int64_t n = s.queries;
+  bool wants_d_key = h.dk.data != nullptr;
   load(h.q, n, b.query, s.dim, padded);
   load(h.d_o, n, b.d_out, s.dim, padded);
   std::memset(b.d_query, 0, round_up(n, kTile) * padded * sizeof(float));
@@ -273,11 +274,11 @@ PNB_MULTIVERSION void backward_head(const BackwardHead& h, const HeadSizes& s, c
       }
       // The transposes are read through exchanged strides.
       tile_product(b.d_value, padded, b.scores, 1, kTile, d_out, padded, kTile, padded, rows, true);
-      tile_product(b.d_key, padded, b.d_scores, 1, kTile, query, padded, kTile, padded, rows, true);
+      if (wants_d_key) tile_product(b.d_key, padded, b.d_scores, 1, kTile, query, padded, kTile, padded, rows, true);
       tile_product(b.d_query + first * padded, padded, b.d_scores, kTile, 1, b.key, padded, used, padded, keys, true);
     }
     for (int64_t j = 0; j < keys; ++j) {
-      if (h.dk.data != nullptr) store_row(b.d_key + j * padded, h.dk, key + j, s.dim);
+      if (wants_d_key) store_row(b.d_key + j * padded, h.dk, key + j, s.dim);
       store_row(b.d_value + j * padded, h.dv, key + j, s.dim);
     }
   }
