@@ -28,6 +28,10 @@ final class AdapterFiles {
         return Files.exists(committed) ? committed : directory.resolve(name);
     }
 
+    static boolean isAdapter(Path directory) {
+        return Files.exists(locate(directory, CONFIG));
+    }
+
     /** Lets {@code writer} write both files to a folder it is given, and then replaces the adapter in {@code directory}. */
     static void replace(Path directory, AtomicFiles.Writer writer) throws IOException {
         AtomicFiles.stage(directory.resolve(WEIGHTS), staged -> {

@@ -25,11 +25,15 @@ public final class ModelExporter {
      * to W's dtype; every other tensor, the configuration and the tokenizer's files as they are.
      *
      * @throws IOException when the adapter does not fit the model, when merging changes no weight, or when {@code out}
-     *         is the model's own folder
+     *         is the model's own folder or has an adapter, which PEFT would add to the merged weights once more
      */
     public static void merge(ModelFolder model, PeftAdapter adapter, Path out) throws IOException {
         if (Files.exists(out) && Files.isSameFile(out, model.directory())) {
             throw new IOException(out + ": expected a folder other than the model's own");
+        }
+        if (AdapterFiles.isAdapter(out)) {
+            throw new IOException(out + ": expected a folder without an adapter, found one:"
+                    + " PEFT would add it to the merged weights once more");
         }
         Map<String, Tensor> weights = new TreeMap<>();
         for (String name : model.tensorNames()) {

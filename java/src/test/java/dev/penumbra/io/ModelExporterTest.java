@@ -63,6 +63,15 @@ class ModelExporterTest {
     }
 
     @Test
+    void aFolderThatHasAnAdapterIsRefused() throws IOException {
+        Path out = Files.createDirectories(folder.resolve("out"));
+        Files.writeString(out.resolve("adapter_config.json"), "{}");
+        assertThatThrownBy(() -> export("model." + MODULE, 0.5f, 10f)).isInstanceOf(IOException.class)
+                .hasMessageStartingWith(out + ": expected a folder without an adapter, found one");
+        assertThat(out.resolve("model.safetensors")).doesNotExist();
+    }
+
+    @Test
     void aMergeThatChangesNothingIsRefused() {
         assertThatThrownBy(() -> export("model." + MODULE, 0f, 0f)).isInstanceOf(IOException.class)
                 .hasMessageContaining("changes none");
