@@ -111,7 +111,7 @@ final class ConfigFile {
             root = YAML.readTree(TextFiles.read(Path.of(file)));
         } catch (JacksonException broken) {
             throw new Invalid(file + " line " + broken.getLocation().getLineNr() + ": expected YAML: "
-                    + broken.getOriginalMessage().lines().findFirst().orElse(""));
+                    + TextFiles.problem(broken));
         } catch (IOException failure) {
             throw new Invalid(Failures.message(failure));
         }

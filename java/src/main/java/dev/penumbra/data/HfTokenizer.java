@@ -1,6 +1,7 @@
 package dev.penumbra.data;
 
 import ai.djl.huggingface.tokenizers.HuggingFaceTokenizer;
+import dev.penumbra.io.ModelFolder;
 import dev.penumbra.io.TextFiles;
 import java.io.ByteArrayInputStream;
 import java.io.IOException;
@@ -43,6 +44,7 @@ public final class HfTokenizer implements Tokenizer {
      * @throws IOException naming the file that is missing or broken
      */
     public static HfTokenizer load(Path modelFolder) throws IOException {
+        ModelFolder.requireFolder(modelFolder);
         Path file = modelFolder.resolve("tokenizer.json");
         HuggingFaceTokenizer tokenizer;
         if (Files.exists(file)) {

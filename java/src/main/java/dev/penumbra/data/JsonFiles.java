@@ -21,7 +21,7 @@ final class JsonFiles {
         try {
             return JSON.readTree(TextFiles.read(file));
         } catch (JacksonException broken) {
-            throw new IOException(file + ": expected JSON: " + broken.getOriginalMessage(), broken);
+            throw new IOException(file + ": expected JSON: " + TextFiles.problem(broken), broken);
         }
     }
 

@@ -2,6 +2,7 @@ package dev.penumbra.data;
 
 import dev.penumbra.data.ChatTemplate.Message;
 import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.io.TextFiles;
 import java.io.BufferedInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
@@ -59,6 +60,7 @@ public final class JsonlReader {
      */
     public static Dataset read(Path file, Tokenizer tokenizer, JsonlOptions options) throws IOException {
         JsonlReader reader = new JsonlReader(file.toString(), tokenizer, options);
+        TextFiles.requireNoFolder(file);
         try (InputStream in = new BufferedInputStream(Files.newInputStream(file), BUFFER_BYTES)) {
             ByteArrayOutputStream bytes = new ByteArrayOutputStream();
             int line = 1;
@@ -126,7 +128,7 @@ public final class JsonlReader {
         try {
             json = JSON.readTree(text);
         } catch (JacksonException broken) {
-            throw failure(line, "expected JSON: " + broken.getOriginalMessage());
+            throw failure(line, "expected JSON: " + TextFiles.problem(broken));
         }
         Builder sample = new Builder();
         if (json.has("text")) {

@@ -3,6 +3,7 @@ package dev.penumbra.expose;
 import dev.penumbra.io.ModelFolder;
 import dev.penumbra.io.SafetensorsFile;
 import dev.penumbra.io.SafetensorsWriter;
+import dev.penumbra.io.TextFiles;
 import dev.penumbra.io.WeightsFileException;
 import dev.penumbra.predict.LowRankPredictor;
 import dev.penumbra.predict.MlpExposure;
@@ -295,7 +296,7 @@ public final class Calibration implements MlpExposure {
             }
             return JSON.readValue(text, Manifest.class);
         } catch (JacksonException broken) {
-            throw new CalibrationException(file + ": expected a calibration's manifest: " + broken.getOriginalMessage(),
+            throw new CalibrationException(file + ": expected a calibration's manifest: " + TextFiles.problem(broken),
                     broken);
         }
     }

@@ -29,6 +29,7 @@ public final class ModelFolder implements AutoCloseable {
 
     /** Where weights are looked for, in this order; each also as shards, under its name with {@link #INDEX}. */
     private static final List<String> WEIGHTS = List.of("model.safetensors", "pytorch_model.bin");
+    private static final String CONFIG = "config.json";
     private static final String INDEX = ".index.json";
     /** Small beside the weights of any layer, large beside a page. */
     private static final long HASHED_AT_ONCE = 1L << 24;
@@ -51,16 +52,31 @@ public final class ModelFolder implements AutoCloseable {
      * @throws WeightsFileException when a weights file is malformed
      */
     public static ModelFolder open(Path directory) throws IOException {
-        if (!Files.isDirectory(directory)) {
-            throw new IOException(directory + ": expected a model folder, found no folder");
-        }
-        ModelFolder folder = new ModelFolder(directory, readJson(directory.resolve("config.json")));
+        requireFolder(directory);
+        ModelFolder folder = new ModelFolder(directory, readJson(directory.resolve(CONFIG)));
         try {
             folder.openWeights();
             return folder;
         } catch (IOException | RuntimeException failure) {
             folder.close();
             throw failure;
+        }
+    }
+
+    /**
+     * Checks what people give instead of a model folder: a name that nothing is downloaded for, a file, an adapter.
+     *
+     * @throws IOException saying which it is
+     */
+    public static void requireFolder(Path directory) throws IOException {
+        if (!Files.exists(directory)) {
+            throw new IOException(directory + ": expected a model folder, found none; models are not downloaded");
+        }
+        if (!Files.isDirectory(directory)) {
+            throw new IOException(directory + ": expected a model folder, found a file");
+        }
+        if (AdapterFiles.isAdapter(directory) && !Files.exists(directory.resolve(CONFIG))) {
+            throw new IOException(directory + ": expected a model folder, found an adapter's");
         }
     }
 
@@ -126,7 +142,7 @@ public final class ModelFolder implements AutoCloseable {
             }
             return json;
         } catch (JacksonException broken) {
-            throw new IOException(file + ": expected JSON: " + broken.getOriginalMessage(), broken);
+            throw new IOException(file + ": expected JSON: " + TextFiles.problem(broken), broken);
         }
     }
 

@@ -54,7 +54,7 @@ final class PeftConfig {
         try {
             json = JSON.readTree(Files.readAllBytes(file));
         } catch (JacksonException broken) {
-            throw new IOException(file + ": expected JSON: " + broken.getOriginalMessage(), broken);
+            throw new IOException(file + ": expected JSON: " + TextFiles.problem(broken), broken);
         }
         if (!json.isObject()) {
             throw new IOException(file + ": expected a JSON object");

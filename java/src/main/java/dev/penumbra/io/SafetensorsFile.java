@@ -84,7 +84,7 @@ public final class SafetensorsFile extends WeightsFile {
         } catch (CharacterCodingException broken) {
             throw new SafetensorsException(file, "expected a header in UTF-8, found other bytes");
         } catch (JacksonException broken) {
-            throw new SafetensorsException(file, "expected a header in JSON: " + broken.getOriginalMessage());
+            throw new SafetensorsException(file, "expected a header in JSON: " + TextFiles.problem(broken));
         }
         if (root == null || !root.isObject()) {
             throw new SafetensorsException(file, "expected a header that is a JSON object");

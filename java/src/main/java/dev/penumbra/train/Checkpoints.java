@@ -4,6 +4,7 @@ import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.PeftAdapter;
 import dev.penumbra.io.SafetensorsFile;
 import dev.penumbra.io.SafetensorsWriter;
+import dev.penumbra.io.TextFiles;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
@@ -135,7 +136,7 @@ final class Checkpoints {
                     json.path("attention_tightness").asInt(0),
                     json.required("settings").stringValue());
         } catch (JacksonException broken) {
-            throw new TrainingException(file + ": expected a checkpoint's state: " + broken.getOriginalMessage(), broken);
+            throw new TrainingException(file + ": expected a checkpoint's state: " + TextFiles.problem(broken), broken);
         }
     }
 }

@@ -58,7 +58,15 @@ class BadInputTest {
 
     static Stream<Arguments> files() {
         return Stream.of(
-                broken("no model folder", "no/such/folder: expected", in -> in.model = Path.of("no/such/folder")),
+                broken("no model folder", "no/such/folder: expected a model folder, found none; models are not downloaded",
+                        in -> in.model = Path.of("no/such/folder")),
+                broken("a model that is a file", "data.jsonl: expected a model folder, found a file",
+                        in -> in.model = in.data),
+                broken("a model that is an adapter", "adapter: expected a model folder, found an adapter's", in -> {
+                    in.model = in.data.resolveSibling("adapter");
+                    Files.createDirectories(in.model);
+                    Files.writeString(in.model.resolve("adapter_config.json"), "{}");
+                }),
                 broken("no config.json", "model/config.json: expected a file, found none",
                         in -> Files.delete(in.model.resolve("config.json"))),
                 broken("broken config.json", "model/config.json: expected JSON",
@@ -94,6 +102,10 @@ class BadInputTest {
                 broken("no attention heads", "model/config.json: expected num_attention_heads to be at least 1, found 0",
                         in -> in.edit("config.json", "\"num_attention_heads\": 4", "\"num_attention_heads\": 0")),
                 broken("no data", "none.jsonl: expected a file, found none", in -> in.data = Path.of("none.jsonl")),
+                broken("data that is a folder", "model: expected a file, found a folder", in -> in.data = in.model),
+                broken("JSON over several lines",
+                        "config.json line 1: expected JSON: Unexpected end-of-input: expected close marker for Object\n",
+                        in -> in.data = in.model.resolve("config.json")),
                 broken("empty data", "data.jsonl: expected one sample or more, found none",
                         in -> Files.writeString(in.data, "\n")),
                 broken("broken JSON", "data.jsonl line 3: expected JSON",
