@@ -17,7 +17,6 @@ import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
-import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Spec;
 
 /** Finds out what a model's MLPs and attention use, and writes it for sparse training. */
@@ -93,13 +92,9 @@ final class CalibrateCommand implements Callable<Integer> {
     }
 
     private CalibrationConfig config() {
-        try {
-            return new CalibrationConfig(batches, heldOutBatches, batchSize, data.seqLen, block, listRows, poolRows, rank,
-                    coverage,
-                    budget, epochs, noise, drift, seed,
-                    new CalibrationConfig.Attention(attentionBlock, attentionPoolRows, attentionRank, attentionBudget));
-        } catch (IllegalArgumentException wrong) {
-            throw new ParameterException(spec.commandLine(), wrong.getMessage());
-        }
+        return Usage.of(spec.commandLine(),
+                () -> new CalibrationConfig(batches, heldOutBatches, batchSize, data.seqLen, block,
+                        listRows, poolRows, rank, coverage, budget, epochs, noise, drift, seed,
+                        new CalibrationConfig.Attention(attentionBlock, attentionPoolRows, attentionRank, attentionBudget)));
     }
 }

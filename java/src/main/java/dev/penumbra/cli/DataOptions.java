@@ -7,6 +7,7 @@ import dev.penumbra.data.JsonlReader;
 import dev.penumbra.data.Tokenizer;
 import java.io.IOException;
 import java.nio.file.Path;
+import picocli.CommandLine;
 import picocli.CommandLine.Option;
 
 /** Which samples, and which of their tokens are supervised: the options that several commands share. */
@@ -23,6 +24,11 @@ final class DataOptions {
 
     @Option(names = "--loss", defaultValue = "completion", paramLabel = "TOKENS", description = "Which tokens are supervised: completion or all.")
     LossOn loss;
+
+    /** Refuses wrong usage, as far as it can be seen without opening anything. */
+    void check(CommandLine line) {
+        Usage.require(line, seqLen >= 2, "a sequence length of 2 or more", seqLen);
+    }
 
     Dataset read(Tokenizer tokenizer, int vocabSize) throws IOException {
         return read(data, tokenizer, vocabSize);

@@ -91,6 +91,7 @@ final class DemoCommand implements Callable<Integer> {
     @Override
     public Integer call() throws IOException {
         PrintWriter out = spec.commandLine().getOut();
+        Usage.require(spec.commandLine(), seconds >= 1, "1 second or more", seconds);
         try (RunLock alone = RunLock.acquire(output)) {
             Path folder = DemoModel.extract(output.resolve("model"));
             try (HfTokenizer tokenizer = HfTokenizer.load(folder)) {

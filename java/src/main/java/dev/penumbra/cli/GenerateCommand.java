@@ -9,6 +9,7 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import org.jspecify.annotations.Nullable;
+import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -45,6 +46,10 @@ final class GenerateCommand implements Callable<Integer> {
 
     @Override
     public Integer call() throws IOException {
+        CommandLine line = spec.commandLine();
+        Usage.require(line, length >= 0, "a length of 0 or more", length);
+        Usage.require(line, temperature >= 0, "a temperature of 0 or more", temperature);
+        Usage.require(line, topP > 0 && topP <= 1, "a top-p above 0, at most 1", topP);
         try (Tokenizer tokenizer = HfTokenizer.load(options.model); Penumbra penumbra = options.load()) {
             LoraAdapter with = adapter == null ? null : penumbra.readAdapter(adapter);
             Generator generator = new Generator(penumbra.model(), with, tokenizer.eosId());

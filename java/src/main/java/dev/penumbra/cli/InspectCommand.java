@@ -62,9 +62,11 @@ final class InspectCommand implements Callable<Integer> {
 
     @Override
     public Integer call() throws IOException {
+        data.check(spec.commandLine());
         if (attention) {
             return drawAttention();
         }
+        Usage.require(spec.commandLine(), samples >= 0, "a number of samples of 0 or more", samples);
         PrintWriter out = spec.commandLine().getOut();
         try (ModelFolder folder = ModelFolder.open(options.model);
                 Tokenizer tokenizer = HfTokenizer.load(options.model)) {

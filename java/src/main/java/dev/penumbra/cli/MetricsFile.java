@@ -28,6 +28,10 @@ final class MetricsFile implements StepListener, AutoCloseable {
     /** @param resumes keep the lines of the steps before the first one that is told, which a checkpoint holds */
     MetricsFile(Path file, boolean resumes) throws IOException {
         this.file = file;
+        Path folder = file.toAbsolutePath().getParent();
+        if (!Files.isDirectory(folder)) {
+            Files.createDirectories(folder);
+        }
         this.resumes = resumes && Files.exists(file);
         writer = resumes
                 ? Files.newBufferedWriter(file, StandardOpenOption.CREATE, StandardOpenOption.APPEND)

@@ -81,7 +81,7 @@ final class SparsityOptions {
     /** Refuses wrong usage, as far as it can be seen without opening anything. */
     void check(CommandLine line) {
         if (mlp().needsCalibration() && calibration == null) {
-            throw missing(line, "--mlp-sparsity " + mlp().word());
+            throw missing(line, (mlpPolicy != null ? "--mlp-sparsity " : "--sparsity ") + mlp().word());
         }
         if (attentionPolicy != null && attentionPolicy.needsCalibration() && calibration == null) {
             throw missing(line, "--attention-sparsity " + attentionPolicy.word());
@@ -143,27 +143,18 @@ final class SparsityOptions {
         if (mlp() == SelectionPolicy.OFF) {
             return SparsityConfig.OFF;
         }
-        try {
-            return new SparsityConfig(mlp(), pass, coverage(coverage, budget), budget,
-                    block != null ? block : found != null ? found.manifest().blockSize() : DEFAULT_BLOCK, rowsPerList,
-                    denseWarmup, senseEvery, adjust);
-        } catch (IllegalArgumentException wrong) {
-            throw new ParameterException(line, wrong.getMessage());
-        }
+        return Usage.of(line, () -> new SparsityConfig(mlp(), pass, coverage(coverage, budget), budget,
+                block != null ? block : found != null ? found.manifest().blockSize() : DEFAULT_BLOCK, rowsPerList,
+                denseWarmup, senseEvery, adjust));
     }
 
     private AttentionConfig attention(CommandLine line, AttentionPolicy wanted, @Nullable AttentionCalibration known) {
         if (wanted == AttentionPolicy.OFF) {
             return AttentionConfig.OFF;
         }
-        try {
-            return new AttentionConfig(wanted, pass, coverage(attentionCoverage, attentionBudget), attentionBudget,
-                    attentionBlock != null
-                            ? attentionBlock
-                            : known != null ? known.blockSize() : AttentionConfig.DEFAULT_BLOCK,
-                    denseWarmup, senseEvery, adjust);
-        } catch (IllegalArgumentException wrong) {
-            throw new ParameterException(line, wrong.getMessage());
-        }
+        return Usage.of(line, () -> new AttentionConfig(wanted, pass, coverage(attentionCoverage, attentionBudget),
+                attentionBudget,
+                attentionBlock != null ? attentionBlock : known != null ? known.blockSize() : AttentionConfig.DEFAULT_BLOCK,
+                denseWarmup, senseEvery, adjust));
     }
 }

@@ -1,5 +1,7 @@
 package dev.penumbra.cli;
 
+import static java.util.stream.Collectors.toSet;
+
 import dev.penumbra.Penumbra;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.HfTokenizer;
@@ -9,6 +11,8 @@ import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
+import dev.penumbra.predict.AttentionConfig;
+import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.train.Schedule;
 import dev.penumbra.train.StepMetrics;
 import dev.penumbra.train.TrainConfig;
@@ -21,7 +25,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.Set;
 import java.util.concurrent.Callable;
 import java.util.function.Supplier;
 import org.jspecify.annotations.Nullable;
@@ -102,6 +105,8 @@ final class TrainCommand implements Callable<Integer> {
         CommandLine line = spec.commandLine();
         // Before anything is opened, as far as it can be: wrong usage.
         sparsity.check(line);
+        Usage.of(line, this::lora);
+        Usage.of(line, () -> config(SparsityConfig.OFF, AttentionConfig.OFF).build());
         SparsityOptions.Asked sparse = sparsity.read(line, model.model);
         Calibration calibration = sparse.calibration();
         try (RunLock alone = dryRun ? null : RunLock.acquire(output);
@@ -111,8 +116,8 @@ final class TrainCommand implements Callable<Integer> {
             Dataset samples = data.read(tokenizer, vocabSize);
             Dataset evaluation = evalData == null ? null : data.read(evalData, tokenizer, vocabSize);
             LoraAdapter adapter = adapter(penumbra);
-            Trainer trainer = new Trainer(penumbra.model(), adapter, config(sparse).output(output).resume(resume)
-                    .evalEvery(evalEvery).saveEvery(saveEvery).build(), samples, evaluation).exposure(calibration)
+            TrainConfig config = config(sparse.mlp(), sparse.attention()).output(output).resume(resume).build();
+            Trainer trainer = new Trainer(penumbra.model(), adapter, config, samples, evaluation).exposure(calibration)
                     .attentionExposure(sparse.exposure());
             if (!sparse.note().isEmpty()) {
                 out.println(sparse.note());
@@ -126,18 +131,20 @@ final class TrainCommand implements Callable<Integer> {
         return 0;
     }
 
-    private LoraAdapter adapter(Penumbra penumbra) throws IOException {
-        return initAdapter != null
-                ? penumbra.readAdapter(initAdapter)
-                : penumbra.newAdapter(new LoraConfig(loraR, loraAlpha, loraDropout, Set.copyOf(targets), false), seed);
+    private LoraConfig lora() {
+        return new LoraConfig(loraR, loraAlpha, loraDropout, targets.stream().map(String::strip).collect(toSet()), false);
     }
 
-    /** What a step computes with. */
-    private TrainConfig.Builder config(SparsityOptions.Asked sparse) {
+    private LoraAdapter adapter(Penumbra penumbra) throws IOException {
+        return initAdapter != null ? penumbra.readAdapter(initAdapter) : penumbra.newAdapter(lora(), seed);
+    }
+
+    /** A run that writes nothing. */
+    private TrainConfig.Builder config(SparsityConfig mlp, AttentionConfig attention) {
         return TrainConfig.builder().steps(steps).epochs(epochs).batchSize(batchSize).seqLen(data.seqLen).lr(lr)
                 .schedule(schedule).warmupSteps(warmupSteps).weightDecay(weightDecay).clip(clip).gradAccum(gradAccum)
-                .seed(seed).shuffle(!noShuffle).pack(!noPack).baseModel(model.model.toString())
-                .sparsity(sparse.mlp()).attention(sparse.attention());
+                .seed(seed).shuffle(!noShuffle).pack(!noPack).baseModel(model.model.toString()).evalEvery(evalEvery)
+                .saveEvery(saveEvery).sparsity(mlp).attention(attention);
     }
 
     private void describe(Trainer trainer, Penumbra penumbra, Dataset samples, SparsityOptions.Asked sparse,
@@ -146,7 +153,7 @@ final class TrainCommand implements Callable<Integer> {
         trainer.plan().requireFits(penumbra.model().backend());
         out.flush();
         TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), adapter(penumbra),
-                config(sparse).sparsity(sparse.mlp().withoutWarmup()).attention(sparse.attention().withoutWarmup()), samples,
+                config(sparse.mlp().withoutWarmup(), sparse.attention().withoutWarmup()).evalEvery(0).saveEvery(0), samples,
                 sparse.calibration(), sparse.exposure());
         out.println(String.format(Locale.ROOT,
                 "%d steps of about %.1f ms: %s, without evaluations; measured on %d steps of this run whose result was thrown away",

@@ -32,10 +32,9 @@ public record LoraConfig(int r, double loraAlpha, double loraDropout, Set<String
         if (targetModules.isEmpty()) {
             throw new IllegalArgumentException("expected target modules, found none; OPT has " + OPT_TARGETS);
         }
-        for (String target : targetModules) {
-            if (!OPT_TARGETS.contains(target)) {
-                throw new IllegalArgumentException("expected target modules among " + OPT_TARGETS + ", found " + target);
-            }
+        List<String> unknown = targetModules.stream().filter(target -> !OPT_TARGETS.contains(target)).sorted().toList();
+        if (!unknown.isEmpty()) {
+            throw new IllegalArgumentException("expected target modules among " + OPT_TARGETS + ", found " + unknown);
         }
         Set<String> ordered = new LinkedHashSet<>(OPT_TARGETS);
         ordered.retainAll(targetModules);

@@ -23,25 +23,25 @@ public final class Generator {
     }
 
     /**
-     * Returns the new tokens, without the end token.
+     * Returns the new tokens, without the end token: fewer than were asked for where the text ends, or the model's positions do.
      *
+     * @param prompt tokens, one or more, as many as the model has positions at most
+     * @param maxNewTokens 0 or more
      * @param temperature 0: always the likeliest token, the lowest id among equals
      * @param topP draws among the likeliest tokens whose chances sum to this much, in (0, 1]
      */
     public int[] generate(int[] prompt, int maxNewTokens, double temperature, double topP, long seed) {
-        if (prompt.length == 0 || maxNewTokens < 0 || !(temperature >= 0) || !(topP > 0 && topP <= 1)) {
-            throw new IllegalArgumentException(
-                    "expected a prompt, a length of 0 or more, a temperature of 0 or more and top-p in (0, 1], found "
-                            + prompt.length + " tokens, " + maxNewTokens + ", " + temperature + ", " + topP);
-        }
-        if (prompt.length > model.maxPositions()) {
-            throw new IllegalArgumentException("expected a prompt of at most " + model.maxPositions()
-                    + " tokens, the model's positions, found " + prompt.length);
-        }
-        int[] made = new int[maxNewTokens];
+        require(prompt.length > 0, "a prompt of 1 token or more", prompt.length);
+        require(prompt.length <= model.maxPositions(),
+                "a prompt of at most " + model.maxPositions() + " tokens, the model's positions", prompt.length);
+        require(maxNewTokens >= 0, "a length of 0 or more", maxNewTokens);
+        require(temperature >= 0, "a temperature of 0 or more", temperature);
+        require(topP > 0 && topP <= 1, "a top-p above 0, at most 1", topP);
+        int capacity = Math.toIntExact(Math.min(model.maxPositions(), (long) prompt.length + maxNewTokens));
+        // What the last position says is no longer fed.
+        int[] made = new int[Math.min(maxNewTokens, capacity - prompt.length + 1)];
         int count = 0;
         SplittableRandom random = new SplittableRandom(seed);
-        int capacity = Math.min(model.maxPositions(), Math.addExact(prompt.length, maxNewTokens));
         try (Arena arena = Arena.ofShared()) {
             KeyValueCache cache = model.openCache(arena, adapter, capacity);
             int[] fed = prompt;
@@ -55,6 +55,12 @@ public final class Generator {
             }
         }
         return Arrays.copyOf(made, count);
+    }
+
+    private static void require(boolean holds, String expected, Object found) {
+        if (!holds) {
+            throw new IllegalArgumentException("expected " + expected + ", found " + found);
+        }
     }
 
     private static int choose(float[] logits, double temperature, double topP, SplittableRandom random) {

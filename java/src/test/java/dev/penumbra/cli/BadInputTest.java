@@ -138,18 +138,62 @@ class BadInputTest {
 
     static Stream<Arguments> options() {
         return Stream.of(
-                Arguments.of("expected target modules among [q_proj", List.of("--targets", "q_proj,gate_proj")),
                 Arguments.of("expected a sequence length of at most 512", List.of("--seq-len", "1024")),
-                Arguments.of("expected a length of 2 tokens or more, found 1", List.of("--seq-len", "1")),
-                Arguments.of("expected a batch size of 1 or more, found 0", List.of("--batch-size", "0")),
-                Arguments.of("expected a learning rate of 0 or more, found -1.0", List.of("--lr", "-1")),
-                Arguments.of("expected a LoRA rank r of 1 or more, found 0", List.of("--lora-r", "0")),
-                Arguments.of("expected lora_dropout in [0, 1), found 1.0", List.of("--lora-dropout", "1")),
                 Arguments.of("no-adapter/adapter_config.json: expected a PEFT adapter's configuration, found no file",
                         List.of("--init-adapter", "no-adapter")),
                 Arguments.of("no-evaluation.jsonl: expected a file, found none",
                         List.of("--eval-data", "no-evaluation.jsonl")),
-                Arguments.of("no-folder/m.jsonl: expected a file, found none", List.of("--metrics", "no-folder/m.jsonl")));
+                Arguments.of("/dev/null: expected a folder, found a file", List.of("--metrics", "/dev/null/m.jsonl")));
+    }
+
+    static Stream<Arguments> usage() {
+        return Stream.of(
+                Arguments.of(
+                        "expected target modules among [q_proj, k_proj, v_proj, out_proj, fc1, fc2], found [gate_proj, q]",
+                        List.of("--targets", "q_proj,q,gate_proj")),
+                Arguments.of("expected a sequence length of 2 or more, found 1", List.of("--seq-len", "1")),
+                Arguments.of("expected a batch size of 1 or more, found 0", List.of("--batch-size", "0")),
+                Arguments.of("expected a learning rate of 0 or more, found -1.0", List.of("--lr", "-1")),
+                Arguments.of("expected steps between checkpoints of 0 or more, found -1", List.of("--save-every", "-1")),
+                Arguments.of("expected a LoRA rank r of 1 or more, found 0", List.of("--lora-r", "0")),
+                Arguments.of("expected lora_dropout in [0, 1), found 1.0", List.of("--lora-dropout", "1")));
+    }
+
+    /** Nothing is opened for it. */
+    @ParameterizedTest
+    @MethodSource("usage")
+    void valuesOutOfRangeAreWrongUsage(String message, List<String> options) {
+        model = Path.of("no/such/folder");
+        Outcome outcome = train(options.toArray(String[]::new));
+        assertThat(outcome.err()).startsWith("penumbra: " + message).hasLineCount(1);
+        assertThat(outcome.code()).isEqualTo(2);
+        assertThat(output).doesNotExist();
+    }
+
+    static Stream<Arguments> usageOfOthers() {
+        return Stream.of(
+                Arguments.of("expected a batch size of 1 or more, found 0", "eval",
+                        List.of("--data", "d", "--batch-size", "0")),
+                Arguments.of("expected a sequence length of 2 or more, found 0", "eval",
+                        List.of("--data", "d", "--seq-len", "0")),
+                Arguments.of("expected a number of samples of 0 or more, found -1", "inspect",
+                        List.of("--data", "d", "--samples", "-1")),
+                Arguments.of("expected a length of 0 or more, found -1", "generate",
+                        List.of("--prompt", "p", "--length", "-1")),
+                Arguments.of("expected a temperature of 0 or more, found -1.0", "generate",
+                        List.of("--prompt", "p", "--temperature", "-1")),
+                Arguments.of("expected a top-p above 0, at most 1, found 2.0", "generate",
+                        List.of("--prompt", "p", "--top-p", "2")));
+    }
+
+    @ParameterizedTest
+    @MethodSource("usageOfOthers")
+    void valuesOutOfRangeAreWrongUsageOfOtherCommandsToo(String message, String command, List<String> options) {
+        List<String> all = new ArrayList<>(List.of(command, "--model", "no/such/folder"));
+        all.addAll(options);
+        Outcome outcome = Cli.run(all.toArray(String[]::new));
+        assertThat(outcome.err()).startsWith("penumbra: " + message).hasLineCount(1);
+        assertThat(outcome.code()).isEqualTo(2);
     }
 
     @ParameterizedTest
@@ -187,8 +231,8 @@ class BadInputTest {
 
     @Test
     void theTraceIsPrintedWhenItIsAskedFor() {
-        Outcome outcome = train("--verbose", "--targets", "none");
+        Outcome outcome = train("--verbose", "--init-adapter", "none");
         assertThat(outcome.code()).isEqualTo(1);
-        assertThat(outcome.err()).contains("\tat dev.penumbra.").contains("penumbra: expected target modules");
+        assertThat(outcome.err()).contains("\tat dev.penumbra.").contains("penumbra: none/adapter_config.json: expected");
     }
 }

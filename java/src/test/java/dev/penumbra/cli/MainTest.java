@@ -29,8 +29,9 @@ class MainTest {
             train --lr fast                           | Invalid value for option '--lr': 'fast' is not a double
             train --dtype f16                         | expected one of [F32, BF16]
             train --model m --data d --output o --mlp-sparsity some | Invalid value for option '--mlp-sparsity': expected one of [OFF, ALL, EXACT, ORACLE, PREDICTED, STATIC, RANDOM, SEED, LOW_RANK
-            train --model m --data d --output o --sparsity predicted | expected --calibration DIR with --mlp-sparsity predicted, found none
-            train --model m --data d --output o --sparsity low-rank | expected --calibration DIR with --mlp-sparsity low-rank, found none
+            train --model m --data d --output o --sparsity predicted | expected --calibration DIR with --sparsity predicted, found none
+            train --model m --data d --output o --sparsity low-rank | expected --calibration DIR with --sparsity low-rank, found none
+            train --model m --data d --output o --mlp-sparsity low-rank | expected --calibration DIR with --mlp-sparsity low-rank, found none
             train --model m --data d --output o --calibration c | expected --mlp-sparsity, --attention-sparsity or --sparsity with --calibration, found off
             train --model m --data d --output o --attention-sparsity predicted | expected --calibration DIR with --attention-sparsity predicted, found none
             train --model m --data d --output o --attention-sparsity static | expected --calibration DIR with --attention-sparsity static, found none
