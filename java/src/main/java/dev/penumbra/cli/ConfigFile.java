@@ -16,7 +16,6 @@ import picocli.CommandLine;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Model.OptionSpec;
 import picocli.CommandLine.ParameterException;
-import picocli.CommandLine.UnmatchedArgumentException;
 import tools.jackson.core.JacksonException;
 import tools.jackson.core.StreamReadFeature;
 import tools.jackson.databind.JsonNode;
@@ -127,11 +126,11 @@ final class ConfigFile {
         CommandSpec spec = command.getCommandSpec();
         OptionSpec option = NOT_KEYS.contains(name) ? null : spec.findOption(name);
         if (option == null) {
-            List<String> near = new UnmatchedArgumentException(command, List.of(name)).getSuggestions();
-            String nearest = near.stream().filter(n -> !NOT_KEYS.contains(n)).findFirst()
-                    .map(n -> "; the nearest is " + n.substring(2)).orElse("");
+            String nearest = Main.nearestOption(spec, name.substring(2)).filter(n -> !NOT_KEYS.contains("--" + n))
+                    .map(n -> "; the nearest is " + n).orElse("");
             throw new Invalid(
-                    file + ": expected keys that are options of " + spec.qualifiedName() + ", found " + key + nearest);
+                    file + ": expected keys that are options of " + spec.qualifiedName() + ", found " + key + nearest
+                            + " (" + spec.qualifiedName() + " --help lists what there is)");
         }
         return option;
     }

@@ -1,5 +1,6 @@
 package dev.penumbra.cli;
 
+import java.util.Optional;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.IVersionProvider;
@@ -8,6 +9,7 @@ import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.ScopeType;
 import picocli.CommandLine.Spec;
+import picocli.CommandLine.UnmatchedArgumentException;
 
 /** The command line: exit code 0 when all went well, 1 when a command failed, 2 for wrong usage. */
 @Command(name = "penumbra", description = "LoRA fine-tuning inside the JVM that computes only what the model uses.", mixinStandardHelpOptions = true, versionProvider = Main.Version.class, subcommands = {
@@ -64,17 +66,33 @@ public final class Main implements Runnable {
         line.setParameterExceptionHandler((wrong, given) -> {
             String name = wrong.getCommandLine().getCommandSpec().qualifiedName();
             wrong.getCommandLine().getErr().println(
-                    "penumbra: " + config.origin(wrong) + wrong.getMessage().lines().findFirst().orElse("wrong usage")
-                            + suggestion(wrong) + " (" + name + " --help lists what there is)");
+                    "penumbra: " + config.origin(wrong) + message(wrong) + " (" + name + " --help lists what there is)");
             return CommandLine.ExitCode.USAGE;
         });
         return line.execute(config.arguments());
     }
 
-    private static String suggestion(ParameterException wrong) {
-        return wrong instanceof CommandLine.UnmatchedArgumentException unmatched && !unmatched.getSuggestions().isEmpty()
-                ? "; did you mean " + unmatched.getSuggestions().getFirst() + "?"
-                : "";
+    private static String message(ParameterException wrong) {
+        if (!(wrong instanceof UnmatchedArgumentException unmatched)) {
+            return wrong.getMessage().lines().findFirst().orElse("wrong usage");
+        }
+        CommandLine command = unmatched.getCommandLine();
+        // What follows is most often the value that it was given.
+        String found = unmatched.getUnmatched().getFirst().split("=", 2)[0];
+        boolean option = found.startsWith("-");
+        String expected = option
+                ? "an option of " + command.getCommandSpec().qualifiedName()
+                : command.getSubcommands().isEmpty() ? "options alone" : "a command";
+        String nearest = option
+                ? nearestOption(command.getCommandSpec(), found.replaceFirst("^-+", "")).map("--"::concat).orElse("")
+                : Nearest.of(found, command.getSubcommands().keySet()).orElse("");
+        return "expected " + expected + ", found " + found + (nearest.isEmpty() ? "" : "; did you mean " + nearest + "?");
+    }
+
+    /** Of options by their long names, without dashes. */
+    static Optional<String> nearestOption(CommandSpec of, String given) {
+        return Nearest.of(given, of.optionsMap().keySet().stream().filter(name -> name.startsWith("--"))
+                .map(name -> name.substring(2)).toList());
     }
 
     public static void main(String[] arguments) {

@@ -58,6 +58,7 @@ class ConfigFileTest {
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
             batch-sze: 2           | found batch-sze; the nearest is batch-size
+            lora_rank: 4           | found lora_rank; the nearest is lora-r
             prompt: hello          | expected keys that are options of penumbra train, found prompt
             config: other.yaml     | found config
             lr:                    | key lr: expected a value, found nothing

@@ -22,9 +22,13 @@ class MainTest {
     @ParameterizedTest
     @CsvSource(delimiter = '|', textBlock = """
             ''                                        | expected a command
-            trian                                     | did you mean train?
+            trian                                     | expected a command, found trian; did you mean train?
+            tune --model m                            | expected a command, found tune (penumbra --help lists what there is)
+            train m --model m --data d --output o     | expected options alone, found m (
+            train --model m --data d --output o --learning-rate 1e-4 | expected an option of penumbra train, found --learning-rate; did you mean --lr?
+            train --model m --data d --output o --lora-rank=4 | expected an option of penumbra train, found --lora-rank; did you mean --lora-r?
             inspect                                   | Missing required options: '--model=DIR', '--data=FILE'
-            inspect --model x --data y --unknown      | '--unknown'
+            inspect --model x --data y --unknown      | expected an option of penumbra inspect, found --unknown (
             train --model m --data d --output o --batch-sze 2 | did you mean --batch-size?
             train --lr fast                           | Invalid value for option '--lr': 'fast' is not a double
             train --dtype f16                         | expected one of [F32, BF16]
