@@ -1,10 +1,13 @@
 package dev.penumbra.cli;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assumptions.assumeThatThrownBy;
 
 import dev.penumbra.cli.Cli.Outcome;
 import dev.penumbra.io.RunLock;
 import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.SymbolLookup;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
@@ -227,6 +230,13 @@ class BadInputTest {
     void aResumedRunWithOtherSettingsIsRefused() {
         assertThat(train("--save-every", "1").code()).isZero();
         assertExplained(train("--resume", "--lr", "0.5"), "checkpoint-2: expected");
+    }
+
+    @Test
+    void aGpuThatIsAskedForWhereThereIsNoneIsTheFirstThingSaid() {
+        assumeThatThrownBy(() -> SymbolLookup.libraryLookup("libcuda.so.1", Arena.ofAuto()))
+                .isInstanceOf(IllegalArgumentException.class);
+        assertExplained(train("--device", "cuda"), "penumbra: expected an NVIDIA GPU, found no driver of one");
     }
 
     @Test

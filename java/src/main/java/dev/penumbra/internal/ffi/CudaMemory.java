@@ -38,13 +38,21 @@ final class CudaMemory implements DeviceMemory {
         pinned = new PinnedBuffers(arena, stream);
     }
 
-    /** @throws BackendException with UNAVAILABLE and the reason when there is no driver or no such device */
+    /** @throws BackendException with UNAVAILABLE and the reason when there is no driver, or none that starts */
+    static void requireDriver() {
+        int started = initialize();
+        if (started != Cuda.CUDA_SUCCESS()) {
+            throw new BackendException(Status.UNAVAILABLE, "CUDA cannot start: " + CudaStatus.text(started));
+        }
+    }
+
+    /**
+     * After {@link #requireDriver}.
+     *
+     * @throws BackendException with UNAVAILABLE when there is no such device
+     */
     static CudaMemory open(int ordinal) {
         try (Arena call = Arena.ofConfined()) {
-            int started = initialize();
-            if (started != Cuda.CUDA_SUCCESS()) {
-                throw new BackendException(Status.UNAVAILABLE, "CUDA cannot start: " + CudaStatus.text(started));
-            }
             MemorySegment result = call.allocate(Cuda.C_POINTER);
             if (Cuda.cuDeviceGet(result, ordinal) != Cuda.CUDA_SUCCESS()) {
                 throw new BackendException(Status.UNAVAILABLE, "expected a CUDA device " + ordinal + ", found none");
@@ -67,7 +75,8 @@ final class CudaMemory implements DeviceMemory {
             return Cuda.cuInit(0);
         } catch (ExceptionInInitializerError | NoClassDefFoundError | IllegalArgumentException e) {
             // The generated class looks the driver up when it is first used.
-            throw new BackendException(Status.UNAVAILABLE, "CUDA's driver, libcuda.so.1, is not installed", e);
+            throw new BackendException(Status.UNAVAILABLE,
+                    "expected an NVIDIA GPU, found no driver of one: libcuda.so.1 is not installed", e);
         }
     }
 

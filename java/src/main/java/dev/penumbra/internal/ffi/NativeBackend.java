@@ -43,6 +43,8 @@ public final class NativeBackend implements Backend {
         if (device.isHost()) {
             NativeLibrary.load();
         } else {
+            // Where there is no GPU, that says more than which library was not found for it.
+            CudaMemory.requireDriver();
             NativeLibrary.loadCuda();
         }
         // The driver's context first: the library's runtime then finds it and uses the same one.
