@@ -31,7 +31,7 @@ final class CalibrateCommand implements Callable<Integer> {
 
     @Option(names = "--output", required = true, paramLabel = "DIR", description = "Where calibration.safetensors and calibration.txt go.")
     private Path output;
-    @Option(names = "--batches", defaultValue = "32", paramLabel = "N", description = "Most batches that it is made from.")
+    @Option(names = "--batches", defaultValue = "32", paramLabel = "N", description = "Most batches of the data that the calibration is made from.")
     private int batches;
     @Option(names = "--held-out-batches", defaultValue = "8", paramLabel = "N", description = "Most batches of other text that figures are measured on.")
     private int heldOutBatches;
@@ -41,19 +41,19 @@ final class CalibrateCommand implements Callable<Integer> {
     private int block;
     @Option(names = "--list-rows", defaultValue = "256", paramLabel = "N", description = "Neighbouring tokens whose blocks are looked at together.")
     private int listRows;
-    @Option(names = "--pool-rows", defaultValue = "16", paramLabel = "N", description = "Tokens over which a predictor's input is averaged.")
+    @Option(names = "--pool-rows", defaultValue = "16", paramLabel = "N", description = "Tokens over which the input of an MLP's predictor is averaged.")
     private int poolRows;
-    @Option(names = "--rank", defaultValue = "64", paramLabel = "R", description = "Rank of the predictors.")
+    @Option(names = "--rank", defaultValue = "64", paramLabel = "R", description = "Rank of the MLPs' predictors.")
     private int rank;
     @Option(names = "--coverage", defaultValue = "0.99", paramLabel = "X", description = "Part of the mass that is to be kept: a layer that needs nearly all blocks for it is marked dense.")
     private double coverage;
-    @Option(names = "--budget", defaultValue = "0.5", paramLabel = "X", description = "Part of the blocks that orders and predictors are compared at.")
+    @Option(names = "--budget", defaultValue = "0.5", paramLabel = "X", description = "Part of the MLPs' blocks that orders and predictors are compared at.")
     private double budget;
-    @Option(names = "--epochs", defaultValue = "8", paramLabel = "N", description = "Of the predictors' training; 0: the closed form alone.")
+    @Option(names = "--epochs", defaultValue = "8", paramLabel = "N", description = "Passes of the predictors' training over their samples; 0: the closed form alone.")
     private int epochs;
-    @Option(names = "--noise", defaultValue = "0.05", paramLabel = "X", description = "What perturbs their inputs meanwhile, as a part of the inputs' own deviation.")
+    @Option(names = "--noise", defaultValue = "0.05", paramLabel = "X", description = "What perturbs the predictors' inputs in training, as a part of the inputs' own deviation.")
     private double noise;
-    @Option(names = "--drift", defaultValue = "0.1", paramLabel = "X", description = "Largest size of the random adapters that they see, as a part of the weights'.")
+    @Option(names = "--drift", defaultValue = "0.1", paramLabel = "X", description = "Largest size of the random adapters that some batches run with, so that predictors hold while a model is tuned; as a part of the weights'.")
     private double drift;
     @Option(names = "--attention-block", defaultValue = "128", paramLabel = "N", description = "Tokens of an attention block: 128, 64, or 0 to leave attention alone. Samples of two blocks or more are looked at.")
     private int attentionBlock;

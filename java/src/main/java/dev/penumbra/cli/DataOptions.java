@@ -13,10 +13,10 @@ import picocli.CommandLine.Option;
 /** Which samples, and which of their tokens are supervised: the options that several commands share. */
 final class DataOptions {
 
-    @Option(names = "--data", required = true, paramLabel = "FILE", description = "JSON Lines.")
+    @Option(names = "--data", required = true, paramLabel = "FILE", description = "JSON Lines: a line has text, or prompt and completion, or messages of role and content, or context and completion as token ids.")
     Path data;
 
-    @Option(names = "--seq-len", defaultValue = "512", paramLabel = "N", description = "Tokens of a row.")
+    @Option(names = "--seq-len", defaultValue = "512", paramLabel = "N", description = "Tokens of a row, the most of a sample; at most the model's positions.")
     int seqLen;
 
     @Option(names = "--truncate", description = "Cut longer samples instead of refusing them.")

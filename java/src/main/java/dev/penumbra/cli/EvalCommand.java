@@ -27,7 +27,7 @@ final class EvalCommand implements Callable<Integer> {
     @Mixin
     private DataOptions data;
 
-    @Option(names = "--adapter", paramLabel = "DIR", description = "PEFT adapter.")
+    @Option(names = "--adapter", paramLabel = "DIR", description = "Folder of a PEFT adapter; without it, the model alone.")
     private @Nullable Path adapter;
 
     @Option(names = "--batch-size", defaultValue = "4", paramLabel = "B", description = "Rows of a batch.")

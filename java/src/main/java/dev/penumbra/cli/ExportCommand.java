@@ -18,7 +18,7 @@ final class ExportCommand implements Callable<Integer> {
     @Option(names = "--model", required = true, paramLabel = "DIR", description = "Hugging Face model folder.")
     private Path model;
 
-    @Option(names = "--adapter", required = true, paramLabel = "DIR", description = "PEFT adapter.")
+    @Option(names = "--adapter", required = true, paramLabel = "DIR", description = "Folder of a PEFT adapter.")
     private Path adapter;
 
     @Option(names = "--output", required = true, paramLabel = "DIR", description = "The merged model folder.")

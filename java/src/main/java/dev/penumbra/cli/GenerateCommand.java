@@ -23,16 +23,16 @@ final class GenerateCommand implements Callable<Integer> {
     @Mixin
     private ModelOptions options;
 
-    @Option(names = "--adapter", paramLabel = "DIR", description = "PEFT adapter.")
+    @Option(names = "--adapter", paramLabel = "DIR", description = "Folder of a PEFT adapter; without it, the model alone.")
     private @Nullable Path adapter;
 
     @Option(names = "--prompt", required = true, paramLabel = "TEXT", description = "What is continued.")
     private String prompt;
 
-    @Option(names = "--length", defaultValue = "64", paramLabel = "N", description = "Most new tokens.")
+    @Option(names = "--length", defaultValue = "64", paramLabel = "N", description = "Most new tokens; the model's positions end a text too.")
     private int length;
 
-    @Option(names = "--temperature", defaultValue = "0", paramLabel = "T", description = "0: always the likeliest token.")
+    @Option(names = "--temperature", defaultValue = "0", paramLabel = "T", description = "What the logits are divided by before a token is drawn; 0: always the likeliest.")
     private double temperature;
 
     @Option(names = "--top-p", defaultValue = "1", paramLabel = "P", description = "Draw among the likeliest tokens that together have this chance.")

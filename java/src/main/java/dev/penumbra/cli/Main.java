@@ -12,10 +12,16 @@ import picocli.CommandLine.Spec;
 import picocli.CommandLine.UnmatchedArgumentException;
 
 /** The command line: exit code 0 when all went well, 1 when a command failed, 2 for wrong usage. */
-@Command(name = "penumbra", description = "LoRA fine-tuning inside the JVM that computes only what the model uses.", mixinStandardHelpOptions = true, versionProvider = Main.Version.class, subcommands = {
-        DoctorCommand.class, DemoCommand.class, TrainCommand.class, CalibrateCommand.class, EvalCommand.class,
-        GenerateCommand.class,
-        InspectCommand.class, ExportCommand.class, JshellCommand.class})
+@Command(name = "penumbra", description = "LoRA fine-tuning inside the JVM that computes only what the model uses.", mixinStandardHelpOptions = true, versionProvider = Main.Version.class, exitCodeListHeading = "Exit codes:%n", exitCodeList = {
+        "0:done", "1:failed, with a line that says what was expected, found and where", "2:wrong usage",
+        "130:ended by Ctrl-C, train with a checkpoint of the steps it did", "143:ended by SIGTERM, likewise"}, footer = {"",
+                "For example:",
+                "  penumbra doctor", "  penumbra train --model opt-125m --data train.jsonl --output adapter",
+                "  penumbra generate --model opt-125m --adapter adapter --prompt Once"}, subcommands = {
+                        DoctorCommand.class, DemoCommand.class, TrainCommand.class, CalibrateCommand.class,
+                        EvalCommand.class,
+                        GenerateCommand.class,
+                        InspectCommand.class, ExportCommand.class, JshellCommand.class})
 public final class Main implements Runnable {
 
     @Option(names = "--verbose", scope = ScopeType.INHERIT, description = "Print the trace of an error.")

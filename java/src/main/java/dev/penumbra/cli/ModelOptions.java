@@ -17,13 +17,13 @@ final class ModelOptions {
         F32, BF16
     }
 
-    @Option(names = "--model", required = true, paramLabel = "DIR", description = "Hugging Face model folder.")
+    @Option(names = "--model", required = true, paramLabel = "DIR", description = "Hugging Face model folder of an OPT; nothing is downloaded.")
     Path model;
 
     @Option(names = "--dtype", defaultValue = "bf16", paramLabel = "TYPE", description = "What products are computed in: f32 or bf16.")
     Compute dtype;
 
-    @Option(names = "--device", defaultValue = "cpu", paramLabel = "DEVICE", description = "cpu or cuda.")
+    @Option(names = "--device", defaultValue = "cpu", paramLabel = "DEVICE", description = "cpu or cuda, the first NVIDIA GPU.")
     Device.Kind device;
 
     @Option(names = "--threads", defaultValue = "0", paramLabel = "N", description = "CPU threads; 0: as many as there are processors.")

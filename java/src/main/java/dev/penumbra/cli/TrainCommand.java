@@ -45,51 +45,51 @@ final class TrainCommand implements Callable<Integer> {
     private DataOptions data;
     @Mixin
     private SparsityOptions sparsity;
-    @Option(names = "--output", required = true, paramLabel = "DIR", description = "Where the adapter goes.")
+    @Option(names = "--output", required = true, paramLabel = "DIR", description = "Folder of the adapter, in PEFT's format, and of checkpoints.")
     private Path output;
     @Option(names = "--steps", defaultValue = "0", paramLabel = "N", description = "Optimizer steps; overrides --epochs when above 0.")
     private int steps;
     @Option(names = "--epochs", defaultValue = "1", paramLabel = "N", description = "Passes over the data.")
     private int epochs;
-    @Option(names = "--batch-size", defaultValue = "4", paramLabel = "B", description = "Rows of a micro-batch.")
+    @Option(names = "--batch-size", defaultValue = "4", paramLabel = "B", description = "Rows of a micro-batch; a row has several samples, see --no-pack.")
     private int batchSize;
     @Option(names = "--lr", defaultValue = "3e-4", paramLabel = "X", description = "Learning rate.")
     private double lr;
-    @Option(names = "--schedule", defaultValue = "linear", paramLabel = "NAME", description = "constant, linear or cosine.")
+    @Option(names = "--schedule", defaultValue = "linear", paramLabel = "NAME", description = "How the rate falls after warm-up: constant, linear or cosine.")
     private Schedule schedule;
-    @Option(names = "--warmup-steps", defaultValue = "0", paramLabel = "N", description = "Steps of rising rate.")
+    @Option(names = "--warmup-steps", defaultValue = "0", paramLabel = "N", description = "First steps, in which the rate rises from 0.")
     private int warmupSteps;
     @Option(names = "--weight-decay", defaultValue = "0", paramLabel = "X", description = "AdamW's decay.")
     private double weightDecay;
     @Option(names = "--clip", defaultValue = "1", paramLabel = "X", description = "Largest global norm of the gradient; 0: no clipping.")
     private double clip;
-    @Option(names = "--grad-accum", defaultValue = "1", paramLabel = "N", description = "Micro-batches of a step.")
+    @Option(names = "--grad-accum", defaultValue = "1", paramLabel = "N", description = "Micro-batches whose gradients make one step.")
     private int gradAccum;
-    @Option(names = "--lora-r", defaultValue = "8", paramLabel = "R", description = "Rank.")
+    @Option(names = "--lora-r", defaultValue = "8", paramLabel = "R", description = "Rank of the adapter.")
     private int loraR;
-    @Option(names = "--lora-alpha", defaultValue = "16", paramLabel = "A", description = "Alpha.")
+    @Option(names = "--lora-alpha", defaultValue = "16", paramLabel = "A", description = "The adapter's part of a layer is scaled by A / R.")
     private double loraAlpha;
-    @Option(names = "--lora-dropout", defaultValue = "0", paramLabel = "P", description = "Dropout on the adapter's way.")
+    @Option(names = "--lora-dropout", defaultValue = "0", paramLabel = "P", description = "Chance that an element of an adapter's input is dropped.")
     private double loraDropout;
-    @Option(names = "--targets", defaultValue = "q_proj,v_proj", split = ",", paramLabel = "NAME", description = "Layers that are adapted.")
+    @Option(names = "--targets", defaultValue = "q_proj,v_proj", split = ",", paramLabel = "NAME", description = "Layers that are adapted, among q_proj, k_proj, v_proj, out_proj, fc1 and fc2.")
     private List<String> targets;
     @Option(names = "--init-adapter", paramLabel = "DIR", description = "Start from this adapter; its r, alpha, dropout and targets hold.")
     private @Nullable Path initAdapter;
-    @Option(names = "--seed", defaultValue = "42", paramLabel = "N", description = "Equal seeds and threads give equal bits.")
+    @Option(names = "--seed", defaultValue = "42", paramLabel = "N", description = "Of the adapter's beginning, the samples' order and dropout; equal seeds and threads give equal bits.")
     private long seed;
     @Option(names = "--no-shuffle", description = "Keep the file's order.")
     private boolean noShuffle;
-    @Option(names = "--no-pack", description = "One sample a row.")
+    @Option(names = "--no-pack", description = "One sample a row, padded to the batch's longest.")
     private boolean noPack;
-    @Option(names = "--eval-data", paramLabel = "FILE", description = "JSON Lines that are evaluated.")
+    @Option(names = "--eval-data", paramLabel = "FILE", description = "JSON Lines as --data, whose loss is measured.")
     private @Nullable Path evalData;
     @Option(names = "--eval-every", defaultValue = "0", paramLabel = "N", description = "Steps between evaluations; 0: at the end.")
     private int evalEvery;
     @Option(names = "--save-every", defaultValue = "0", paramLabel = "N", description = "Steps between checkpoints; 0: none.")
     private int saveEvery;
-    @Option(names = "--resume", description = "Continue from the last checkpoint in the output folder.")
+    @Option(names = "--resume", description = "Continue from the last checkpoint in the output folder; without one, begin.")
     private boolean resume;
-    @Option(names = "--metrics", paramLabel = "FILE", description = "Write a JSON object a step.")
+    @Option(names = "--metrics", paramLabel = "FILE", description = "Write a JSON object a step: step, loss, lr, grad_norm, real_tokens, tokens_per_s, step_ms and what sparse steps kept.")
     private @Nullable Path metrics;
     @Option(names = "--report", paramLabel = "FILE", description = "Write a page with the loss and with what sparse steps kept.")
     private @Nullable Path report;
