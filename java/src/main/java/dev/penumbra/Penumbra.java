@@ -41,7 +41,10 @@ public final class Penumbra implements AutoCloseable {
         this.model = model;
     }
 
-    /** Loads a Hugging Face model folder on the CPU: bf16, all processors, reproducible. */
+    /**
+     * Loads a Hugging Face model folder on the CPU: bf16, all processors, reproducible. Errors are those of
+     * {@link #load(Path, Device, int, DType)}.
+     */
     public static Penumbra load(Path directory) throws IOException {
         return load(directory, Device.CPU, 0, DType.BF16);
     }
@@ -50,7 +53,12 @@ public final class Penumbra implements AutoCloseable {
      * Loads a Hugging Face model folder.
      *
      * @param threads CPU threads an operation may use; 0: as many as there are processors
-     * @param compute F32 or BF16
+     * @param compute what products are computed in, and activations stored as: F32 or BF16
+     * @throws IOException when there is no such folder, or a file of it is missing or cannot be read
+     * @throws dev.penumbra.io.WeightsFileException when a weights file is not what its format says
+     * @throws dev.penumbra.model.ModelException when the model is none that is computed, naming the file and key or tensor, or does
+     *         not fit into memory
+     * @throws dev.penumbra.backend.BackendException when the device cannot be used
      */
     public static Penumbra load(Path directory, Device device, int threads, DType compute) throws IOException {
         Penumbra penumbra = open(directory, device, threads, compute);
@@ -105,13 +113,17 @@ public final class Penumbra implements AutoCloseable {
         return folder;
     }
 
-    /** An adapter that changes nothing yet. */
+    /**
+     * An adapter that changes nothing yet: B is zero. It lives as long as this.
+     *
+     * @param seed of A's values
+     */
     public LoraAdapter newAdapter(LoraConfig config, long seed) {
         return LoraAdapter.create(backend, arena, config, model.adaptableLayers(), model.peftPrefix(), seed);
     }
 
     /**
-     * Reads an adapter in PEFT's format.
+     * Reads an adapter in PEFT's format. It lives as long as this.
      *
      * @throws IOException naming the folder and what does not fit this model, or what is not computed
      */
@@ -124,13 +136,14 @@ public final class Penumbra implements AutoCloseable {
         }
     }
 
-    /** Writes an adapter in PEFT's format. */
+    /** Writes an adapter in PEFT's format; a crash at any moment leaves the old one or the new one. */
     public void writeAdapter(LoraAdapter adapter, Path folder) throws IOException {
         try (Arena host = Arena.ofConfined()) {
             PeftAdapter.write(folder, adapter.config(), directory().toString(), adapter.toHost(host));
         }
     }
 
+    /** Frees the device and all that lives there: model and adapters must not be used after. */
     @Override
     public void close() {
         model.close();

@@ -40,6 +40,8 @@ public final class Batches {
      * @param batchRows rows of a micro-batch
      * @param seqLen the longest row, in tokens
      * @param pack several samples a row, instead of one sample a row padded to the batch's longest
+     * @param shuffle every epoch in another order, instead of all in the data set's
+     * @throws DataException when there is no sample, none is supervised, or one is longer than {@code seqLen}
      */
     public Batches(Dataset dataset, int batchRows, int seqLen, boolean pack, boolean shuffle, long seed) {
         if (batchRows < 1 || seqLen < 2) {

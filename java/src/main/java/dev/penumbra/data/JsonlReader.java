@@ -56,6 +56,7 @@ public final class JsonlReader {
     /**
      * Reads a whole file.
      *
+     * @throws IOException when there is no such file or it cannot be read
      * @throws DataException when a line is not a sample: file, line, what was expected and what was found
      */
     public static Dataset read(Path file, Tokenizer tokenizer, JsonlOptions options) throws IOException {

@@ -74,7 +74,13 @@ public record Manifest(
     public record Order(String name, double mass, double gradient) {
     }
 
-    /** The part of the mass that each policy's choice covers, all with as many blocks. */
+    /**
+     * The part of the mass that each policy's choice covers, all with as many blocks.
+     *
+     * @param oracle by the true mass
+     * @param fixed by the means over sample text: the policy static
+     * @param seed by the rule of the paper that this began with, for as many blocks
+     */
     public record Coverage(double oracle, double predicted, double fixed, double random, double seed, double lowRank) {
 
         /** How near the predictor comes to what could be had. */

@@ -93,7 +93,12 @@ public final class LoraAdapter {
         return adapter;
     }
 
-    /** An adapter with given matrices, by PEFT's keys; every key must match and every matrix must be there. */
+    /**
+     * An adapter with given matrices, by PEFT's keys; every key must match and every matrix must be there.
+     *
+     * @param tensors contiguous host tensors of a float dtype, A [r, in] and B [out, r] of each adapted layer
+     * @throws IllegalArgumentException naming a target or key that matches nothing, or a matrix that is missing or has another shape
+     */
     public static LoraAdapter of(Backend backend, Arena owner, LoraConfig config, List<AdaptableLayer> layers, String prefix,
             Map<String, Tensor> tensors) {
         LoraAdapter adapter = new LoraAdapter(backend, owner, config, layers, prefix);
@@ -114,6 +119,7 @@ public final class LoraAdapter {
         return parameters;
     }
 
+    /** The adapted layers, in the forward pass's order. */
     public List<Site> sites() {
         return new ArrayList<>(sites.values());
     }
@@ -128,14 +134,17 @@ public final class LoraAdapter {
         return sites.values().stream().mapToLong(s -> (long) s.r() * (s.layer().in() + s.layer().out())).sum();
     }
 
+    /** Bytes of {@link #parameters}, the gaps among them. */
     public long byteSize() {
         return parameters.byteSize();
     }
 
+    /** The contents of {@link #parameters}; waits for what was enqueued. */
     public float[] parametersToHost() {
         return backend.toFloats(parameters);
     }
 
+    /** Writes {@link #parameters}: as many values as it has elements. */
     public void setParameters(float[] values) {
         try (Arena arena = Arena.ofConfined()) {
             backend.upload(Tensor.of(arena, values), parameters);

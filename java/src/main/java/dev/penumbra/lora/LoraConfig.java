@@ -19,6 +19,7 @@ public record LoraConfig(int r, double loraAlpha, double loraDropout, Set<String
     /** The linear layers of an OPT decoder layer, in the order of the forward pass. */
     public static final List<String> OPT_TARGETS = List.of("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2");
 
+    /** @throws IllegalArgumentException naming the value that is out of its range, or the targets that OPT has not */
     public LoraConfig {
         if (r < 1) {
             throw new IllegalArgumentException("expected a LoRA rank r of 1 or more, found " + r);

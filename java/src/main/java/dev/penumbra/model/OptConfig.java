@@ -7,12 +7,15 @@ import tools.jackson.databind.JsonNode;
  * What an OPT checkpoint's {@code config.json} says. Messages call its values by their names there.
  *
  * @param hiddenSize elements of a token's state; a multiple of numAttentionHeads
+ * @param numHiddenLayers decoder layers
+ * @param numAttentionHeads heads of a layer
  * @param ffnDim neurons of an MLP
  * @param vocabSize rows of the token embedding
  * @param maxPositionEmbeddings tokens of the longest sample
  * @param wordEmbedProjDim width of the token embedding; other than hiddenSize, project_in and project_out lie between
  * @param doLayerNormBefore LayerNorm before each block, or (OPT-350m) after it
  * @param removeFinalLayerNorm no LayerNorm after the last layer
+ * @param tieWordEmbeddings the head is the token embedding
  * @param dropout the checkpoint's own dropout; not applied
  */
 public record OptConfig(

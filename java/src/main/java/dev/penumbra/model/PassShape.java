@@ -25,10 +25,12 @@ public record PassShape(int tokens, int maxSeqlen, boolean training, boolean kee
         this(tokens, maxSeqlen, training, false);
     }
 
+    /** Rows that buffers have: {@link #tokens} rounded up to whole {@link #ROW_BLOCK}s. */
     public int capacity() {
         return roundUp(tokens);
     }
 
+    /** The next multiple of {@link #ROW_BLOCK}. */
     public static int roundUp(int rows) {
         return Math.multiplyExact(Math.ceilDiv(rows, ROW_BLOCK), ROW_BLOCK);
     }

@@ -13,6 +13,7 @@ public final class Shape {
         this.dims = dims;
     }
 
+    /** @throws IllegalArgumentException when there are none or more than {@link #MAX_RANK}, or one is negative */
     public static Shape of(long... dims) {
         if (dims.length < 1 || dims.length > MAX_RANK) {
             throw new IllegalArgumentException("expected 1 to " + MAX_RANK + " dimensions, found " + Arrays.toString(dims));
@@ -31,6 +32,7 @@ public final class Shape {
         return dims.length;
     }
 
+    /** The size of a dimension, counted from 0, the outermost. */
     public long dim(int index) {
         return dims[index];
     }

@@ -9,6 +9,9 @@ import java.util.Arrays;
  * A typed, strided view of memory that an arena owns. Views share the memory; closing the arena ends them all, and using
  * one after that throws {@link IllegalStateException}.
  *
+ * <p>A shape, range or value that does not fit is an {@link IllegalArgumentException} or {@link IndexOutOfBoundsException}; asking
+ * for contents that Java cannot read so, a device's or those of another dtype or not contiguous, an {@link IllegalStateException}.
+ *
  * <p>Memory of a device other than the host is a segment of size zero that carries the address and the lifetime: reading
  * it from Java throws, handing its {@link #address()} to the device works.
  */
@@ -65,12 +68,14 @@ public final class Tensor {
         return deviceView(PLANNED, dtype, shape);
     }
 
+    /** F32 [values.length] on the host, that lives as long as {@code owner}. */
     public static Tensor of(Arena owner, float... values) {
         Tensor tensor = allocate(owner, DType.F32, Shape.of(values.length));
         MemorySegment.copy(values, 0, tensor.base, ValueLayout.JAVA_FLOAT, 0, values.length);
         return tensor;
     }
 
+    /** I32 [values.length] on the host, that lives as long as {@code owner}. */
     public static Tensor of(Arena owner, int... values) {
         Tensor tensor = allocate(owner, DType.I32, Shape.of(values.length));
         MemorySegment.copy(values, 0, tensor.base, ValueLayout.JAVA_INT, 0, values.length);
@@ -85,6 +90,7 @@ public final class Tensor {
         return shape;
     }
 
+    /** Elements from one index of a dimension to the next. */
     public long stride(int dim) {
         return strides[dim];
     }
@@ -107,6 +113,7 @@ public final class Tensor {
         return base.address() + byteOffset;
     }
 
+    /** Whether its elements lie one after another in row-major order. */
     public boolean isContiguous() {
         long expected = 1;
         for (int i = strides.length - 1; i >= 0; i--) {

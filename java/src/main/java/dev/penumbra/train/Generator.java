@@ -27,8 +27,10 @@ public final class Generator {
      *
      * @param prompt tokens, one or more, as many as the model has positions at most
      * @param maxNewTokens 0 or more
-     * @param temperature 0: always the likeliest token, the lowest id among equals
+     * @param temperature what logits are divided by before a token is drawn; 0: always the likeliest token, the lowest id among equals
      * @param topP draws among the likeliest tokens whose chances sum to this much, in (0, 1]
+     * @param seed of what is drawn; equal ones draw equal tokens
+     * @throws IllegalArgumentException naming the value that is out of its range
      */
     public int[] generate(int[] prompt, int maxNewTokens, double temperature, double topP, long seed) {
         require(prompt.length > 0, "a prompt of 1 token or more", prompt.length);

@@ -6,13 +6,20 @@ import java.nio.file.Path;
 @FunctionalInterface
 public interface StepListener {
 
+    /** Follows an optimizer step; on a device that computes behind the host the next one may be under way. */
     void onStep(StepMetrics metrics);
 
-    /** @param loss mean over the evaluation data's supervised tokens */
+    /**
+     * @param step the last one before it
+     * @param loss mean over the evaluation data's supervised tokens, in nats
+     */
     default void onEval(int step, double loss) {
     }
 
-    /** @param dir the checkpoint, or the output folder for the final adapter */
+    /**
+     * @param step the last one before it
+     * @param dir the checkpoint, or the output folder for the final adapter
+     */
     default void onSave(int step, Path dir) {
     }
 }

@@ -7,9 +7,11 @@ import org.jspecify.annotations.Nullable;
  *
  * @param step counted from 1
  * @param loss mean over the step's supervised tokens, in nats
- * @param gradNorm global norm before clipping
+ * @param lr the learning rate that the step had
+ * @param gradNorm global norm of the gradient before clipping
  * @param realTokens tokens that are no padding
- * @param stepMs wall time
+ * @param tokensPerSecond real tokens by the step's wall time
+ * @param stepMs wall time, in milliseconds
  * @param sparsity what a sparse step kept of its MLPs' blocks; null where they are dense
  * @param attention what a sparse step kept of its attention's blocks; null where it is dense
  */

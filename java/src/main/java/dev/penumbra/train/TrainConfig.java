@@ -11,12 +11,20 @@ import org.jspecify.annotations.Nullable;
  * @param steps optimizer steps; 0: as many as {@code epochs} have
  * @param batchSize rows of a micro-batch
  * @param seqLen tokens of a row
+ * @param lr the largest learning rate
+ * @param schedule how the rate falls after warm-up
+ * @param warmupSteps first steps, in which the rate rises from 0
+ * @param weightDecay AdamW's: the part of a parameter, times the rate, that a step takes away
  * @param clip largest global norm of the gradient; 0: no clipping
- * @param gradAccum micro-batches of a step
+ * @param gradAccum micro-batches whose gradients make one step
+ * @param seed of the samples' order, of dropout and of random blocks
+ * @param shuffle every epoch in another order, instead of all in the data's
+ * @param pack several samples a row, instead of one sample a row padded to the batch's longest
  * @param evalEvery steps between evaluations; 0: only at the end, when there is evaluation data
  * @param saveEvery steps between checkpoints; 0: none
  * @param output where the adapter and checkpoints go; null: nothing is written
  * @param baseModel the base model's name or path, written into the adapter's configuration
+ * @param resume go on from the output's last checkpoint; where there is none, begin
  * @param sparsity which blocks of MLP neurons steps compute; evaluations are dense
  * @param attention which blocks of keys steps attend to; sparse and sensed in the same steps as the MLPs
  */
@@ -42,6 +50,7 @@ public record TrainConfig(
         SparsityConfig sparsity,
         AttentionConfig attention) {
 
+    /** @throws IllegalArgumentException naming the value that is out of its range */
     public TrainConfig {
         require(steps >= 0, "steps of 0 or more", steps);
         require(epochs >= 1, "epochs of 1 or more", epochs);

@@ -57,7 +57,13 @@ public final class Trainer {
     private @Nullable PassOptions options;
     private volatile boolean cancelled;
 
-    /** @param evaluation data whose loss is told to listeners, or null */
+    /**
+     * @param model opened or loaded, on the adapter's backend
+     * @param adapter is tuned in place
+     * @param evaluation data whose loss is told to listeners, or null
+     * @throws IllegalArgumentException when rows are longer than the model's positions
+     * @throws dev.penumbra.data.DataException when no token is supervised, or a sample is longer than a row
+     */
     public Trainer(LanguageModel model, LoraAdapter adapter, TrainConfig config, Dataset data,
             @Nullable Dataset evaluation) {
         if (config.seqLen() > model.maxPositions()) {
