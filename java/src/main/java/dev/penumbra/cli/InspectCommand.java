@@ -66,6 +66,10 @@ final class InspectCommand implements Callable<Integer> {
         if (attention) {
             return drawAttention();
         }
+        for (String option : new String[]{"--calibration", "--adapter", "--output", "--sample", "--coverage", "--budget"}) {
+            Usage.require(spec.commandLine(), !spec.commandLine().getParseResult().hasMatchedOption(option),
+                    "--attention with " + option, "none");
+        }
         Usage.require(spec.commandLine(), samples >= 0, "a number of samples of 0 or more", samples);
         PrintWriter out = spec.commandLine().getOut();
         try (ModelFolder folder = ModelFolder.open(options.model);

@@ -90,8 +90,28 @@ final class SparsityOptions {
             throw new ParameterException(line, "expected --mlp-sparsity, --attention-sparsity or --sparsity with "
                     + "--calibration, found off");
         }
+        if (policy == null) {
+            refuseUnused(line, mlpPolicy, "--mlp-sparsity or --sparsity", "--coverage", "--budget", "--mlp-block",
+                    "--rows-per-list");
+            refuseUnused(line, attentionPolicy, "--attention-sparsity or --sparsity", "--attention-coverage",
+                    "--attention-budget", "--attention-block");
+            refuseUnused(line, mlpPolicy != null ? mlpPolicy : attentionPolicy,
+                    "--sparsity, --mlp-sparsity or --attention-sparsity", "--sparsity-pass", "--dense-warmup",
+                    "--sense-every",
+                    "--adjust-coverage");
+        }
         mlp(line, null);
         attention(line, attention(), null);
+    }
+
+    /** A run that leaves nothing out, though it was told how much, is not what was meant; one that is told to be off may be. */
+    private static void refuseUnused(CommandLine line, @Nullable Enum<?> given, String needed, String... options) {
+        for (String option : options) {
+            if (given == null && line.getParseResult().hasMatchedOption(option)) {
+                throw new ParameterException(line, "expected " + needed + " with " + option
+                        + ", found none: every block would be computed");
+            }
+        }
     }
 
     private static ParameterException missing(CommandLine line, String option) {

@@ -19,6 +19,7 @@ import dev.penumbra.train.TrainConfig;
 import dev.penumbra.train.Trainer;
 import java.io.IOException;
 import java.io.PrintWriter;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -104,6 +105,7 @@ final class TrainCommand implements Callable<Integer> {
         PrintWriter out = spec.commandLine().getOut();
         CommandLine line = spec.commandLine();
         // Before anything is opened, as far as it can be: wrong usage.
+        Usage.require(line, report == null || !Files.isDirectory(report), "a file for --report", "the folder " + report);
         sparsity.check(line);
         Usage.of(line, this::lora);
         Usage.of(line, () -> config(SparsityConfig.OFF, AttentionConfig.OFF).build());

@@ -2,8 +2,11 @@ package dev.penumbra.io;
 
 import java.io.IOException;
 import java.nio.channels.FileChannel;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileAlreadyExistsException;
 import java.nio.file.FileSystemException;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
@@ -155,8 +158,13 @@ public final class AtomicFiles {
         }
         String found = first.getMessage();
         if (first instanceof FileSystemException system) {
-            found = (system.getReason() == null ? system.getClass().getSimpleName() : system.getReason()) + ": "
-                    + system.getFile();
+            String reason = switch (system) {
+                case FileAlreadyExistsException taken -> "a file where a folder is to be";
+                case NoSuchFileException missing -> "no such folder";
+                case AccessDeniedException denied -> "no permission";
+                default -> system.getReason() == null ? system.getClass().getSimpleName() : system.getReason();
+            };
+            found = reason + ": " + system.getFile();
         }
         return new IOException(target + ": expected to write it, found: " + found, failure);
     }

@@ -1,5 +1,8 @@
 package dev.penumbra.train;
 
+import static java.util.stream.Collectors.joining;
+import static java.util.stream.Collectors.toSet;
+
 import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.Graph;
 import dev.penumbra.backend.Readback;
@@ -32,6 +35,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.stream.Stream;
 import java.util.zip.CRC32C;
 import org.jspecify.annotations.Nullable;
 
@@ -298,8 +302,9 @@ public final class Trainer {
             }
             Checkpoints.State saved = Checkpoints.load(latest.get(), adapter, state.m, state.v);
             if (!saved.settings().equals(settings())) {
-                throw new TrainingException(latest.get() + ": expected a checkpoint of a run with " + settings() + ", found "
-                        + saved.settings());
+                throw new TrainingException(latest.get() + ": expected a checkpoint of a run with the same settings, found "
+                        + differing(saved.settings(), settings()) + " where this run has "
+                        + differing(settings(), saved.settings()));
             }
             step = saved.step();
             savedStep = step;
@@ -308,6 +313,19 @@ public final class Trainer {
             if (sparsity != null) {
                 sparsity.setTightness(saved.tightness(), saved.attentionTightness());
             }
+        }
+
+        /** What settings have that others have not. */
+        private static String differing(String settings, String others) {
+            Set<String> known = parts(others).collect(toSet());
+            String differing = parts(settings).filter(part -> !known.contains(part)).collect(joining(" "));
+            return differing.isEmpty() ? "nothing" : differing;
+        }
+
+        /** What is said of sparsity is one part: its words have meaning together. */
+        private static Stream<String> parts(String settings) {
+            String[] groups = settings.split(" (?=(sparsity|calibration|attention|attention_calibration)=)");
+            return Stream.concat(Stream.of(groups[0].split(" ")), Stream.of(groups).skip(1));
         }
 
         /** A step that the device may still be computing. */

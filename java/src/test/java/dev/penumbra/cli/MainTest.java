@@ -49,6 +49,12 @@ class MainTest {
             train --model m --data d --output o --sparsity oracle --mlp-block 48 | expected blocks of 32, 64 or 128 neurons, found 48
             train --model m --data d --output o --sparsity oracle --rows-per-list 100 | expected rows of a list that are a multiple of 128, or 0, found 100
             train --model m --data d --output o --sparsity oracle --adjust-coverage | expected measurements that a coverage is adjusted by, found none
+            train --model m --data d --output o --coverage 0.9 | expected --mlp-sparsity or --sparsity with --coverage, found none
+            train --model m --data d --output o --attention-sparsity oracle --budget 0.5 | expected --mlp-sparsity or --sparsity with --budget, found none
+            train --model m --data d --output o --mlp-sparsity oracle --attention-budget 0.5 | expected --attention-sparsity or --sparsity with --attention-budget, found none
+            train --model m --data d --output o --sparsity-pass both | expected --sparsity, --mlp-sparsity or --attention-sparsity with --sparsity-pass, found none
+            train --model m --data d --output o --report / | expected a file for --report, found the folder /
+            inspect --model m --data d --adapter a | expected --attention with --adapter, found none
             train --model m --data d --output o --sparsity-pass forward | expected one of [BOTH, BACKWARD]
             """)
     void wrongUsageIsExitCodeTwoAndOneLine(String arguments, String message) {
