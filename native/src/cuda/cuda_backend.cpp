@@ -1,5 +1,6 @@
 #include "cuda/cuda_backend.h"
 
+#include "core/tensor.h"
 #include "cuda/kernels/attention/attention.h"
 #include "cuda/kernels/embedding/embedding.h"
 #include "cuda/kernels/lora/lora.h"
