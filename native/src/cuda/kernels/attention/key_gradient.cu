@@ -257,7 +257,8 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
   // The tile whose scores come next is there from wait_tile() on; `last`: of the unit.
   auto wait_tile = [&](bool last) PNB_INLINE {
     if constexpr (S::kPooled) {
-      scores_chunk = chunks.tile(last);
+      // Of a chunk that only might differ from lane to lane each address would be moved to uniform registers.
+      scores_chunk = uniform(chunks.tile(last));
       wait_chunk(scores_chunk);
     } else {
       shared.full[scores_ring.slot].wait(scores_ring.parity);
@@ -330,6 +331,7 @@ __device__ void consume(const Args& a, Shared<kDim, kListed>& shared, const Unit
     uint32_t keys, values;
     if constexpr (S::kPooled) {
       chunks.begin();
+      chunks.keys = uniform(chunks.keys), chunks.values = uniform(chunks.values);
       wait_chunk(chunks.keys);
       wait_chunk(chunks.values);
       keys = shared_address(shared.tiles[chunks.keys]), values = shared_address(shared.tiles[chunks.values]);
