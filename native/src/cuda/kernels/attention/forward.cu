@@ -5,6 +5,7 @@
 #include "cuda/kernels/attention/schedule.cuh"
 #include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
+#include "cuda/kernels/launch.cuh"
 
 // A block of threads stays on its multiprocessor and takes units in turn. One warp fills rings of tiles through the copy
 // engine; each warpgroup keeps scores, probabilities and outputs of 64 query rows in registers. A warpgroup's product
@@ -494,6 +495,7 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups + 1), 1) forward_kerne
     }
     fence_barrier_init();
   }
+  after_previous();
   Units units{};
   if constexpr (kListed) {
     find_visits<true>(a.queries, a.lists, a.heads, reinterpret_cast<int*>(shared.keys), shared.units);
@@ -540,8 +542,8 @@ void launch(const Device& device, const pnb_attention_forward_params& p) {
          p.scale};
   auto kernel = forward_kernel<kDim, kWarpgroups, kListed>;
   allow_shared_memory(kernel, sizeof(S), op);
-  kernel<<<device.multiprocessors, kWarpgroup*(kWarpgroups + 1), sizeof(S), stream_of(p.stream)>>>(a);
-  check_launch(op);
+  dim3 grid(static_cast<unsigned>(device.multiprocessors));
+  pnb::cuda::launch(kernel, {grid, kWarpgroup * (kWarpgroups + 1), sizeof(S), stream_of(p.stream), 1, true}, op, a);
 }
 
 // Three warpgroups hide a softmax behind two others' products; two leave less of a tile unused at a sample's end.

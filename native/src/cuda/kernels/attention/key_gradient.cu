@@ -4,11 +4,13 @@
 #include "cuda/kernels/attention/schedule.cuh"
 #include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
+#include "cuda/kernels/launch.cuh"
 
 // Each warpgroup owns 64 key rows and goes through the query rows that see them. Scores are computed transposed, so that
 // probabilities and their gradients come out of one product as the next one's left operand and never leave the registers. Units
 // by lists are short: there the last products of a unit are put off until the next one's keys are there, whose first scores are
-// queued behind them.
+// queued behind them. The kernel begins on each multiprocessor when the one for dq has ended there, and waits for the last one
+// before it reads the statistics.
 
 namespace pnb::cuda::attention {
 
@@ -144,6 +146,7 @@ __device__ void copy_tile(const Args& a, S& shared, int slot, int head, int toke
   full.arrive_and_expect(2 * S::Query::kBytes + sizeof shared.stats[0]);
   S::Query::copy(shared.tiles[slot], a.q, full, head, token);
   S::Query::copy(shared.tiles[slot] + S::Query::kBytes, a.d_o, full, head, token);
+  after_previous();
   copy_box(shared.stats[slot], a.stats, full, 0, head * static_cast<int>(a.tokens) + token);
 }
 
@@ -580,6 +583,7 @@ __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_
   } else {
     take_registers<kFewRegisters ? kListedConsumerRegisters : 240>();
     consume<kDim, kListed, kKeys>(a, shared, units);
+    after_previous();  // even with nothing to do, this kernel ends behind that one
   }
 }
 
@@ -604,8 +608,8 @@ void launch(const Device& device, const pnb_attention_backward_params& p) {
          p.scale};
   auto kernel = key_gradient_kernel<kDim, kListed, kKeys>;
   allow_shared_memory(kernel, sizeof(Shared<kDim, kListed>), op);
-  kernel<<<device.multiprocessors, kThreads, sizeof(Shared<kDim, kListed>), stream_of(p.stream)>>>(a);
-  check_launch(op);
+  dim3 grid(static_cast<unsigned>(device.multiprocessors));
+  pnb::cuda::launch(kernel, {grid, kThreads, sizeof(Shared<kDim, kListed>), stream_of(p.stream), 1, true}, op, a);
 }
 
 // By lists dk is computed even where it is not asked for: units are short there, and much of their time is not products.

@@ -4,6 +4,7 @@
 #include "cuda/kernels/attention/schedule.cuh"
 #include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
+#include "cuda/kernels/launch.cuh"
 
 // Built as the forward pass is: one warp fills a ring of key and value tiles, and each warpgroup owns 64 query
 // rows. The products for the next tile's scores are queued before those for dq have ended, and its probabilities are computed
@@ -451,6 +452,8 @@ __global__ void __launch_bounds__(kWarpgroup*(kWarpgroups<kDim, kListed> + 1), 1
     }
     fence_barrier_init();
   }
+  after_previous();
+  let_next_begin();  // it may read what the kernels before this one wrote
   Units units{};
   if constexpr (kListed) {
     find_visits<true>(a.borders, a.lists, a.heads, reinterpret_cast<int*>(shared.keys), shared.units);
@@ -501,8 +504,8 @@ void launch(const Device& device, const pnb_attention_backward_params& p) {
          p.scale};
   allow_shared_memory(query_gradient_kernel<kDim, kListed>, sizeof(S), op);
   constexpr int kThreads = kWarpgroup * (S::kWarpgroups + 1);
-  query_gradient_kernel<kDim, kListed><<<device.multiprocessors, kThreads, sizeof(S), stream_of(p.stream)>>>(a);
-  check_launch(op);
+  dim3 grid(static_cast<unsigned>(device.multiprocessors));
+  pnb::cuda::launch(query_gradient_kernel<kDim, kListed>, {grid, kThreads, sizeof(S), stream_of(p.stream), 1, true}, op, a);
 }
 
 }  // namespace
