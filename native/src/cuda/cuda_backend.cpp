@@ -75,7 +75,7 @@ void CudaBackend::predict_attention(const pnb_predict_attention_params& p) { cud
 uint64_t CudaBackend::predict_attention_workspace(const pnb_predict_attention_params& p) {
   return cuda::predict_attention_workspace(device_, p);
 }
-void CudaBackend::select_attention(const pnb_select_attention_params& p) { cuda::select_attention(p); }
+void CudaBackend::select_attention(const pnb_select_attention_params& p) { cuda::select_attention(device_, p); }
 uint64_t CudaBackend::select_attention_workspace(const pnb_select_attention_params& p) {
   return cuda::select_attention_workspace(p);
 }

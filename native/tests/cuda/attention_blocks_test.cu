@@ -68,6 +68,13 @@ void matches(Given& given, int size, const std::string& kind, Keeps&& keeps, boo
   if (!backward_alone) x.forward();
   x.backward();
   expect(first == x.d_qkv.bits() && first_o == x.o.bits(), what + ": equal bits from equal inputs");
+  if (!lists.share_out()) return;
+  for (Tensor* t : {&x.o, &x.d_qkv}) cuda(cudaMemset(t->t.data, 0x7f, t->size() * element_bytes(t->t.dtype)));
+  if (backward_alone) x.blocks = {};
+  x.forward();
+  x.blocks = lists.params();
+  x.backward();
+  expect(first == x.d_qkv.bits() && first_o == x.o.bits(), what + ": equal bits whoever works on what");
 }
 
 bool chance(double part) { return std::uniform_real_distribution<double>()(generator()) < part; }
@@ -273,6 +280,25 @@ void predict_matches(int64_t heads, int64_t r, int64_t hidden, std::vector<int32
   expect(first == mass.bits(), what + ": equal bits from equal inputs");
 }
 
+// An order holds every list that has a block once, then -1: by falling count, or as shares.
+void order_matches(const std::vector<double>& found, const std::vector<double>& sorted, const std::string& what) {
+  size_t n = found.size() / 2, shares = multiprocessors();
+  for (size_t side : {0, 1}) {
+    std::vector<double> own(found.begin() + side * n, found.begin() + (side + 1) * n), numbers;
+    std::vector<double> other(sorted.begin() + side * n, sorted.begin() + (side + 1) * n);
+    for (double entry : own) numbers.push_back(static_cast<double>(BlockLists::number(entry)));
+    if (!own.empty() && own[0] >= BlockLists::kShared) {
+      for (size_t i = 0; i + 1 < shares; ++i) {
+        expect(i + 1 < n && BlockLists::begin(own[i]) <= BlockLists::begin(own[i + 1]), what + ": shares follow one another");
+      }
+      std::vector<double>::iterator ends[] = {std::find(numbers.begin(), numbers.end(), -1.0),
+                                              std::find(other.begin(), other.end(), -1.0)};
+      std::sort(numbers.begin(), ends[0]), std::sort(other.begin(), ends[1]);
+    }
+    expect(numbers == other, what + ": order " + std::to_string(side));
+  }
+}
+
 enum class Masses { kRandom, kSteep, kEqual, kSparse, kBad };
 
 void select_matches(int64_t heads, std::vector<int32_t> cu, int64_t tokens, int size, Masses kind, float coverage,
@@ -360,10 +386,53 @@ void select_matches(int64_t heads, std::vector<int32_t> cu, int64_t tokens, int 
   expect(lists.t_counts.bits() == expected.t_counts.bits(), what + ": transposed counts");
   expect(lists.indices.bits() == expected.indices.bits(), what + ": indices, and nothing behind them");
   expect(lists.t_indices.bits() == expected.t_indices.bits(), what + ": transposed indices, and nothing behind them");
-  expect(lists.order.bits() == expected.order.bits(), what + ": order");
+  order_matches(lists.order.values(), expected.order.values(), what);
   std::vector<double> exact;
   for (auto& part : told) exact.push_back(part[1] == 0 ? (exact.size() == 1 ? 1 : 0) : part[0] / part[1]);
   close(summary.values(), exact, 1e-6, what + ": summary");
+}
+
+// Lists whose loads have to even out: those of a block of keys that all queries see are long.
+void shares_are_even(int64_t samples, int64_t length, double budget) {
+  constexpr int64_t kHeads = 32;
+  std::string what = "shares of " + std::to_string(samples) + " samples of " + std::to_string(length);
+  int64_t tokens = samples * length, width = length / 128;
+  std::vector<int32_t> cu;
+  for (int64_t s = 0; s <= samples; ++s) cu.push_back(static_cast<int32_t>(s * length));
+  Tensor mass(PNB_DTYPE_F32, {kHeads, tokens / 128 + samples, width}), budgets(PNB_DTYPE_F32, {kHeads});
+  Tensor borders(PNB_DTYPE_I32, {samples + 1}, 0.0);
+  std::vector<double> values = mass.values();
+  for (double& x : values) x = std::fabs(x);
+  mass.set(values);
+  budgets.set(std::vector<double>(kHeads, budget));
+  borders.set(ints(cu));
+  BlockLists lists(kHeads, cu, tokens, 128, width);
+  pnb_select_attention_params p{};
+  p.struct_size = sizeof p;
+  p.coverage = 1.0f;
+  p.mass = mass.t, p.budgets = budgets.t, p.cu_seqlens = borders.t;
+  p.tokens = tokens, p.max_seqlen = length;
+  p.blocks = lists.params();
+  Workspace workspace(backend().select_attention_workspace(p));
+  p.workspace = workspace.w;
+  ok(what, [&] { backend().select_attention(p); });
+  std::vector<double> order = lists.order.values();
+  for (int side : {0, 1}) {
+    std::vector<double> counts = (side == 0 ? lists.counts : lists.t_counts).values(), loads(multiprocessors());
+    const double* entry = order.data() + side * counts.size();
+    expect(*entry >= BlockLists::kShared, what + ": none");
+    double sum = 0;
+    int64_t held = kHeads * samples * width;
+    for (size_t share = 0; share < loads.size(); ++share) {
+      int64_t end = share + 1 < loads.size() ? BlockLists::begin(entry[share + 1]) : held;
+      for (int64_t i = BlockLists::begin(entry[share]); i < std::min(end, held); ++i) {
+        loads[share] += 1 + counts[BlockLists::number(entry[i])];
+      }
+      sum += loads[share];
+    }
+    double most = *std::max_element(loads.begin(), loads.end()) / (sum / static_cast<double>(loads.size()));
+    expect(most < 1.06, what + ": the most of order " + std::to_string(side) + " is " + std::to_string(most) + " of the mean");
+  }
 }
 
 void selections(bool brief) {
@@ -384,6 +453,11 @@ void selections(bool brief) {
   }
   select_matches(2, {0}, 300, 128, Masses::kRandom, 0.9f, {}, false);
   select_matches(2, {0, 0, 0}, 300, 128, Masses::kRandom, 0.9f, {}, false);
+  // More lists than shares, and more than are shared out.
+  select_matches(12, lengths({4100, 700, 1500}), 6400, 128, Masses::kRandom, 0.5f, {}, false);
+  select_matches(64, {0, 128 * 64, 256 * 64}, 257 * 64, 64, Masses::kRandom, 0.3f, {}, true);
+  shares_are_even(2, 4096, 0.3);
+  shares_are_even(1, 8192, 0.25);
 }
 
 // Everything that a step does by lists goes into a graph.

@@ -5,7 +5,15 @@
 
 namespace test {
 
+inline int multiprocessors() {
+  int number;
+  cuda(cudaDeviceGetAttribute(&number, cudaDevAttrMultiProcessorCount, 0));
+  return number;
+}
+
 struct BlockLists {
+  static constexpr int64_t kShared = 1 << 30, kBegin = 1 << 14;  // as an order's entries hold them
+
   int64_t heads, slots, width;
   int size;
   std::vector<int32_t> cu;
@@ -62,6 +70,34 @@ struct BlockLists {
     }
     upload();
   }
+
+  // Draws each list's share, where there are more lists than shares. False: there are not.
+  bool share_out() {
+    size_t shares = multiprocessors(), n = heads * slots;
+    std::vector<double> entries = order.values();
+    for (int side : {0, 1}) {
+      auto from = entries.begin() + side * static_cast<int64_t>(n), to = std::find(from, from + static_cast<int64_t>(n), -1.0);
+      if (to - from <= static_cast<int64_t>(shares)) return false;
+      std::vector<std::vector<double>> own(shares);
+      for (auto entry = from; entry != to; ++entry) {
+        own[std::uniform_int_distribution<size_t>(0, shares - 1)(generator())].push_back(*entry);
+      }
+      std::vector<double> begins;
+      auto next = from;
+      for (const auto& share : own) {
+        begins.push_back(static_cast<double>(next - from));
+        next = std::copy(share.begin(), share.end(), next);
+      }
+      for (auto entry = from; entry != to; ++entry) *entry += kShared;
+      for (size_t i = 0; i < shares; ++i) from[static_cast<int64_t>(i)] += kBegin * begins[i];
+    }
+    order.set(entries);
+    return true;
+  }
+
+  // What an order's entry holds: a list's number, or -1; and where a share begins.
+  static int64_t number(double entry) { return static_cast<int64_t>(entry) % (entry < kShared ? kShared : kBegin); }
+  static int64_t begin(double entry) { return (static_cast<int64_t>(entry) - kShared) / kBegin; }
 
   pnb_attention_blocks params() const {
     pnb_attention_blocks b{};

@@ -1,10 +1,12 @@
 // Times of attention: causal, bf16, q, k and v as column ranges of one buffer, samples of one length.
 // Arguments: any of "SAMPLESxHEADSxLENGTHxHEAD_DIM"; without any, the shapes that the results in jmh/ are of. "lists" before them
-// times lists of blocks of 128 too: parts of the causal blocks drawn at random, and what makes lists. "once KEPT" before a shape
-// runs each of its kernels once, for a profiler.
+// times lists of blocks of 128 too: parts of the causal blocks drawn at random, ordered as selection orders them, and what makes
+// lists. "once KEPT" before a shape runs each of its kernels once, for a profiler.
 #include "cuda/attention_lists.cuh"
 
 #include <optional>
+
+#include "cuda/kernels/attention/order.h"
 
 using namespace test;
 
@@ -71,6 +73,20 @@ Times time(Case& c) {
 }
 
 constexpr int64_t kSize = 128;
+
+void choose_part(BlockLists& lists, double kept) {
+  static const pnb::cuda::Device device = pnb::cuda::open_device(0, false);
+  lists.choose_part(kept);
+  // Selection makes no empty lists, and its order leaves them out.
+  std::vector<double> counts = lists.counts.values(), order = lists.order.values();
+  auto empty = [&](double i) { return i >= 0 && counts[static_cast<size_t>(i)] == 0; };
+  if (std::any_of(order.begin(), order.begin() + lists.heads * lists.slots, empty)) return;
+  auto ints = [](const Tensor& t) { return static_cast<int32_t*>(t.t.data); };
+  pnb::cuda::attention::write_orders(device,
+                                     {ints(lists.counts), ints(lists.t_counts), ints(lists.order), lists.heads * lists.slots,
+                                      static_cast<int>(lists.width), nullptr, 0, nullptr},
+                                     nullptr, "order");
+}
 
 // Milliseconds of a call out of a graph of many: what makes lists is short, and a step is a graph.
 double graph_milliseconds(const std::function<void(cudaStream_t)>& call) {
@@ -146,7 +162,7 @@ void time(int64_t samples, int64_t heads, int64_t length, int64_t dim, bool with
   if (!with_lists) return;
   BlockLists lists(heads, c.cu, c.tokens, kSize, length / kSize);
   for (double kept : {1.0, 0.5, 0.3, 0.25, 0.1}) {
-    lists.choose_part(kept);
+    choose_part(lists, kept);
     c.f.blocks = c.b.blocks = lists.params();
     Times t = time(c);
     double speed = (dense.forward + dense.backward) / (t.forward + t.backward);
@@ -161,7 +177,7 @@ void time(int64_t samples, int64_t heads, int64_t length, int64_t dim, bool with
 void once(int64_t samples, int64_t heads, int64_t length, int64_t dim, double kept) {
   Case c(samples, heads, length, dim);
   BlockLists lists(heads, c.cu, c.tokens, kSize, length / kSize);
-  lists.choose_part(kept);
+  choose_part(lists, kept);
   c.f.blocks = c.b.blocks = lists.params();
   backend().attention_forward(c.f);
   backend().attention_backward(c.b);

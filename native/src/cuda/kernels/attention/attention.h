@@ -11,7 +11,7 @@ uint64_t attention_backward_workspace(const Device& device, const pnb_attention_
 void attention_mass(const pnb_attention_mass_params& p);
 void predict_attention(const Device& device, const pnb_predict_attention_params& p);
 uint64_t predict_attention_workspace(const Device& device, const pnb_predict_attention_params& p);
-void select_attention(const pnb_select_attention_params& p);
+void select_attention(const Device& device, const pnb_select_attention_params& p);
 uint64_t select_attention_workspace(const pnb_select_attention_params& p);
 
 }  // namespace pnb::cuda

@@ -32,6 +32,18 @@ struct Lists {
   }
 };
 
+// An order may hold shares, one for each block of threads, one after another: its first entries say where they begin. Orders of
+// more lists never do: with so many for each, loads even out.
+constexpr int kMostShared = 16384;
+constexpr int kMostShares = 512;
+constexpr int kNumberBits = 14;
+constexpr int32_t kSharedEntry = 1 << 30;
+static_assert(kMostShared <= 1 << kNumberBits && 2 * kNumberBits <= 30, "a list's number and a share's begin");
+
+__device__ inline int32_t shared_entry(int number, int begin) { return kSharedEntry | begin << kNumberBits | number; }
+__device__ inline int number_of_entry(int32_t entry) { return entry & ((1 << kNumberBits) - 1); }
+__device__ inline int begin_of_entry(int32_t entry) { return (entry & (kSharedEntry - 1)) >> kNumberBits; }
+
 // The slot of a sample's first block.
 __device__ inline int first_slot(const Borders& rows, int sample, int size) { return rows.at[sample] / size + sample; }
 

@@ -146,34 +146,50 @@ struct VisitTable {
   int count;
 };
 
-// Called by all threads, which synchronise at its end; scratch holds kMaxVisits numbers. Which units a block of threads gets
-// follows from the order, by turns of which odd ones run backwards, as in Units; it works them off head by head, so that all
-// of the grid is near the same head at any time and finds its rows in the L2 cache. kKeys: the lists are of keys; the others, which
-// come after them in the backward pass, begin with the last head, whose rows the L2 cache still holds.
+// Finds the numbers of this block of threads' units and counts them. Without shares they are taken in turns, of which odd ones
+// run backwards, as in Units.
+__device__ inline void find_numbers(const int32_t* order, int total, int* numbers, int& count) {
+  int blocks = gridDim.x, self = blockIdx.x;
+  auto entry = [&](int i) { return i < total ? order[i] : -1; };
+  auto turn = [&](int n) { return entry(n * blocks + (n % 2 == 0 ? self : blocks - 1 - self)); };
+  // Asked for at once: which of them matter is known when they are there.
+  int32_t own = entry(self), next = entry(self + 1), first = turn(threadIdx.x);
+  if (own >= kSharedEntry) {
+    int begin = begin_of_entry(own), end = self + 1 < blocks ? begin_of_entry(next) : total;
+    for (int i = begin + threadIdx.x; i < end && order[i] >= 0; i += blockDim.x) {
+      numbers[i - begin] = number_of_entry(order[i]);
+      atomicAdd(&count, 1);
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < kMaxVisits && first >= 0; i += blockDim.x, first = turn(i)) {
+    numbers[i] = first;
+    atomicAdd(&count, 1);
+  }
+}
+
+// Called by all threads, which synchronise at its end; scratch holds kMaxVisits numbers. A block of threads works its units off
+// head by head, so that all of the grid is near the same head at any time and finds its rows in the L2 cache. kKeys: the lists
+// are of keys; the others, which come after them in the backward pass, begin with the last head, whose rows the L2 cache still
+// holds.
 template <bool kKeys>
 __device__ void find_visits(const Borders& rows, const Lists& lists, int heads, int* scratch, VisitTable& table) {
+  int total = rows.samples > 0 ? heads * lists.slots : 0;
   if (threadIdx.x == 0) table.count = 0;
   __syncthreads();
-  int total = rows.samples > 0 ? heads * lists.slots : 0;
-  for (int i = threadIdx.x; i < kMaxVisits; i += blockDim.x) {
-    int item = i * gridDim.x + (i % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
-    int number = item < total ? lists.order[item] : -1;
-    if (number < 0) break;
-    scratch[i] = number;
-    atomicAdd(&table.count, 1);
-  }
+  find_numbers(lists.order, total, scratch, table.count);
   __syncthreads();
   for (int i = threadIdx.x; i < table.count; i += blockDim.x) {
     int number = scratch[i];
     int count = lists.counts[number];
     const int32_t* list = lists.indices + static_cast<int64_t>(number) * lists.width;
     SlotBlock at(rows, number % lists.slots, kListedRows);
+    int first = rows.at[at.sample], length = rows.at[at.sample + 1] - first;
     int last = count > 0 ? list[count - 1] : 0;
     int own = count == 0 ? -1 : kKeys ? last : list[0];
-    int first = rows.at[at.sample];
     int rank = 0;
     for (int j = 0; j < table.count; ++j) rank += kKeys ? scratch[j] < number : scratch[j] > number;
-    table.at[rank] = Visit(first, rows.at[at.sample + 1] - first, number / lists.slots, at.block, count, last, own);
+    table.at[rank] = Visit(first, length, number / lists.slots, at.block, count, last, own);
     table.number[rank] = number;
   }
   __syncthreads();

@@ -3,6 +3,7 @@
 
 #include "cuda/kernels/attention/attention.h"
 #include "cuda/kernels/attention/lists.cuh"
+#include "cuda/kernels/attention/order.h"
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/reduce.cuh"
@@ -10,7 +11,7 @@
 // A block of threads chooses for one head of one sample. Up to 128 blocks that may be chosen are compared with each other: each
 // finds how many come before it, and the sum of their masses. Of more, the range of masses that the lowest one kept lies in is
 // narrowed first, by asking for what lies above three values at a time; samples of few blocks have a kernel without that. Sums
-// are of doubles in a fixed order. A second kernel sorts what the lists came to and adds up the summary.
+// are of doubles in a fixed order. What the lists came to makes their orders and the summary (order.h).
 
 namespace pnb::cuda {
 
@@ -24,11 +25,6 @@ constexpr int kPivots = 3;
 constexpr int kMostThreads = 1024;
 constexpr int kFew = 128;       // what is compared with each other
 constexpr int kFewBlocks = 17;  // of a sample, of which not more than that may be chosen
-
-struct Outcome {
-  double covered, whole;  // sums of masses
-  int kept, possible, cut, lists;
-};
 
 struct Select {
   const float* mass;     // [heads, slots, width], or
@@ -404,113 +400,6 @@ __global__ void __launch_bounds__(8 * kWide * kWarp) select_kernel(Select p) {
   write_both<kWide>(p, own, shared.kept, shared.t_kept);
 }
 
-struct Order {
-  const int32_t *counts, *t_counts;
-  int32_t* order;  // [2, lists]
-  const Outcome* outcomes;
-  float* summary;
-  int64_t lists, outcome_count;
-  int bins;  // counts are below
-};
-
-constexpr int kOrderWarps = kMostThreads / kWarp;
-constexpr int kBins = kMostBlocks + 1;
-constexpr int kTogether = 4;  // counts that a lane asks for at once
-
-// A counting sort in which equal counts stay in their order: each warp counts, then places, neighbours. What has no block comes
-// last, as -1.
-__device__ void sort_lists(const int32_t* counts, int32_t* order, int64_t lists, int bins) {
-  __shared__ int before[kOrderWarps][kBins];
-  __shared__ int totals[kBins], starts[kBins];
-  static_assert(kOrderWarps == kWarp, "a lane has a warp's number");
-  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  for (int bin = lane; bin < bins; bin += kWarp) before[warp][bin] = 0;
-  __syncwarp();
-  int64_t share = round_up(ceil_div(lists, kOrderWarps), kWarp);
-  int64_t from = warp * share, to = min(lists, from + share);
-  // With the place in the lists, the count and the number of equal ones of this warp that come before.
-  auto each = [&](auto&& visit) {
-    for (int64_t i = from + lane; i - lane < to; i += kTogether * kWarp) {
-      int own[kTogether];
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k) own[k] = i + k * kWarp < to ? counts[i + k * kWarp] : -1;
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k) {
-        uint32_t same = __match_any_sync(~0u, own[k]);
-        int number = own[k] < 0 ? 0 : before[warp][own[k]];
-        __syncwarp();
-        if (own[k] >= 0) {
-          visit(i + k * kWarp, own[k], number + __popc(same & ((1u << lane) - 1)));
-          if (__ffs(static_cast<int>(same)) - 1 == lane) before[warp][own[k]] = number + __popc(same);
-        }
-        __syncwarp();
-      }
-    }
-  };
-  after_previous();
-  each([](int64_t, int, int) {});
-  __syncthreads();
-  for (int bin = warp; bin < bins; bin += kOrderWarps) {
-    int own = before[lane][bin], sum = own;
-#pragma unroll
-    for (int step = 1; step < kWarp; step *= 2) {
-      int other = __shfl_up_sync(~0u, sum, step);
-      if (lane >= step) sum += other;
-    }
-    before[lane][bin] = sum - own;
-    if (lane == kWarp - 1) totals[bin] = sum;
-  }
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < bins) {
-    int start = 0;
-#pragma unroll 8
-    for (int bin = 0; bin < bins; ++bin) start += bin > static_cast<int>(threadIdx.x) ? totals[bin] : 0;
-    starts[threadIdx.x] = start;
-  }
-  __syncthreads();
-  each([&](int64_t i, int bin, int number) { order[starts[bin] + number] = bin == 0 ? -1 : static_cast<int32_t>(i); });
-}
-
-__device__ void add_up(const Order& p) {
-  constexpr int kValues = 6;
-  __shared__ double sums[kOrderWarps][kValues];
-  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  double values[kValues] = {};
-  after_previous();
-  for (int64_t i = threadIdx.x; i < p.outcome_count; i += kMostThreads) {
-    Outcome one = p.outcomes[i];
-    values[0] += one.kept;
-    values[1] += one.possible;
-    values[2] += one.covered;
-    values[3] += one.whole;
-    values[4] += one.cut;
-    values[5] += one.lists;
-  }
-  auto add = [](double x, double y) { return x + y; };
-#pragma unroll
-  for (int k = 0; k < kValues; ++k) {
-    values[k] = warp_combine(values[k], add);
-    if (lane == 0) sums[warp][k] = values[k];
-  }
-  __syncthreads();
-  if (warp > 0) return;
-#pragma unroll
-  for (int k = 0; k < kValues; ++k) values[k] = warp_combine(sums[lane][k], add);
-  if (lane > 0) return;
-  auto part = [&](int of, float otherwise) {
-    return values[of + 1] == 0 ? otherwise : static_cast<float>(values[of] / values[of + 1]);
-  };
-  p.summary[PNB_SUMMARY_KEPT] = part(0, 0.0f);
-  p.summary[PNB_SUMMARY_COVERED] = part(2, 1.0f);
-  p.summary[PNB_SUMMARY_CUT] = part(4, 0.0f);
-}
-
-__global__ void __launch_bounds__(kMostThreads) order_kernel(Order p) {
-  let_next_begin();
-  if (blockIdx.x < 2) sort_lists(blockIdx.x == 0 ? p.counts : p.t_counts, p.order + blockIdx.x * p.lists, p.lists, p.bins);
-  else add_up(p);
-}
-
 }  // namespace
 
 }  // namespace attention
@@ -520,7 +409,7 @@ uint64_t select_attention_workspace(const pnb_select_attention_params& p) {
   return static_cast<uint64_t>(p.blocks.indices.shape[0] * samples) * sizeof(attention::Outcome);
 }
 
-void select_attention(const pnb_select_attention_params& p) {
+void select_attention(const Device& device, const pnb_select_attention_params& p) {
   using namespace attention;
   static const char* op = "select_attention";
   const pnb_attention_blocks& blocks = p.blocks;
@@ -556,15 +445,10 @@ void select_attention(const pnb_select_attention_params& p) {
   else if (longest <= 64) choose(std::integral_constant<int, 2>());
   else choose(std::integral_constant<int, 4>());
 
-  Order order{args.counts,
-              args.t_counts,
-              static_cast<int32_t*>(blocks.order.data),
-              args.outcomes,
-              static_cast<float*>(p.summary.data),
-              heads * args.slots,
-              heads * samples,
-              static_cast<int>(longest) + 1};
-  launch(order_kernel, {dim3(order.summary == nullptr ? 2u : 3u), kMostThreads, 0, stream, 1, true}, op, order);
+  write_orders(device,
+               {args.counts, args.t_counts, static_cast<int32_t*>(blocks.order.data), heads * args.slots,
+                static_cast<int>(longest), args.outcomes, heads * samples, static_cast<float*>(p.summary.data)},
+               stream, op);
 }
 
 }  // namespace pnb::cuda

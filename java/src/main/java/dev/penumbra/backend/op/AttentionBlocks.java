@@ -13,7 +13,7 @@ import dev.penumbra.tensor.Tensor;
  * @param transposedIndices i32 [heads, slots, width]: the query blocks that attend to a slot's key block, ascending
  * @param transposedCounts i32 [heads, slots]
  * @param order i32 [2, heads · slots]: {@code head · slots + slot} of all blocks by falling count, then -1; likewise by
- *     transposed count
+ *     transposed count. On a GPU what makes lists may write it share by share instead (penumbra/attention_blocks.h)
  * @param size rows of a block: 64 or 128
  */
 public record AttentionBlocks(Tensor indices, Tensor counts, Tensor transposedIndices, Tensor transposedCounts, Tensor order,
