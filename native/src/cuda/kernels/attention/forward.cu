@@ -451,8 +451,10 @@ __device__ void consume(const Args& a, Shared<kDim, kWarpgroups, kListed>& share
   };
 
   if constexpr (kListed) {
+    Visit ahead = shared.units.at[0];
     for (int u = 0; u < shared.units.count; ++u) {
-      Visit next = shared.units.at[u];
+      Visit next = ahead;
+      ahead = shared.units.at[u + 1];
       Place place(next);
       part = warpgroup ^ (u & 1);
       if (next.count() == 0) {

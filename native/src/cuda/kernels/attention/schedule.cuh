@@ -141,8 +141,8 @@ constexpr int kMaxVisits = 1024;
 // All listed units of this block of threads, in shared memory. Looked up once, by all threads at the same time: one after
 // another, the three loads that a unit's list is found by take longer than its products.
 struct VisitTable {
-  Visit at[kMaxVisits];
-  int number[kMaxVisits];  // head * slots + slot
+  Visit at[kMaxVisits + 1];  // one more may be read ahead
+  int number[kMaxVisits];    // head * slots + slot
   int count;
 };
 
@@ -168,6 +168,18 @@ __device__ inline void find_numbers(const int32_t* order, int total, int* number
   }
 }
 
+// Brings lists into the L2 cache, each block of threads a part, while it is found out which of them are whose.
+__device__ inline void prefetch_lists(const Lists& lists, int total) {
+  constexpr int kLine = 128;
+  auto prefetch = [](const int32_t* from, int64_t count, int64_t line) {
+    const char* at = reinterpret_cast<const char*>(from) + line * kLine;
+    if (line * kLine < count * static_cast<int64_t>(sizeof *from)) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+  };
+  int64_t line = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  prefetch(lists.counts, total, line);
+  prefetch(lists.indices, static_cast<int64_t>(total) * lists.width, line);
+}
+
 // Called by all threads, which synchronise at its end; scratch holds kMaxVisits numbers. A block of threads works its units off
 // head by head, so that all of the grid is near the same head at any time and finds its rows in the L2 cache. kKeys: the lists
 // are of keys; the others, which come after them in the backward pass, begin with the last head, whose rows the L2 cache still
@@ -176,6 +188,8 @@ template <bool kKeys>
 __device__ void find_visits(const Borders& rows, const Lists& lists, int heads, int* scratch, VisitTable& table) {
   int total = rows.samples > 0 ? heads * lists.slots : 0;
   if (threadIdx.x == 0) table.count = 0;
+  // The kernel that works on keys finds its units while the one before it ends, and has no registers for this.
+  if constexpr (kKeys) prefetch_lists(lists, total);
   __syncthreads();
   find_numbers(lists.order, total, scratch, table.count);
   __syncthreads();
