@@ -1,6 +1,8 @@
 // Attention against double: odd lengths, packed and empty samples, tails, strided views, caches, poison, NaN next door.
 #include "cuda/attention_case.cuh"
 
+#include <chrono>
+
 using namespace test;
 
 namespace {
@@ -72,14 +74,13 @@ void reference_is_right() {
   }
 }
 
-// A sample full of NaN leaves its neighbours as they are without it.
-void nan_stays_in_its_sample(int32_t dtype, int64_t dim, int64_t longest) {
-  Shape s = packed(dtype, 2, dim, {0, 90, 230, 300}, 301, 1.0, longest);
+// A sample full of NaN, the second one, leaves its neighbours as they are without it.
+void nan_stays_in_its_sample(const Shape& s) {
   std::string what = s.text() + " beside a sample of NaN";
   Operands clean(s, true), dirty(s, true);
   dirty.q_buffer.set(clean.q_buffer.values());
   dirty.d_o.set(clean.d_o.values());
-  auto poison = [](int64_t row, int64_t) { return row >= 90 && row < 230 ? NAN : 1.0; };
+  auto poison = [&](int64_t row, int64_t) { return row >= s.cu_q[1] && row < s.cu_q[2] ? NAN : 1.0; };
   Operands::edit(dirty.q_buffer, poison);
   Operands::edit(dirty.d_o, poison);
   for (Operands* x : {&clean, &dirty}) {
@@ -97,14 +98,47 @@ void nan_stays_in_its_sample(int32_t dtype, int64_t dim, int64_t longest) {
   expect(outside(clean.d_qkv) == outside(dirty.d_qkv), what + ": gradients unchanged outside it");
 }
 
+// A step is a graph. Blocks of threads that wait for each other are given a time to end in.
+void comes_out_of_a_graph(const Shape& s) {
+  Operands x(s, true);
+  x.forward();
+  x.backward();
+  std::vector<char> first = x.d_qkv.bits();
+  pnb_attention_backward_params p = x.backward_params();
+  Workspace workspace(backend().attention_backward_workspace(p));
+  p.workspace = workspace.w;
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t ready;
+  cuda(cudaStreamCreate(&stream));
+  p.stream = stream;
+  cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  ok(s.text(), [&] { backend().attention_backward(p); });
+  cuda(cudaStreamEndCapture(stream, &graph));
+  cuda(cudaGraphInstantiate(&ready, graph, 0));
+  cuda(cudaMemset(x.d_qkv.t.data, 0x7f, first.size()));
+  cuda(cudaDeviceSynchronize());
+  for (int i = 0; i < 3; ++i) cuda(cudaGraphLaunch(ready, stream));
+  auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (cudaStreamQuery(stream) == cudaErrorNotReady) {
+    if (std::chrono::steady_clock::now() < until) continue;
+    std::printf("FAILED: %s out of a graph: did not end\n", s.text().c_str());
+    std::fflush(stdout);
+    std::_Exit(1);
+  }
+  expect(x.d_qkv.bits() == first, s.text() + ": equal bits out of a graph");
+  cudaGraphExecDestroy(ready);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
 void cases(int32_t dtype, bool brief) {
   for (int64_t dim : {64, 80, 128}) {
     matches(packed(dtype, 2, dim, {0, 128, 256}, 256));
     matches(packed(dtype, 3, dim, lengths({65, 0, 5, 129}), 203));
     matches(packed(dtype, 1, dim, lengths({1}), 1));
     matches(packed(dtype, 2, dim, {0, 0, 0}, 7));  // no sample at all
-    nan_stays_in_its_sample(dtype, dim, 0);
-    nan_stays_in_its_sample(dtype, dim, 4096);
+    for (int64_t longest : {0, 4096}) nan_stays_in_its_sample(packed(dtype, 2, dim, {0, 90, 230, 300}, 301, 1.0, longest));
     if (brief) continue;
     matches(packed(dtype, 2, dim, lengths({300}), 333, 8.0));  // scores in the hundreds
     std::vector<int32_t> cu = random_lengths(24, 300);
@@ -135,5 +169,14 @@ int main(int argc, char** argv) {
     if (!brief) matches(packed(PNB_DTYPE_BF16, 32, dim, cu, cu.back() + 33, 1.0, dim == 64 ? 4096 : 0));
   }
   if (!brief) matches(packed(PNB_DTYPE_BF16, 48, 64, lengths({900, 1000, 257}), 2157));
+  // Samples of one length that fill the device, whose dq is added up across blocks of threads: in two turns, and of an odd
+  // number of pairs of blocks. Then as many rows, but not equally long.
+  if (!brief) {
+    matches(packed(PNB_DTYPE_BF16, 32, 128, lengths({1024, 1024}), 2048));
+    matches(packed(PNB_DTYPE_BF16, 13, 128, lengths({1280, 1280}), 2560));
+    matches(packed(PNB_DTYPE_BF16, 32, 128, lengths({1024, 512}), 2048));
+    nan_stays_in_its_sample(packed(PNB_DTYPE_BF16, 19, 128, lengths({1024, 1024, 1024}), 3072));
+  }
+  comes_out_of_a_graph(packed(PNB_DTYPE_BF16, 29, 128, lengths({1024}), 1024));
   return finish("attention");
 }

@@ -21,6 +21,13 @@ constexpr int kWarpgroup = 128;
 // A value that all lanes of a warp share, told to the compiler: it serialises products in branches that might diverge.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
 
+// A value of which the compiler knows nothing: what is made of it in a loop is made in each turn anew, rather than before
+// the loop in registers that are not there.
+__device__ __forceinline__ uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 using pnb::cuda::Barrier;
 using pnb::cuda::fence_async_proxy;
 using pnb::cuda::fence_barrier_init;
@@ -132,6 +139,11 @@ __device__ __forceinline__ void fence(float (&d)[kCount]) {
 // Before the first product that reads registers written by ordinary instructions.
 __device__ __forceinline__ void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// d[64, 64] (+)= a * b, of which both operands have their columns contiguous: a is 16 rows of 64 columns, and so is b.
+__device__ __forceinline__ void transposed_step(float (&d)[32], uint64_t a, uint64_t b, bool add) {
+  shared_step<cute::SM90_64x64x16_F32BF16BF16_SS<Major::MN, Major::MN>>(d, a, b, add, std::make_index_sequence<32>());
+}
 
 // Waits until at most so many committed groups are unfinished.
 template <int kUnfinished>

@@ -15,25 +15,31 @@ struct Launch {
   int threads;
   size_t shared_bytes;
   cudaStream_t stream;
-  int cluster = 1;     // neighbours along x
-  bool early = false;  // the kernel calls after_previous() before it touches what another kernel writes or reads
+  int cluster = 1;        // neighbours along x
+  bool early = false;     // the kernel calls after_previous() before it touches what another kernel writes or reads
+  bool together = false;  // blocks of the whole grid wait for each other: they run at the same time or not at all
 };
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, const char* name, const Arguments&... arguments) {
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = static_cast<unsigned>(how.cluster);
-  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[3];
+  unsigned count = 0;
+  auto add = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue& {
+    attributes[count].id = id;
+    return attributes[count++].val;
+  };
+  auto& cluster = add(cudaLaunchAttributeClusterDimension).clusterDim;
+  cluster.x = static_cast<unsigned>(how.cluster);
+  cluster.y = cluster.z = 1;
+  if (how.early) add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
+  if (how.together) add(cudaLaunchAttributeCooperative).cooperative = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = how.grid;
   config.blockDim = dim3(static_cast<unsigned>(how.threads));
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = how.stream;
   config.attrs = attributes;
-  config.numAttrs = how.early ? 2 : 1;
+  config.numAttrs = count;
   check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 }
 

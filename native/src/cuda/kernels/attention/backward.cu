@@ -1,5 +1,6 @@
 #include "cuda/kernels/attention/backward.h"
 
+#include "cuda/kernels/attention/all_gradients.h"
 #include "cuda/kernels/attention/schedule.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 
@@ -16,7 +17,12 @@ bool takes_fast_backward(const pnb_attention_backward_params& p) {
          p.q.shape[0] * p.q.shape[1] <= INT32_MAX && unit_slots(p.q.shape[0], samples, kFewestRows) <= kMaxUnits;
 }
 
+uint64_t fast_backward_workspace(const pnb_attention_backward_params& p) {
+  return static_cast<uint64_t>(p.q.shape[0] * p.q.shape[1]) * sizeof(RowStats) + all_gradients_workspace(p);
+}
+
 void fast_backward(const Device& device, const pnb_attention_backward_params& p) {
+  if (all_gradients_length(device, p) > 0) all_gradients(device, p);
   query_gradient(device, p);
   key_gradient(device, p);
 }

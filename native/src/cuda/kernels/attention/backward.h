@@ -1,6 +1,7 @@
 // Attention's backward pass on the tensor cores: bf16, head sizes 64, 80 and 128. Two kernels, each of which recomputes the
 // probabilities: one owns query rows and writes dq, the other owns key rows and writes dk and dv. Nothing is added up across
-// blocks of threads, so equal inputs give equal bits, at the price of seven products a tile instead of five.
+// blocks of threads, so equal inputs give equal bits, at the price of seven products a tile instead of five. Where all samples are
+// equally long, all_gradients() may do with five.
 #pragma once
 
 #include "cuda/kernels/attention/heads.cuh"
@@ -15,9 +16,7 @@ struct alignas(16) RowStats {
   float delta;  // sum of o * d_o
 };
 
-inline uint64_t fast_backward_workspace(const pnb_attention_backward_params& p) {
-  return static_cast<uint64_t>(p.q.shape[0] * p.q.shape[1]) * sizeof(RowStats);
-}
+uint64_t fast_backward_workspace(const pnb_attention_backward_params& p);
 
 // Whether the call is one that fast_backward() computes.
 bool takes_fast_backward(const pnb_attention_backward_params& p);

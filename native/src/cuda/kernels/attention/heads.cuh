@@ -38,6 +38,13 @@ struct Borders {
     }
     return low == 0 ? samples : low - 1;
   }
+
+  // Whether every sample has so many rows. Called by all threads of a block.
+  __device__ bool are_all(int32_t length) const {
+    bool same = true;
+    for (int s = threadIdx.x; s <= samples; s += blockDim.x) same = same && at[s] == s * length;
+    return __syncthreads_and(same) != 0;
+  }
 };
 
 }  // namespace pnb::cuda::attention

@@ -1,5 +1,6 @@
 #include <type_traits>
 
+#include "cuda/kernels/attention/all_gradients.h"
 #include "cuda/kernels/attention/backward.h"
 #include "cuda/kernels/attention/schedule.cuh"
 #include "cuda/kernels/attention/softmax.cuh"
@@ -36,13 +37,6 @@ constexpr int kSlots = kDim == 64 ? 5 : 4;
 // beside this one's and its queries, they share a pool.
 template <int kDim, bool kListed>
 constexpr bool kPooled = kListed && kDim == 128;
-
-// A value of which the compiler knows nothing: what is made of it in a loop is made in each turn anew, rather than before
-// the loop in registers that are not there.
-__device__ __forceinline__ uint32_t opaque(uint32_t x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 
 // Who has which chunk of a pool. A unit's keys and its values hold one each to its end, and tiles of queries take the others in
 // turn; the next unit's keys and values come next in turn, while this one's last tiles are in use. The warp that fills chunks and
@@ -110,6 +104,7 @@ struct Args {
   int64_t tokens;
   int heads, slots;
   float scale;
+  int handled;  // all_gradients() does the work where every sample has so many rows
 };
 
 struct Place {
@@ -546,6 +541,7 @@ template <int kDim, bool kListed, bool kKeys>
 __global__ void __launch_bounds__(kThreads, 1) key_gradient_kernel(const __grid_constant__ Args a) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<kDim, kListed>*>(memory);
+  if (!kListed && kDim == 128 && a.handled > 0 && a.borders.are_all(a.handled)) return;
   if (threadIdx.x == 0) {
     for (const HeadsMap* map : {&a.q, &a.k, &a.v, &a.d_o}) prefetch_map(map->wide);
     for (int i = 0; i < kKeySlots<kDim>; ++i) {
@@ -605,7 +601,8 @@ void launch(const Device& device, const pnb_attention_backward_params& p) {
          tokens,
          static_cast<int>(heads),
          slots,
-         p.scale};
+         p.scale,
+         all_gradients_length(device, p)};
   auto kernel = key_gradient_kernel<kDim, kListed, kKeys>;
   allow_shared_memory(kernel, sizeof(Shared<kDim, kListed>), op);
   dim3 grid(static_cast<unsigned>(device.multiprocessors));

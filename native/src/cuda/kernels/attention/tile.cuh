@@ -100,6 +100,11 @@ struct Tile {
     return descriptor(tile / 16 + row * 2 + kRestStart / 16, 3, 16, 256);
   }
 
+  // Rows [16 i, 16 i + 16) of a panel as an operand whose 64 columns are contiguous.
+  __device__ __forceinline__ static uint64_t column_major(uint32_t tile, int panel, int i) {
+    return descriptor(tile / 16 + panel * (kPanelBytes / 16) + i * 16 * 8, 1, kPanelBytes, 1024);
+  }
+
   // Rows [row, row + 64) as the left operand in registers: four a step of 16.
   __device__ __forceinline__ static void load_fragments(uint32_t* a, uint32_t tile, int row) {
     int lane = threadIdx.x % 32;
