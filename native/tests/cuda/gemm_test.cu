@@ -20,6 +20,7 @@ struct Case {
   Residual residual = kNone;
   int64_t pad = 0;  // columns between the rows of a, d, residual and mask: a multiple of 8 keeps them aligned
   std::vector<Term> terms;
+  bool few = false;  // on two multiprocessors, so that each computes several tiles, and wide ones waste nothing
 
   std::string text() const {
     char buffer[256];
@@ -29,9 +30,20 @@ struct Case {
                   mask, residual, static_cast<long long>(pad));
     std::string text = buffer;
     for (const Term& t : terms) text += t.text();
-    return text;
+    return few ? text + " on two multiprocessors" : text;
   }
 };
+
+void multiply(const pnb_gemm_params& p, bool few) {
+  static const pnb::cuda::Device two = [] {
+    pnb::cuda::Device device = backend().device();
+    device.multiprocessors = 2;
+    return device;
+  }();
+  static pnb::cuda::Gemm gemm(two);
+  if (few) gemm.run(p);
+  else backend().gemm(p);
+}
 
 void run(const Case& c) {
   std::string what = c.text();
@@ -91,7 +103,7 @@ void run(const Case& c) {
   terms.set(p);
   Workspace workspace(backend().gemm_workspace(p));
   p.workspace = workspace.w;
-  ok(what, [&] { backend().gemm(p); });
+  ok(what, [&] { multiply(p, c.few); });
   cuda(cudaDeviceSynchronize(), what.c_str());
 
   std::vector<double> expected = product_in_double(a_values, b_values, c.m, c.n, c.k);
@@ -127,7 +139,7 @@ void run(const Case& c) {
 
   if (c.residual == kAliased) return;
   std::vector<char> first = d.buffer.bits();
-  ok(what, [&] { backend().gemm(p); });
+  ok(what, [&] { multiply(p, c.few); });
   expect(d.buffer.bits() == first, what + ": other bits the second time");
 }
 
@@ -146,6 +158,7 @@ Case random_case() {
   c.pad = one_of<int64_t>({0, 3, 8, 8, 16});
   int64_t count = one_of<int64_t>({0, 0, 1, 1, 2, 3, 4});
   for (int64_t t = 0; t < count; ++t) c.terms.push_back(random_term(c.n));
+  c.few = one_of({false, true});
   return c;
 }
 
@@ -176,18 +189,23 @@ void nan_stays_behind_relu() {
 
 int main(int argc, char** argv) {
   backend();
+  auto both = [](Case c) {
+    run(c);
+    c.few = true;
+    run(c);
+  };
   // What a decoder's layer asks for, larger than a wave of tiles.
   if (argc < 2) {
     int32_t bf16 = PNB_DTYPE_BF16;
-    run({1500, 6144, 2048, bf16, bf16, kForward, PNB_EPILOGUE_NONE, true, false, kNone, 0,
+    both({1500, 6144, 2048, bf16, bf16, kForward, PNB_EPILOGUE_NONE, true, false, kNone, 0,
          {{4, 0, 2048, false, 0.0f}, {4, 4096, 2048, false, 0.0f}}});
-    run({1500, 3072, 768, bf16, bf16, kForward, PNB_EPILOGUE_RELU, true, true, kNone, 0, {}});
-    run({1500, 2048, 4096, bf16, bf16, kForward, PNB_EPILOGUE_NONE, true, false, kAliased, 0, {{16, 0, 2048, false, 0.0f}}});
-    run({1500, 4096, 2048, bf16, bf16, kBackward, PNB_EPILOGUE_DRELU, false, true, kNone, 0, {{8, 0, 4096, true, 0.1f}}});
-    run({1500, 2048, 3072, bf16, bf16, kBackward, PNB_EPILOGUE_NONE, false, false, kOwn, 0,
+    both({1500, 3072, 768, bf16, bf16, kForward, PNB_EPILOGUE_RELU, true, true, kNone, 0, {}});
+    both({1500, 2048, 4096, bf16, bf16, kForward, PNB_EPILOGUE_NONE, true, false, kAliased, 0, {{16, 0, 2048, false, 0.0f}}});
+    both({1500, 4096, 2048, bf16, bf16, kBackward, PNB_EPILOGUE_DRELU, false, true, kNone, 0, {{8, 0, 4096, true, 0.1f}}});
+    both({1500, 2048, 3072, bf16, bf16, kBackward, PNB_EPILOGUE_NONE, false, false, kOwn, 0,
          {{64, 0, 2048, true, 0.0f}, {4, 0, 2048, true, 0.0f}}});
-    run({700, 5027, 512, bf16, PNB_DTYPE_F32, kForward, PNB_EPILOGUE_NONE, false, false, kNone, 16, {}});
-    run({700, 512, 5024, bf16, PNB_DTYPE_F32, kBackward, PNB_EPILOGUE_NONE, false, false, kAliased, 8, {}});
+    both({700, 5027, 512, bf16, PNB_DTYPE_F32, kForward, PNB_EPILOGUE_NONE, false, false, kNone, 16, {}});
+    both({700, 512, 5024, bf16, PNB_DTYPE_F32, kBackward, PNB_EPILOGUE_NONE, false, false, kAliased, 8, {}});
   }
   int cases = argc > 1 ? std::atoi(argv[1]) : 300;
   for (int i = 0; i < cases; ++i) run(random_case());

@@ -107,6 +107,11 @@ struct Atom<128, kB> {
   using Shared = cute::SM90_64x128x16_F32BF16BF16_SS<Major::K, kB>;
   using Registers = cute::SM90_64x128x16_F32BF16BF16_RS<Major::K, kB>;
 };
+template <Major kB>
+struct Atom<256, kB> {
+  using Shared = cute::SM90_64x256x16_F32BF16BF16_SS<Major::K, kB>;
+  using Registers = cute::SM90_64x256x16_F32BF16BF16_RS<Major::K, kB>;
+};
 
 template <typename Instruction, size_t... kI>
 __device__ __forceinline__ void shared_step(float* d, uint64_t a, uint64_t b, bool add, std::index_sequence<kI...>) {

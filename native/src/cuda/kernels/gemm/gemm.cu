@@ -5,6 +5,7 @@
 #include "core/tensor.h"
 #include "cuda/kernels/gemm/product.h"
 #include "cuda/kernels/gemm/sm90_relay.h"
+#include "cuda/kernels/gemm/sm90_tandem.h"
 #include "cuda/kernels/gemm/sm90_tile.h"
 
 namespace pnb::cuda {
@@ -17,13 +18,13 @@ struct TileKernels {
   sm90::TileProduct wide_bf16[2];
   sm90::TileProduct f32[2];  // d in f32
   sm90::TileProduct exponentials;  // b contiguous along k
-  sm90::TileProduct relay[2];           // terms without dropout as k steps, d in bf16
+  sm90::TileProduct tandem[2];          // wide tiles; terms without dropout as k steps, d in bf16
+  sm90::TileProduct relay[2];           // likewise, tiles that are not wide
   sm90::TileProduct blocks[2];          // with lists of active blocks, d in bf16
   sm90::TileProduct blocks_dropout[2];  // some term has dropout
-  int tile, wide_tile;       // columns of a tile; both have 128 rows
-  int wide_k;                // from this k on, the wide tile's better reuse outweighs its epilogue, which nothing hides: without
-                             // terms
-  int relay_ranks;           // from so many on, terms cost less as k steps than as multiply-adds in the epilogue
+  int tile, wide_tile;                  // columns of a tile; both have 128 rows
+  int wide_k;       // from this k on, the wide tile's better reuse outweighs wide_bf16's epilogue, which nothing hides
+  int relay_ranks;  // from so many on, terms cost less as k steps than as multiply-adds in the epilogue
 };
 
 const TileKernels& tile_kernels(Arch arch) {
@@ -31,6 +32,7 @@ const TileKernels& tile_kernels(Arch arch) {
                                     {sm90::forward_wide_bf16, sm90::backward_wide_bf16},
                                     {sm90::forward_f32, sm90::backward_f32},
                                     sm90::forward_exponentials,
+                                    {sm90::tandem_forward, sm90::tandem_backward},
                                     {sm90::relay_forward, sm90::relay_backward},
                                     {sm90::relay_columns, sm90::relay_steps},
                                     {sm90::relay_columns_dropout, sm90::relay_steps_dropout},
@@ -58,21 +60,28 @@ bool mask_of_words(const Product& p) {
          ((reinterpret_cast<uintptr_t>(e.mask) | static_cast<uintptr_t>(e.mask_stride)) % 4 == 0 && p.epilogue_columns() % 32 == 0);
 }
 
-// Whether terms without dropout make up most of a product's end.
+// Whether terms make up most of a product's end.
 bool many_ranks(const Epilogue& e, int enough) {
   int ranks = 0;
   for (int t = 0; t < e.term_count; ++t) ranks += e.terms[t].rank;
-  return ranks >= enough && !e.dropout();
+  return ranks >= enough;
 }
 
 sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& device) {
   const TileKernels& kernels = tile_kernels(device.arch);
-  if (p.gather != Gather::kNone) return p.epilogue.dropout() ? kernels.blocks_dropout[!along_k] : kernels.blocks[!along_k];
+  const Epilogue& e = p.epilogue;
+  if (p.gather != Gather::kNone) return e.dropout() ? kernels.blocks_dropout[!along_k] : kernels.blocks[!along_k];
   if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
-  if (many_ranks(p.epilogue, kernels.relay_ranks) && mask_of_words(p)) return kernels.relay[!along_k];
-  bool wide = p.k >= kernels.wide_k && p.epilogue.term_count == 0 &&
-              filled(p, kernels.wide_tile, device.multiprocessors) >= filled(p, kernels.tile, device.multiprocessors);
-  return wide ? kernels.wide_bf16[!along_k] : kernels.bf16[!along_k];
+  bool wide_fills = filled(p, kernels.wide_tile, device.multiprocessors) >= filled(p, kernels.tile, device.multiprocessors);
+  bool long_k = p.k >= kernels.wide_k;
+  if (!e.dropout() && mask_of_words(p)) {
+    // Terms cost more in the other kernels' ends. Without any, a residual keeps the tandem's lower half waiting for longer than
+    // its tile gains, and a long k makes little of wide_bf16's end.
+    bool cheap_end = e.term_count > 0 || (!long_k && p.residual.data == nullptr);
+    if (wide_fills && cheap_end) return kernels.tandem[!along_k];
+    if (many_ranks(e, kernels.relay_ranks)) return kernels.relay[!along_k];
+  }
+  return long_k && e.term_count == 0 && wide_fills ? kernels.wide_bf16[!along_k] : kernels.bf16[!along_k];
 }
 
 // Strides of a dimension of size 1 say nothing: they become what a contiguous matrix would have.

@@ -1,8 +1,8 @@
 // What a warpgroup does with a tile's sums: terms with dropout, bias, activation and its mask, residual, rounding, and the
 // bulk copy to d.
 //
-// A thread of warp w has rows 16 w + lane / 4 + {0, 8} of each half of a tile, and columns 2 (lane % 4) + {0, 1} of each
-// eight: sums[i][4 j + 2 y + x] is row 64 i + 16 w + lane / 4 + 8 y, column 8 j + 2 (lane % 4) + x.
+// A thread of warp w has rows 16 w + lane / 4 + {0, 8} of each 64 rows that its warpgroup has, and columns 2 (lane % 4) + {0, 1} of
+// each eight: sums[i][4 j + 2 y + x] is row 64 i + 16 w + lane / 4 + 8 y, column 8 j + 2 (lane % 4) + x.
 #pragma once
 
 #include "cuda/kernels/gemm/sm90_schedule.cuh"
@@ -10,9 +10,20 @@
 
 namespace pnb::cuda::sm90 {
 
-// A tile on its way: its panels' rows of 64 bytes are swizzled as the copy engine does it. Eight rows that one instruction
-// stores then lie in different banks, and what a list leaves of a tile is a number of whole panels.
-constexpr int kPanelBytes = kTileM * kPanelColumns * 2;
+// What a warpgroup has of a tile: all of it, or the upper or the lower half.
+//
+// On its way its panels' rows of 64 bytes are swizzled as the copy engine does it. Eight rows that one instruction stores then
+// lie in different banks, and what a list leaves of a tile is a number of whole panels.
+template <int kRows_, int kColumns_>
+struct TilePart {
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kPanels = kColumns / kPanelColumns;
+  static constexpr int kPanelBytes = kRows * kPanelColumns * 2;
+  static constexpr bool kWhole = kRows == kTileM;
+
+  // Its first row.
+  __device__ static int row(const TileInfo& tile, int warpgroup) { return kWhole ? tile.row : tile.row + warpgroup * kRows; }
+};
 
 struct Finish {
   Epilogue epilogue;
@@ -30,12 +41,13 @@ inline Finish finish_of(const Product& p) {
   return finish;
 }
 
-// One tile on its way is enough: the other warpgroup's is a main loop away.
+// One part on its way is enough: the other warpgroup's is a main loop away, or can wait. At a multiple of 1024 bytes.
+template <class Part>
 struct FinishShared {
-  alignas(1024) char tile[kPanels * kPanelBytes];
-  float bias[2][kTileN];     // each warpgroup's
-  hopper::Barrier residual;  // has come for the next tile
-  hopper::Barrier left;      // the tile before has left for d
+  char part[Part::kPanels * Part::kPanelBytes];
+  float bias[2][Part::kColumns];  // each warpgroup's
+  hopper::Barrier residual;       // has come for the next part
+  hopper::Barrier left;           // the part before has left for d
 };
 
 __device__ __forceinline__ void store_box(const CUtensorMap& map, const void* from, int x, int y) {
@@ -58,65 +70,101 @@ __device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&words
                : "memory");
 }
 
-template <Gather kGather, bool kDropout>
+template <class Part, Gather kGather, bool kDropout>
 class TileFinish {
  public:
-  using Sums = float[2][kTileN / 2];
+  static constexpr int kHalves = Part::kRows / 64;
+  static constexpr int kRows = 2 * kHalves;  // of a thread: 2 i + y
+  static constexpr int kPanels = Part::kPanels;
+  // Nothing hides a wait for the mask where both warpgroups end a tile at once.
+  static constexpr bool kMaskAhead = !Part::kWhole;
+  using Sums = float[kHalves][Part::kColumns / 2];
+  using Shared = FinishShared<Part>;
 
-  __device__ TileFinish(const Finish& finish, const CUtensorMap& d_map, FinishShared& shared, const TileInfo& tile, int warpgroup,
+  __device__ TileFinish(const Finish& finish, const CUtensorMap& d_map, Shared& shared, const TileInfo& tile, int warpgroup,
                         int thread)
       : f_(finish),
         d_map_(d_map),
         shared_(shared),
         warpgroup_(warpgroup),
         thread_(thread),
-        row_(tile.row),
+        row_(Part::row(tile, warpgroup)),
         column_(tile.column),
         end_(tile.end) {
 #pragma unroll
     for (int p = 0; p < kPanels; ++p) {
-      origin_[p] = kGather != Gather::kColumns || column_ + p * kPanelColumns < end_ ? tile.origin[p] : f_.columns;
+      origin_[p] = kGather != Gather::kColumns || column_ + p * kPanelColumns < end_ ? panel_origin<kGather>(tile, p) : f_.columns;
     }
   }
 
-  // Starts the copy of a tile's residual to where its d will be. The tile before has left.
-  __device__ static void fetch_residual(const Finish& finish, const CUtensorMap& map, FinishShared& shared, const TileInfo& tile) {
+  // Starts the copy of a part's residual to where its d will be. The part before has left.
+  __device__ static void fetch_residual(const Finish& finish, const CUtensorMap& map, Shared& shared, const TileInfo& tile,
+                                        int warpgroup) {
     if (!finish.residual_copied) return;
-    shared.residual.arrive_and_expect(kPanels * kPanelBytes);
+    shared.residual.arrive_and_expect(kPanels * Part::kPanelBytes);
 #pragma unroll
     for (int p = 0; p < kPanels; ++p) {
-      hopper::copy_box(shared.tile + p * kPanelBytes, map, shared.residual, tile.column + p * kPanelColumns, tile.row);
+      hopper::copy_box(shared.part + p * Part::kPanelBytes, map, shared.residual, tile.column + p * kPanelColumns,
+                       Part::row(tile, warpgroup));
     }
   }
 
-  // The bias of the column that has this thread's number in the tile; asked for before the tile's wgmmas.
-  __device__ float bias() const {
-    float bias = 0.0f;
-    if (f_.epilogue.bias != nullptr && own_column() < f_.columns) bias = __ldg(f_.epilogue.bias + own_column());
-    asm volatile("" : "+f"(bias));
-    return bias;
+  // What is asked for before the tile's wgmmas.
+  struct Ahead {
+    float bias[Part::kColumns / hopper::kWarpgroup];  // of the columns that have this thread's number in each 128 of the tile
+    uint32_t mask[kMaskAhead ? kRows : 1][kPanels];    // ReLU's bits of this thread's rows
+  };
+
+  __device__ Ahead ahead() const {
+    Ahead ahead;
+#pragma unroll
+    for (int i = 0; i < Part::kColumns / hopper::kWarpgroup; ++i) {
+      int column = own_column(i);
+      ahead.bias[i] = 0.0f;
+      if (f_.epilogue.bias != nullptr && column < f_.columns) ahead.bias[i] = __ldg(f_.epilogue.bias + column);
+      asm volatile("" : "+f"(ahead.bias[i]));
+    }
+    if constexpr (kMaskAhead) {
+      if (f_.epilogue.kind == PNB_EPILOGUE_DRELU) load_mask(ahead.mask);
+    }
+    return ahead;
   }
 
-  __device__ void apply(Sums& sums, float bias) {
+  // Tells the warpgroup's threads each other's bias. The part before this has been applied.
+  __device__ void share(const Ahead& ahead) const {
+    if (f_.epilogue.bias == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < Part::kColumns / hopper::kWarpgroup; ++i) {
+      shared_.bias[warpgroup_][thread_ + i * hopper::kWarpgroup] = ahead.bias[i];
+    }
+    synchronize();
+  }
+
+  // Until the part is on its way to d. The bias has been shared.
+  __device__ void apply(Sums& sums, const Ahead& ahead) {
     const Epilogue& e = f_.epilogue;
-    if (e.bias != nullptr) {
-      shared_.bias[warpgroup_][thread_] = bias;
-      synchronize();
+    if constexpr (kDropout) {
+      wait_for_turn();
+      add_dropped_terms(sums);
     }
-    // Tiles leave in turn: warpgroup 0's wait for every second phase, warpgroup 1's for the others.
-    shared_.left.wait(static_cast<uint32_t>(warpgroup_ ^ 1));
-    if constexpr (kDropout) add_dropped_terms(sums);
     if (e.bias != nullptr) add_bias(sums);
     if (e.kind == PNB_EPILOGUE_DRELU) {
-      keep_masked(sums);
-    } else if (e.kind == PNB_EPILOGUE_RELU) {
-      if (e.mask != nullptr) store_mask(sums);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int v = 0; v < kTileN / 2; ++v) sums[i][v] = sums[i][v] < 0.0f ? 0.0f : sums[i][v];  // NaN stays
+      if constexpr (kMaskAhead) {
+        keep_masked(sums, ahead.mask);
+      } else {
+        uint32_t mask[kRows][kPanels];
+        load_mask(mask);
+        keep_masked(sums, mask);
       }
+    } else if (e.kind == PNB_EPILOGUE_RELU) {
+#pragma unroll
+      for (int i = 0; i < kHalves; ++i) {
+#pragma unroll
+        for (int v = 0; v < Part::kColumns / 2; ++v) asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(sums[i][v]));  // NaN stays
+      }
+      if (e.mask != nullptr) store_mask(sums);
     }
+    if constexpr (!kDropout) wait_for_turn();
     if (f_.residual_copied) {
       shared_.residual.wait(static_cast<uint32_t>(warpgroup_));
       write<true>(sums);
@@ -132,29 +180,36 @@ class TileFinish {
 #pragma unroll
       for (int p = 0; p < kPanels; ++p) {
         int column = column_ + p * kPanelColumns;
-        if (column < end_) store_box(d_map_, shared_.tile + p * kPanelBytes, column, row_);
+        if (column < end_) store_box(d_map_, shared_.part + p * Part::kPanelBytes, column, row_);
       }
-      asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
-      shared_.left.arrive();
+      asm volatile("cp.async.bulk.commit_group;" ::: "memory");
     }
   }
 
+  // By thread 0, after apply(): waits until the part has left, and makes room for the next.
+  __device__ static void leave(Shared& shared) {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    shared.left.arrive();
+  }
+
  private:
-  static constexpr int kRows = 4;      // of a thread: 2 i + y
   static constexpr int kColumnGap = 8;
-  static constexpr int kGaps = kTileN / kColumnGap;
+  static constexpr int kGaps = Part::kColumns / kColumnGap;
   static constexpr int kGapsAPanel = kPanelColumns / kColumnGap;
 
+  // Parts leave in turn: warpgroup 0's wait for every second phase, warpgroup 1's for the others.
+  __device__ void wait_for_turn() const { shared_.left.wait(static_cast<uint32_t>(warpgroup_ ^ 1)); }
   __device__ void synchronize() const { hopper::sync_threads(1 + warpgroup_, hopper::kWarpgroup); }
   __device__ int lane() const { return thread_ % 32; }
-  // Of bias and terms: the column that has this thread's number in the tile.
-  __device__ int own_column() const {
+  // Of bias and terms: the column that has this thread's number in the i-th 128 of the tile.
+  __device__ int own_column(int i = 0) const {
+    if constexpr (kGather != Gather::kColumns) return column_ + i * hopper::kWarpgroup + thread_;
     int origin = origin_[0];
 #pragma unroll
     for (int p = 1; p < kPanels; ++p) origin = thread_ / kPanelColumns == p ? origin_[p] : origin;
     return origin < f_.columns ? origin + lane() : f_.columns;
   }
-  __device__ int row_in_tile(int r) const { return r / 2 * 64 + thread_ / 32 * 16 + lane() / 4 + r % 2 * 8; }
+  __device__ int row_in_part(int r) const { return r / 2 * 64 + thread_ / 32 * 16 + lane() / 4 + r % 2 * 8; }
   __device__ int column_in_gap() const { return lane() % 4 * 2; }
 
   __device__ void add_bias(Sums& sums) const {
@@ -174,30 +229,33 @@ class TileFinish {
     return reinterpret_cast<uint32_t*>(f_.epilogue.mask + static_cast<int64_t>(row) * f_.epilogue.mask_stride + origin_[p] / 8);
   }
 
-  // Whether the tile's part of a mask's row is sixteen aligned bytes.
+  // Whether the tile's part of a mask's row is whole aligned sixteens of bytes.
   __device__ bool whole_mask() const {
     return (reinterpret_cast<uintptr_t>(f_.epilogue.mask) | static_cast<uintptr_t>(f_.epilogue.mask_stride)) % 16 == 0 &&
-           origin_[0] % kTileN == 0 && origin_[kPanels - 1] == origin_[0] + kTileN - kPanelColumns &&
-           origin_[0] + kTileN <= f_.columns;
+           origin_[0] % 128 == 0 && origin_[kPanels - 1] == origin_[0] + Part::kColumns - kPanelColumns &&
+           origin_[0] + Part::kColumns <= f_.columns;
   }
 
-  // Zeroes what has no bit in the mask.
-  __device__ void keep_masked(Sums& sums) const {
-    uint32_t words[kRows][kPanels] = {};
+  __device__ void load_mask(uint32_t (&words)[kRows][kPanels]) const {
     bool whole = whole_mask();
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      int row = min(row_ + row_in_tile(r), f_.m - 1);
+      int row = min(row_ + row_in_part(r), f_.m - 1);
       if (whole) {
-        uint4 four = *reinterpret_cast<const uint4*>(mask_word(row, 0));
-        words[r][0] = four.x, words[r][1] = four.y, words[r][2] = four.z, words[r][3] = four.w;
+#pragma unroll
+        for (int p = 0; p < kPanels; p += 4) {
+          uint4 four = *reinterpret_cast<const uint4*>(mask_word(row, p));
+          words[r][p] = four.x, words[r][p + 1] = four.y, words[r][p + 2] = four.z, words[r][p + 3] = four.w;
+        }
       } else {
 #pragma unroll
-        for (int p = 0; p < kPanels; ++p) {
-          if (origin_[p] < f_.columns) words[r][p] = *mask_word(row, p);
-        }
+        for (int p = 0; p < kPanels; ++p) words[r][p] = origin_[p] < f_.columns ? *mask_word(row, p) : 0;
       }
     }
+  }
+
+  // Zeroes what has no bit in the mask.
+  __device__ void keep_masked(Sums& sums, const uint32_t (&words)[kRows][kPanels]) const {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -212,41 +270,63 @@ class TileFinish {
     }
   }
 
+  // All bits of the halves above 0, none of the others.
+  __device__ static uint32_t above_zero(uint32_t pair) {
+    return __hgt2_mask(reinterpret_cast<const __nv_bfloat162&>(pair), __nv_bfloat162{});
+  }
+
   __device__ void store_mask(const Sums& sums) const {
-    int mine_of = lane() % 4;  // four threads share four rows, and each writes one
-    uint32_t mine[kPanels];
+    int own = lane() % 4;  // four threads share their rows, and each writes four words
+    static_assert(kRows * kPanels == 16, "of sixteen");
+    uint32_t mine[4];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kPanels; ++p) {
 #pragma unroll
-      for (int p = 0; p < kPanels; ++p) {
-        uint32_t bits = 0;
+      for (int r = 0; r < kRows; ++r) {
+        // By pairs of neighbours: bits 0 and 8 are first ones', 16 and 24 second ones'.
+        uint32_t left = 0, right = 0;
 #pragma unroll
-        for (int v = 0; v < 2 * kGapsAPanel; ++v) {
-          bool above = sums[r / 2][4 * (p * kGapsAPanel + v / 2) + r % 2 * 2 + v % 2] > 0.0f;
-          bits |= (above ? 1u : 0u) << (v / 2 * kColumnGap + v % 2);
+        for (int j = 0; j < kGapsAPanel; ++j) {
+          const float* pair = &sums[r / 2][4 * (p * kGapsAPanel + j) + r % 2 * 2];
+          uint32_t above = above_zero(hopper::pack_bf16(pair[0], pair[1])) & 0x00010001u << (j % 2 * kColumnGap);
+          if (j < kGapsAPanel / 2) left |= above;
+          else right |= above;
         }
+        uint32_t bits = __byte_perm(left, right, 0x5410) | __byte_perm(left, right, 0x7632) << 1;
         bits <<= column_in_gap();
         bits |= __shfl_xor_sync(0xffffffffu, bits, 1);
         bits |= __shfl_xor_sync(0xffffffffu, bits, 2);
-        mine[p] = r == 0 || mine_of == r ? bits : mine[p];
+        int whose = r + p / 4 * kRows;
+        mine[p % 4] = whose == 0 || own == whose ? bits : mine[p % 4];
       }
     }
-    int row = row_ + row_in_tile(mine_of);
+    int row = row_ + row_in_part(own % kRows);
     if (row >= f_.m) return;
-    if (whole_mask()) {
-      *reinterpret_cast<uint4*>(mask_word(row, 0)) = make_uint4(mine[0], mine[1], mine[2], mine[3]);
+    bool right = own / kRows > 0;  // the other four of eight panels
+    uint32_t* words[4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) words[q] = mask_word(row, q);
+    bool whole = whole_mask();
+    if constexpr (kPanels > 4) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) words[q] = right ? mask_word(row, 4 + q) : words[q];
+    }
+    if (whole) {
+      *reinterpret_cast<uint4*>(words[0]) = make_uint4(mine[0], mine[1], mine[2], mine[3]);
       return;
     }
 #pragma unroll
-    for (int p = 0; p < kPanels; ++p) {
-      if (origin_[p] < f_.columns) *mask_word(row, p) = mine[p];
+    for (int q = 0; q < 4; ++q) {
+      int origin = origin_[q];
+      if constexpr (kPanels > 4) origin = right ? origin_[4 + q] : origin;
+      if (origin < f_.columns) *words[q] = mine[q];
     }
   }
 
   __device__ void add_residual(Sums& sums) const {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      int row = row_ + row_in_tile(r);
+      int row = row_ + row_in_part(r);
       const __nv_bfloat16* from = f_.residual + row * f_.residual_stride + column_ + column_in_gap();
 #pragma unroll
       for (int j = 0; j < kGaps; ++j) {
@@ -263,13 +343,13 @@ class TileFinish {
   __device__ void write(const Sums& sums) const {
     int row = thread_ / 32 * 16 + lane() / 8 % 2 * 8 + lane() % 8;
     int chunk = lane() / 16;
-    uint32_t base = hopper::shared_address(shared_.tile) + static_cast<uint32_t>(row) * 64;
+    uint32_t base = hopper::shared_address(shared_.part) + static_cast<uint32_t>(row) * 64;
     uint32_t swizzle = static_cast<uint32_t>(lane() % 8 / 2);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kHalves; ++i) {
 #pragma unroll
       for (int j = 0; j < kGaps; j += 2) {
-        uint32_t address = base + static_cast<uint32_t>(i * 64 * 64 + j / kGapsAPanel * kPanelBytes) +
+        uint32_t address = base + static_cast<uint32_t>(i * 64 * 64 + j / kGapsAPanel * Part::kPanelBytes) +
                            (((static_cast<uint32_t>(j % kGapsAPanel + chunk)) ^ swizzle) << 4);
         uint32_t words[4];
         if constexpr (kResidual) {
@@ -291,13 +371,13 @@ class TileFinish {
   // Factors of terms with dropout, so many ranks at a time, where d's tile will be.
   static constexpr int kFactorRanks = 16;
   struct Factors {
-    float h[kFactorRanks][kTileM];
-    float b[kFactorRanks][kTileN];
+    float h[kFactorRanks][Part::kRows];
+    float b[kFactorRanks][Part::kColumns];
   };
-  static_assert(sizeof(Factors) <= kPanels * kPanelBytes, "factors fit the tile's memory");
+  static_assert(sizeof(Factors) <= kPanels * Part::kPanelBytes || !kDropout, "factors fit the part's memory");
 
   __device__ void fetch_factors(const LowRankTerm& term, int from, int count, Factors& factors) const {
-    static_assert(kTileM == hopper::kWarpgroup && kTileN == hopper::kWarpgroup,
+    static_assert(Part::kRows == hopper::kWarpgroup && Part::kColumns == hopper::kWarpgroup,
                   "a thread fetches one row's and one column's factors");
     int row = row_ + thread_, column = own_column() - term.column;
     bool in_columns = own_column() < f_.columns && column >= 0 && column < term.columns;
@@ -311,7 +391,7 @@ class TileFinish {
   }
 
   __device__ void add_dropped_terms(Sums& sums) const {
-    Factors& factors = *reinterpret_cast<Factors*>(shared_.tile);
+    Factors& factors = *reinterpret_cast<Factors*>(shared_.part);
     const Epilogue& e = f_.epilogue;
     for (int t = 0; t < e.term_count; ++t) {
       const LowRankTerm& term = e.terms[t];
@@ -323,7 +403,7 @@ class TileFinish {
         uint32_t of_row[2] = {};
 #pragma unroll
         for (int p = 0; p < kPanels; ++p) {
-          of_row[p / 2] |= kept_columns(mask, term, row_ + row_in_tile(r), origin_[p]) << (p % 2 * 2 * kGapsAPanel);
+          of_row[p / 2] |= kept_columns(mask, term, row_ + row_in_part(r), origin_[p]) << (p % 2 * 2 * kGapsAPanel);
         }
 #pragma unroll
         for (int to = 0; to < kRows; ++to) {
@@ -339,7 +419,7 @@ class TileFinish {
         for (int rank = 0; rank < count; ++rank) {
           float h[kRows];
 #pragma unroll
-          for (int r = 0; r < kRows; ++r) h[r] = factors.h[rank][row_in_tile(r)];
+          for (int r = 0; r < kRows; ++r) h[r] = factors.h[rank][row_in_part(r)];
 #pragma unroll
           for (int j = 0; j < kGaps; ++j) {
             float2 b = *reinterpret_cast<const float2*>(&factors.b[rank][column_in_gap() + j * kColumnGap]);
@@ -380,7 +460,7 @@ class TileFinish {
 
   const Finish& f_;
   const CUtensorMap& d_map_;
-  FinishShared& shared_;
+  Shared& shared_;
   int warpgroup_, thread_;
   int row_, column_, end_;  // the tile's first element; d has no columns of it from end_ on
   int origin_[kPanels];     // of each panel in bias, mask and terms; past their end: not in the list

@@ -8,9 +8,8 @@
 
 namespace pnb::cuda::sm90 {
 
-// Two warpgroups of a block take turns at tiles of this size; a step along k is what a bulk copy's 128-byte rows hold.
+// A tile has so many rows; a step along k is what a bulk copy's 128-byte rows hold.
 constexpr int kTileM = 128;
-constexpr int kTileN = 128;
 constexpr int kTileK = 64;
 constexpr int kSliceK = 16;  // of one instruction
 constexpr int kSlicesAStep = kTileK / kSliceK;
@@ -27,7 +26,8 @@ struct Schedule {
 // Row groups that are computed before the next column of tiles: their rows of a and a few columns of b stay in L2 together.
 constexpr int kRowGroups = 8;
 
-template <Gather kGather>
+// kTileN: columns of a tile.
+template <Gather kGather, int kTileN>
 class Walk {
  public:
   __device__ Walk(const Schedule& schedule, const Blocks& blocks, int k)
@@ -92,16 +92,22 @@ class Walk {
 
 // Columns of a tile that lie side by side in the weight whatever a list says.
 constexpr int kPanelColumns = 32;
-constexpr int kPanels = kTileN / kPanelColumns;
+constexpr int kListedPanels = 4;  // of a tile whose columns a list gathers
 
 struct TileInfo {
   int32_t valid;  // 0: there is none, and none after it
   int32_t row, column;
-  int32_t slices;           // of k
-  int32_t term_slices;      // of low-rank terms
-  int32_t end;              // d has no columns of the tile from this on
-  int32_t origin[kPanels];  // where each panel's first column lies in the weight, bias, mask and terms
+  int32_t slices;       // of k
+  int32_t term_slices;  // of low-rank terms
+  int32_t end;          // d has no columns of the tile from this on
+  int32_t origin[kListedPanels];  // with Gather::kColumns: where each panel's first column lies in the weight, bias, mask and terms
 };
+
+// Where a panel's first column lies in the weight, bias, mask and terms.
+template <Gather kGather>
+__device__ __forceinline__ int panel_origin(const TileInfo& tile, int panel) {
+  return kGather == Gather::kColumns ? tile.origin[panel] : tile.column + panel * kPanelColumns;
+}
 
 // Tiles that are known ahead: those that the warpgroups compute, the one after, and one that is looked up.
 constexpr int kTilesAhead = 4;

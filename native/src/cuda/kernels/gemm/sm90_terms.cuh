@@ -10,6 +10,7 @@
 
 namespace pnb::cuda::sm90 {
 
+template <int kTileN>
 struct Stage {
   char a[kTileM * kTileK * 2];
   char b[kTileN * kTileK * 2];
@@ -19,18 +20,18 @@ constexpr int kRanksASlice = 4;  // each with four products
 static_assert(4 * kRanksASlice == kSliceK, "a slice holds the products of its ranks");
 
 // Whether a term is made of k steps, and touches a tile. Where a list gathers columns they may lie anywhere.
-template <Gather kGather>
+template <Gather kGather, int kTileN>
 __device__ bool folded(const LowRankTerm& term, int column) {
   if (term.dropout.active()) return false;
   return kGather == Gather::kColumns || (term.column < column + kTileN && term.column + term.columns > column);
 }
 
 // Slices of a tile's terms; a slice has ranks of one term.
-template <Gather kGather>
+template <Gather kGather, int kTileN>
 __device__ int term_slices(const Epilogue& e, int column) {
   int slices = 0;
   for (int t = 0; t < e.term_count; ++t) {
-    if (folded<kGather>(e.terms[t], column)) slices += (e.terms[t].rank + kRanksASlice - 1) / kRanksASlice;
+    if (folded<kGather, kTileN>(e.terms[t], column)) slices += (e.terms[t].rank + kRanksASlice - 1) / kRanksASlice;
   }
   return slices;
 }
@@ -40,7 +41,7 @@ constexpr int kTermSlicesAStep = 2;
 
 // Bytes from the start of a tile [rows, kTileK] whose rows are 128 bytes long and swizzled.
 __device__ inline int row_place(int row, int k) { return row * 128 + (((k >> 3) ^ (row & 7)) << 4); }
-// Likewise of [kTileK, kTileN] in panels of 64 columns.
+// Likewise of [kTileK, columns] in panels of 64 columns.
 __device__ inline int panel_place(int column, int k) { return (column >> 6) * (kTileK * 128) + row_place(k, column & 63); }
 
 // Threads that write a step of terms into a stage.
@@ -64,9 +65,9 @@ __device__ __forceinline__ void split(float x, float y, uint32_t& high, uint32_t
 // One thread's part of a tile's terms, step by step. After the wait for a stage only stores are left.
 //
 // A slice's columns along k are, for its four ranks: h's high, low, high, low beside b's high, high, low, low. A thread has
-// rows t and t + 64 of h. Of b it has columns t and t + 64 where k runs along a line of 128 bytes; else one rank of eight
-// neighbouring columns, which are the sixteen bytes that a store writes.
-template <bool kAlongK, Gather kGather>
+// rows t and t + 64 of h. Of b it has columns t, t + 64, ... where k runs along a line of 128 bytes; else one rank of eight
+// neighbouring columns, which are the sixteen bytes that a store writes, of each 128.
+template <bool kAlongK, Gather kGather, int kTileN>
 class TermWriter {
  public:
   __device__ TermWriter(const Epilogue& e, int m, const TileInfo& tile, int thread) : e_(e), m_(m), tile_(tile), thread_(thread) {
@@ -91,8 +92,9 @@ class TermWriter {
       }
       if constexpr (kAlongK) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          int column = tile_.origin[(thread_ + i * kTermThreads) / kPanelColumns] + thread_ % kPanelColumns - term.column;
+        for (int i = 0; i < kLines; ++i) {
+          int panel = (thread_ + i * kTermThreads) / kPanelColumns;
+          int column = panel_origin<kGather>(tile_, panel) + thread_ % kPanelColumns - term.column;
           const float* from = term.b + column * term.b_column_stride + rank_ * term.b_rank_stride;
           bool inside = column >= 0 && column < term.columns;
           float x[4];
@@ -102,18 +104,22 @@ class TermWriter {
           split(x[2], x[3], b_[s][i].y, b_[s][i].w);
         }
       } else {
-        int column = tile_.origin[eight() / kPanelColumns] + eight() % kPanelColumns - term.column;
-        const float* from = term.b + column * term.b_column_stride + (rank_ + thread_ % 4) * term.b_rank_stride;
-        float x[8];
 #pragma unroll
-        for (int c = 0; c < 8; ++c) {
-          bool inside = column + c >= 0 && column + c < term.columns && thread_ % 4 < ranks;
-          x[c] = inside ? term.scale * fetched(from + c * term.b_column_stride) : 0.0f;
+        for (int i = 0; i < kLines / 2; ++i) {
+          int column = panel_origin<kGather>(tile_, eight(i) / kPanelColumns) + eight(i) % kPanelColumns - term.column;
+          const float* from = term.b + column * term.b_column_stride + (rank_ + thread_ % 4) * term.b_rank_stride;
+          float x[8];
+#pragma unroll
+          for (int c = 0; c < 8; ++c) {
+            bool inside = column + c >= 0 && column + c < term.columns && thread_ % 4 < ranks;
+            x[c] = inside ? term.scale * fetched(from + c * term.b_column_stride) : 0.0f;
+          }
+          uint4 &high = b_[s][2 * i], &low = b_[s][2 * i + 1];
+          split(x[0], x[1], high.x, low.x);
+          split(x[2], x[3], high.y, low.y);
+          split(x[4], x[5], high.z, low.z);
+          split(x[6], x[7], high.w, low.w);
         }
-        split(x[0], x[1], b_[s][0].x, b_[s][1].x);
-        split(x[2], x[3], b_[s][0].y, b_[s][1].y);
-        split(x[4], x[5], b_[s][0].z, b_[s][1].z);
-        split(x[6], x[7], b_[s][0].w, b_[s][1].w);
       }
       rank_ += kRanksASlice;
       if (rank_ >= term.rank) {
@@ -124,7 +130,7 @@ class TermWriter {
     }
   }
 
-  __device__ void store(Stage& stage, int slices) const {
+  __device__ void store(Stage<kTileN>& stage, int slices) const {
 #pragma unroll
     for (int s = 0; s < kTermSlicesAStep; ++s) {
       if (s >= slices) continue;
@@ -134,13 +140,17 @@ class TermWriter {
         int line = thread_ + i * kTermThreads;
         at(stage.a, row_place(line, k)) = h_[s][i];
         at(stage.a, row_place(line, k + 8)) = h_[s][i];
+      }
+#pragma unroll
+      for (int i = 0; i < kLines; ++i) {
+        const uint4& b = b_[s][i];
         if constexpr (kAlongK) {
-          const uint4& b = b_[s][i];
+          int line = thread_ + i * kTermThreads;
           at(stage.b, row_place(line, k)) = make_uint4(b.x, b.y, b.x, b.y);
           at(stage.b, row_place(line, k + 8)) = make_uint4(b.z, b.w, b.z, b.w);
         } else {
 #pragma unroll
-          for (int copy = 0; copy < 2; ++copy) at(stage.b, panel_place(eight(), k + 8 * i + 4 * copy + thread_ % 4)) = b_[s][i];
+          for (int copy = 0; copy < 2; ++copy) at(stage.b, panel_place(eight(i / 2), k + 8 * (i % 2) + 4 * copy + thread_ % 4)) = b;
         }
       }
     }
@@ -149,13 +159,15 @@ class TermWriter {
  private:
   // The next term that is folded, from this on.
   __device__ void find() {
-    while (term_ < e_.term_count && !(folded<kGather>(e_.terms[term_], tile_.column) && e_.terms[term_].rank > 0)) ++term_;
+    while (term_ < e_.term_count && !(folded<kGather, kTileN>(e_.terms[term_], tile_.column) && e_.terms[term_].rank > 0)) ++term_;
   }
 
-  // The first of the eight columns that this thread has one rank of.
-  __device__ int eight() const { return thread_ / 4 * 8; }
+  // The first of the eight columns that this thread has one rank of, in the i-th 128.
+  __device__ int eight(int i) const { return thread_ / 4 * 8 + i * 128; }
 
   __device__ static uint4& at(char* base, int bytes) { return *reinterpret_cast<uint4*>(base + bytes); }
+
+  static constexpr int kLines = kTileN / kTermThreads;  // of sixteen bytes that a thread has of b
 
   const Epilogue& e_;
   int m_;
@@ -163,7 +175,7 @@ class TermWriter {
   int thread_;
   int term_ = 0, rank_ = 0;
   uint4 h_[kTermSlicesAStep][2];  // of a row: ranks' highs, then their lows
-  uint4 b_[kTermSlicesAStep][2];  // of a column likewise; or of eight columns: [0] highs, [1] lows
+  uint4 b_[kTermSlicesAStep][kLines];  // of a column likewise; or of eight columns: [2 i] highs, [2 i + 1] lows
 };
 
 }  // namespace pnb::cuda::sm90

@@ -1,0 +1,152 @@
+// A persistent product on sm_90 whose two warpgroups share a 128 x 256 tile, the upper half and the lower. That takes fewer bytes
+// of L2 and of shared memory an operation than a tile for each, and so less energy. Neither waits for the other except by the
+// stages, which both must have read, and by the one place on the way out: the upper half's next wgmmas run while the lower half
+// of the tile before ends.
+#pragma once
+
+#include "cuda/kernels/gemm/sm90_feed.cuh"
+#include "cuda/kernels/gemm/sm90_tandem.h"
+
+namespace pnb::cuda::sm90 {
+
+struct TandemShape {
+  static constexpr int kTileN = 256;
+  static constexpr int kStages = 4;
+  static constexpr int kReaders = 2;  // warpgroups of a block that read a stage
+  // Registers a thread. The three warpgroups start with 168 each and divide them anew: 88 + 2 * 208.
+  static constexpr int kFeedRegisters = 88;
+  static constexpr int kConsumerRegisters = 208;
+  using Part = TilePart<kTileM / 2, kTileN>;
+};
+
+// Terms without dropout only.
+template <bool kAlongK_>
+struct Tandem {
+  static constexpr bool kAlongK = kAlongK_;
+  static constexpr Gather kGather = Gather::kNone;
+  static constexpr int kTileN = TandemShape::kTileN;
+  using Shape = TandemShape;
+  using Feed = sm90::Feed<Shape, kAlongK, kGather>;
+  using Shared = FedShared<Shape>;
+  using Ring = typename Feed::Ring;
+  using Finish = TileFinish<typename Shape::Part, kGather, false>;
+
+  __device__ static void consume(const FedArgs& args, Shared& shared, int warpgroup, int rank) {
+    int thread = static_cast<int>(threadIdx.x) % hopper::kWarpgroup;
+    bool pair = args.schedule.cluster == 2;
+    TileReader reader(shared.queue);
+    Ring ring;
+    const TileInfo* tile = &reader.next();
+    if (!hopper::uniform(tile->valid)) return;
+    if (warpgroup == 0 && thread == 0) Finish::fetch_residual(args.finish, args.residual, shared.finish, *tile, 0);
+    // What became of the tile before is seen to when this one's first wgmmas run: it leaves, and the other warpgroup's residual
+    // comes.
+    const TileInfo* before = nullptr;
+    auto see_off = [&](const TileInfo& left, const TileInfo& next) {
+      if (thread == 0) {
+        Finish::leave(shared.finish);
+        const TileInfo& to_come = warpgroup == 0 ? left : next;
+        if (to_come.valid) Finish::fetch_residual(args.finish, args.residual, shared.finish, to_come, warpgroup ^ 1);
+      }
+      __syncwarp();
+      if (thread % 32 == 0) reader.release(left);
+    };
+    for (;;) {
+      int whole_steps = hopper::uniform(tile->slices / kSlicesAStep);
+      int rest = hopper::uniform(tile->slices % kSlicesAStep);
+      int term_slices = hopper::uniform(tile->term_slices);
+      Finish finish(args.finish, args.d, shared.finish, *tile, warpgroup, thread);
+      typename Finish::Ahead ahead = finish.ahead();
+
+      float sums[1][kTileN / 2];
+      bool add = false;
+      int unreleased = -1;
+      auto release = [&](int slot) {
+        if (thread == 0) shared.empty[slot].arrive();
+        if (pair && thread == 32) arrive_remotely(shared.empty[slot], rank ^ 1);
+      };
+      auto slice = [&](uint64_t a, uint64_t b, int s) PNB_INLINE {
+        constexpr uint64_t kRow = 32 >> 4;  // bytes of a slice in a row, in units of 16
+        constexpr uint64_t kStepB = kAlongK ? kRow : (kSliceK * 128) >> 4;
+        hopper::wgmma::step<kTileN, kAlongK ? hopper::wgmma::Major::K : hopper::wgmma::Major::MN>(sums[0], a + s * kRow,
+                                                                                                 b + s * kStepB, add);
+        add = true;
+      };
+      auto with_stage = [&](auto&& body) PNB_INLINE {
+        shared.full[ring.slot].wait(ring.parity);
+        uint64_t a = operand(hopper::shared_address(shared.stages[ring.slot].a) + warpgroup * Shape::Part::kRows * 128, 16);
+        uint64_t b = operand(hopper::shared_address(shared.stages[ring.slot].b), kAlongK ? 16 : kTileK * 128);
+        hopper::wgmma::fence(sums[0]);
+        hopper::wgmma::begin();
+        body(a, b);
+        hopper::wgmma::commit();
+        hopper::wgmma::wait<1>();
+        if (unreleased >= 0) release(unreleased);
+        unreleased = ring.slot;
+        ring.advance();
+      };
+      auto whole = [&](int count) PNB_INLINE {
+        for (; count > 0; --count) {
+          with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
+#pragma unroll
+            for (int s = 0; s < kSlicesAStep; ++s) slice(a, b, s);
+          });
+        }
+      };
+      auto some_terms = [&]() PNB_INLINE {
+        int slices = min(kTermSlicesAStep, term_slices);
+        with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
+#pragma unroll
+          for (int s = 0; s < kTermSlicesAStep; ++s) {
+            if (s < slices) slice(a, b, s);
+          }
+        });
+        term_slices -= slices;
+      };
+      int gap = Steps::gap(whole_steps, term_slices);
+      if (term_slices > 0) {
+        some_terms();
+      } else if (whole_steps > 0) {
+        whole(1);
+        --whole_steps;
+      }
+      if (before != nullptr) see_off(*before, *tile);
+      finish.share(ahead);
+#pragma unroll 1
+      for (;;) {
+        int count = min(gap, whole_steps);
+        whole_steps -= count;
+        whole(count);
+        if (term_slices == 0) break;
+        some_terms();
+      }
+      if (rest > 0) {
+        with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
+#pragma unroll 1
+          for (int s = 0; s < rest; ++s) slice(a, b, s);
+        });
+      }
+      hopper::wgmma::wait<0>();
+      hopper::wgmma::fence(sums[0]);
+      if (unreleased >= 0) release(unreleased);
+      if (!add) {
+#pragma unroll
+        for (int i = 0; i < kTileN / 2; ++i) sums[0][i] = 0.0f;
+      }
+      finish.apply(sums, ahead);
+      before = tile;
+      tile = &reader.next();
+      if (!hopper::uniform(tile->valid)) {
+        see_off(*before, *tile);
+        return;
+      }
+    }
+  }
+};
+
+template <bool kAlongK>
+void run_tandem(const Product& p, int multiprocessors, cudaStream_t stream) {
+  run_fed<Tandem<kAlongK>>(p, multiprocessors, stream);
+}
+
+}  // namespace pnb::cuda::sm90
