@@ -96,8 +96,20 @@ def gemms(shape, tokens, device):
         weights = [random(out, inner, bound=inner**-0.5) for _ in range(count)]
         xs = [random(tokens, inner) for _ in range(count)]
         report("gemm.forward", milliseconds([lambda x=x, w=w: F.linear(x, w) for x, w in zip(xs, weights)], device), **labels)
+        epilogue, calls = with_epilogue(layer, xs, weights, [random(tokens, out) for _ in range(count)], random(out))
+        report("gemm.forward", milliseconds(calls, device), epilogue=epilogue, **labels)
         dys = [random(tokens, out) for _ in range(count)]
         report("gemm.backward", milliseconds([lambda dy=dy, w=w: dy @ w for dy, w in zip(dys, weights)], device), **labels)
+
+
+def with_epilogue(layer, xs, weights, residuals, bias):
+    """What cuBLAS ends a layer's product with in the same call, as far as PyTorch lets it: its name, and the calls."""
+    operands = list(zip(residuals, xs, weights))
+    if layer == "qkv":
+        return "bias", [lambda x=x, w=w: F.linear(x, w, bias) for _, x, w in operands]
+    if layer == "fc1":
+        return "bias and ReLU", [lambda x=x, w=w: torch._addmm_activation(bias, x, w.t()) for _, x, w in operands]
+    return "residual", [lambda r=r, x=x, w=w: torch.addmm(r, x, w.t()) for r, x, w in operands]
 
 
 def attention(shape, batch, length, device):

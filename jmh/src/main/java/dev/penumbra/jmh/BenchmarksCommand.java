@@ -180,6 +180,11 @@ final class BenchmarksCommand implements Callable<Integer> {
                         copy -> node.put("of_copy_of_its_size",
                                 Results.rounded(node.required("gbps").doubleValue() / copy)));
             }
+            ceilings.withEpilogue(name(result), params(result)).ifPresent(same -> {
+                node.put("epilogue", same.what());
+                node.put("of_ceiling_with_epilogue",
+                        Results.rounded(node.required(same.rate()).doubleValue() / same.value()));
+            });
         });
         return node;
     }
@@ -206,13 +211,14 @@ final class BenchmarksCommand implements Callable<Integer> {
 
     private static String table(Collection<RunResult> results, @Nullable Ceilings ceilings) {
         StringBuilder text = new StringBuilder(
-                String.format(Locale.ROOT, "%n%-32s %10s %10s %8s %11s %10s  %s%n", "benchmark", "ms", "GFLOP/s", "GB/s",
-                        "of ceiling", "its copy", "parameters"));
+                String.format(Locale.ROOT, "%n%-32s %10s %10s %8s %11s %10s %13s  %s%n", "benchmark", "ms", "GFLOP/s",
+                        "GB/s", "of ceiling", "its copy", "with epilogue", "parameters"));
         for (RunResult result : results) {
             JsonNode json = json(result, ceilings);
-            text.append(String.format(Locale.ROOT, "%-32s %10s %10s %8s %11s %10s  %s%n", name(result),
+            text.append(String.format(Locale.ROOT, "%-32s %10s %10s %8s %11s %10s %13s  %s%n", name(result),
                     cell(result, Meter.MILLISECONDS), cell(result, Meter.GFLOPS), cell(result, Meter.GIGABYTES),
-                    part(json, "of_ceiling"), part(json, "of_copy_of_its_size"), params(result)));
+                    part(json, "of_ceiling"), part(json, "of_copy_of_its_size"),
+                    part(json, "of_ceiling_with_epilogue"), params(result)));
         }
         return text.toString();
     }

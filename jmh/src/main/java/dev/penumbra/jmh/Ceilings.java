@@ -20,7 +20,7 @@ import tools.jackson.databind.node.ArrayNode;
 
 /**
  * What a GPU's own libraries reach, as {@code peers/ceilings.py} measures it: what a benchmark's rate is a part of. For a
- * product that is cuBLAS on the same sizes, for attention SDPA on the same samples, for all that streams a copy of a GiB. What
+ * product that is cuBLAS on the same sizes, bare; beside it, what cuBLAS reaches with as much of our epilogue as it has. For attention SDPA on the same samples, for all that streams a copy of a GiB. What
  * streams stands beside a copy of as many bytes, too: the start and the end of a kernel are a large part of a small one.
  */
 final class Ceilings {
@@ -93,24 +93,38 @@ final class Ceilings {
      * @param rates the rates that it has, of "gflops" and "gbps"; where it has both, memory decides
      */
     Optional<Ceiling> of(String name, Map<String, String> params, Collection<String> rates) {
-        Sizes sizes = new Sizes(params);
         if (rates.contains("gbps")) {
             return copies().filter(line -> !line.has("bytes")).findFirst()
                     .map(line -> new Ceiling("a large copy", "gbps", GIGA_OF_TERA * line.required("tbps").doubleValue()));
         }
+        return best(name, params, false)
+                .map(line -> new Ceiling(line.has("length") ? "SDPA" : "cuBLAS", "gflops", gigaflops(line)));
+    }
+
+    /** A product's ceiling with an epilogue that cuBLAS has; {@code what} names the epilogue. Empty of what is no product. */
+    Optional<Ceiling> withEpilogue(String name, Map<String, String> params) {
+        return best(name, params, true)
+                .map(line -> new Ceiling(line.required("epilogue").stringValue(), "gflops", gigaflops(line)));
+    }
+
+    private Optional<JsonNode> best(String name, Map<String, String> params, boolean epilogue) {
+        Sizes sizes = new Sizes(params);
         // The rest of a step is products for the most part: their best rate is its ceiling.
         boolean own = name.startsWith("gemm.") || name.startsWith("attention.");
         return lines.stream().filter(line -> line.has("tflops"))
+                .filter(line -> line.has("epilogue") == epilogue)
                 .filter(line -> line.path("shape").asString("").equals(sizes.shape))
-                .filter(line -> own ? line.required("what").stringValue().equals(name) : line.has("layer"))
+                .filter(line -> own ? line.required("what").stringValue().equals(name) : line.has("layer") && !epilogue)
                 .filter(line -> !line.has("layer") || line.required("tokens").intValue() == sizes.tokens)
                 .filter(line -> !line.has("layer") || !params.containsKey("layer")
                         || line.required("layer").stringValue().equals(params.get("layer").toLowerCase(Locale.ROOT)))
                 .filter(line -> !line.has("length") || line.required("length").intValue() == sizes.sampleLength
                         && line.required("batch").intValue() == sizes.samples)
-                .max(Comparator.comparingDouble(line -> line.required("tflops").doubleValue()))
-                .map(line -> new Ceiling(line.has("length") ? "SDPA" : "cuBLAS", "gflops",
-                        GIGA_OF_TERA * line.required("tflops").doubleValue()));
+                .max(Comparator.comparingDouble(line -> line.required("tflops").doubleValue()));
+    }
+
+    private static double gigaflops(JsonNode line) {
+        return GIGA_OF_TERA * line.required("tflops").doubleValue();
     }
 
     /** GB/s of a copy that moves, read and written together, so many bytes. */

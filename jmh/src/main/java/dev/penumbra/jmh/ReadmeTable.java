@@ -95,17 +95,25 @@ final class ReadmeTable {
         }
     }
 
-    /** "0.67 of a large copy, 0.83 of one of its size". */
+    /** "0.67 of a large copy, 0.83 of one of its size", "0.91 of cuBLAS, 0.97 of cuBLAS with residual". */
     private static String ofCeiling(JsonNode result) {
         if (!result.has("of_ceiling")) {
             return "";
         }
-        String part = String.format(Locale.ROOT, "%.2f of %s", result.get("of_ceiling").doubleValue(),
-                result.required("ceiling").stringValue());
-        return result.has("of_copy_of_its_size")
-                ? part + String.format(Locale.ROOT, ", %.2f of one of its size",
-                        result.get("of_copy_of_its_size").doubleValue())
-                : part;
+        String ceiling = result.required("ceiling").stringValue();
+        StringBuilder parts = new StringBuilder(part(result, "of_ceiling")).append(" of ").append(ceiling);
+        if (result.has("of_copy_of_its_size")) {
+            parts.append(", ").append(part(result, "of_copy_of_its_size")).append(" of one of its size");
+        }
+        if (result.has("epilogue")) {
+            parts.append(", ").append(part(result, "of_ceiling_with_epilogue")).append(" of ").append(ceiling).append(" with ")
+                    .append(result.required("epilogue").stringValue());
+        }
+        return parts.toString();
+    }
+
+    private static String part(JsonNode result, String name) {
+        return String.format(Locale.ROOT, "%.2f", result.required(name).doubleValue());
     }
 
     /** How attention's time follows the sum of the squared lengths of a packed row's samples. */

@@ -18,6 +18,7 @@ class CeilingsTest {
             "{\"what\": \"gemm.forward\", \"shape\": \"opt-1.3b\", \"layer\": \"qkv\", \"tokens\": 4096, \"tflops\": 700}",
             "{\"what\": \"gemm.forward\", \"shape\": \"opt-1.3b\", \"layer\": \"out\", \"tokens\": 4096, \"tflops\": 600}",
             "{\"what\": \"gemm.backward\", \"shape\": \"opt-1.3b\", \"layer\": \"out\", \"tokens\": 4096, \"tflops\": 650}",
+            "{\"what\": \"gemm.forward\", \"shape\": \"opt-1.3b\", \"layer\": \"out\", \"tokens\": 4096, \"tflops\": 620, \"epilogue\": \"residual\"}",
             "{\"what\": \"attention.forward\", \"shape\": \"opt-1.3b\", \"batch\": 16, \"length\": 256, \"tflops\": 300}"));
 
     private static Map<String, String> params(String... more) {
@@ -37,6 +38,14 @@ class CeilingsTest {
         assertThat(MEASURED.of("gemm.forward", params("layer", "FC1"), List.of("gflops"))).isEmpty();
         assertThat(MEASURED.of("crossentropy.loss", params(), List.of("gflops")))
                 .contains(new Ceilings.Ceiling("cuBLAS", "gflops", 700_000));
+    }
+
+    @Test
+    void aProductStandsBesideAnEpilogueOfCublasToo() {
+        assertThat(MEASURED.withEpilogue("gemm.forward", params("layer", "OUT")))
+                .contains(new Ceilings.Ceiling("residual", "gflops", 620_000));
+        assertThat(MEASURED.withEpilogue("gemm.backward", params("layer", "OUT"))).isEmpty();
+        assertThat(MEASURED.withEpilogue("crossentropy.loss", params())).isEmpty();
     }
 
     @Test
