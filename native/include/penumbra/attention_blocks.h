@@ -19,9 +19,10 @@ extern "C" {
 
    order[0] holds every slot of every head that has a block once, as h * slots + slot, then -1; order[1] the same of the
    transposed lists. By falling count kernels begin with what takes longest. Of more lists than the device has multiprocessors,
-   and at most 16384, an order may instead hold shares, one for each multiprocessor, one after another: 2^30 is added to each
-   entry then, and to entry i < multiprocessors 2^14 * (where share i begins). pnb_select_attention makes shares of long lists on
-   GPUs, where loads would be uneven, else orders by falling count (equal ones in a fixed order). Results depend on none of it. */
+   and at most 16384, an order may instead hold shares of at most 1024 entries, one for each multiprocessor, one after another:
+   2^30 is added to each entry then, and to entry i < multiprocessors 2^14 * (where share i begins). pnb_select_attention makes
+   shares of long lists on GPUs, where loads would be uneven, else orders by falling count (equal ones in a fixed order). Results
+   depend on none of it. */
 typedef struct pnb_attention_blocks {
   pnb_tensor indices;   /* i32 [heads, slots, width], contiguous; absent: no lists */
   pnb_tensor counts;    /* i32 [heads, slots], contiguous; 0 in slots of no block */

@@ -155,7 +155,8 @@ __device__ inline void find_numbers(const int32_t* order, int total, int* number
   // Asked for at once: which of them matter is known when they are there.
   int32_t own = entry(self), next = entry(self + 1), first = turn(threadIdx.x);
   if (own >= kSharedEntry) {
-    int begin = begin_of_entry(own), end = self + 1 < blocks ? begin_of_entry(next) : total;
+    // Shares that selection made never hold more than there is room for.
+    int begin = begin_of_entry(own), end = min(self + 1 < blocks ? begin_of_entry(next) : total, begin + kMaxVisits);
     for (int i = begin + threadIdx.x; i < end && order[i] >= 0; i += blockDim.x) {
       numbers[i - begin] = number_of_entry(order[i]);
       atomicAdd(&count, 1);

@@ -144,7 +144,7 @@ record Quality(SelectionPolicy policy, Pass pass, int block, int rowsPerList, do
             ways.add(coverage(SelectionPolicy.PREDICTED, Pass.BOTH, coverages[0])
                     .with(new Attention(AttentionPolicy.PREDICTED, Pass.BOTH, coverages[1], 1)));
         }
-        for (double budget : new double[]{0.5, 0.3}) {
+        for (double budget : new double[]{0.7, 0.5, 0.3}) {
             ways.add(attention(AttentionPolicy.ORACLE, Pass.BACKWARD, 1, budget));
             ways.add(attention(AttentionPolicy.RANDOM, Pass.BACKWARD, 1, budget));
             for (AttentionPolicy policy : List.of(AttentionPolicy.PREDICTED, AttentionPolicy.STATIC, AttentionPolicy.BIGBIRD,
