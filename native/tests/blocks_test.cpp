@@ -63,13 +63,15 @@ bool bit(const Tensor& mask, int64_t row_bytes, int64_t i, int64_t j) {
   return static_cast<uint8_t>(mask.bytes[i * row_bytes + j / 8]) >> (j % 8) & 1;
 }
 
-void sdd(pnb_context* context, int64_t m, int64_t h, const Options& o, const Blocks& blocks) {
-  std::string what = text("sdd", m, h, o, blocks);
-  int64_t n = blocks.neurons, row_bytes = n / 8;
+// compact_mask: as the compact product, and so narrower than the neurons.
+void sdd(pnb_context* context, int64_t m, int64_t h, const Options& o, const Blocks& blocks, bool compact_mask = false) {
+  std::string what = text("sdd", m, h, o, blocks) + (compact_mask ? ", compact mask" : "");
+  int64_t n = blocks.neurons, mask_columns = compact_mask ? blocks.width() : n, row_bytes = mask_columns / 8 + 5;
   Packed w(context, o.dtype, n, h);
   Tensor a(o.dtype, {m, h}), bias(PNB_DTYPE_F32, {n}), mask(PNB_DTYPE_U8, {m, row_bytes}, 0.0);
   for (char& byte : mask.bytes) byte = static_cast<char>(generator()());
   Tensor mask_before = mask;
+  mask.t.shape[1] = mask_columns / 8;
   Compact d(o.d_dtype, m, blocks);
   std::fill(d.tensor.bytes.begin(), d.tensor.bytes.end(), 0x7f);
   Terms terms(m, n, o.dropout);
@@ -84,25 +86,24 @@ void sdd(pnb_context* context, int64_t m, int64_t h, const Options& o, const Blo
   int64_t wrong_bits = 0, touched = 0;
   for (int64_t i = 0; i < m; ++i) {
     std::vector<int64_t> neurons = blocks.of_row(i);
-    std::vector<bool> listed(n);
+    std::vector<bool> written(row_bytes * 8);
     for (size_t c = 0; c < neurons.size(); ++c) {
-      int64_t j = neurons[c];
-      listed[j] = true;
+      int64_t j = neurons[c], place = compact_mask ? static_cast<int64_t>(c) : j;
+      written[place] = o.epilogue == PNB_EPILOGUE_RELU;
       double sum = o.bias ? bias.at(j) : 0.0;
       for (int64_t k = 0; k < h; ++k) sum += left[i * h + k] * right[j * h + k];
       for (int t = 0; t < o.terms; ++t) sum += terms.value(t, i, j);
       if (o.epilogue == PNB_EPILOGUE_RELU) {
-        wrong_bits += std::fabs(sum) > 1e-3 && bit(mask, row_bytes, i, j) != (sum > 0);
+        wrong_bits += std::fabs(sum) > 1e-3 && bit(mask, row_bytes, i, place) != (sum > 0);
         sum = std::max(sum, 0.0);
-      } else if (o.epilogue == PNB_EPILOGUE_DRELU && !bit(mask_before, row_bytes, i, j)) {
+      } else if (o.epilogue == PNB_EPILOGUE_DRELU && !bit(mask_before, row_bytes, i, place)) {
         sum = 0;
       }
       expected.push_back(sum);
       found.push_back(d.at(i, static_cast<int64_t>(c)));
     }
-    for (int64_t j = 0; j < n; ++j) {
-      bool may_change = listed[j] && o.epilogue == PNB_EPILOGUE_RELU;
-      wrong_bits += !may_change && bit(mask, row_bytes, i, j) != bit(mask_before, row_bytes, i, j);
+    for (int64_t place = 0; place < row_bytes * 8; ++place) {
+      wrong_bits += !written[place] && bit(mask, row_bytes, i, place) != bit(mask_before, row_bytes, i, place);
     }
     size_t element = o.d_dtype == PNB_DTYPE_F32 ? 4 : 2;
     for (size_t byte = neurons.size() * element; byte < d.t.stride[0] * element; ++byte) {
@@ -288,6 +289,31 @@ void lora(pnb_context* context, int32_t dtype, int64_t m, int64_t other, bool x_
   }
 }
 
+// Written by one product and read by the next: the same gradients as with a mask by neuron, bit for bit.
+void compact_masks_say_what_others_do(pnb_context* context, int32_t dtype, int64_t size) {
+  const int64_t m = 300, h = 40, n = 384, count = n / size;
+  Blocks blocks(size, n, count - 1, 128, counts_for(m, 128, count - 1, {0, static_cast<int32_t>(count - 1), 1}));
+  std::string what = std::string("compact mask ") + name(dtype) + blocks.text();
+  Packed w1(context, dtype, n, h), w2(context, dtype, n, h);
+  Tensor x(dtype, {m, h}), dy(dtype, {m, h});
+  auto gradient = [&](Tensor& mask, Compact& d) {
+    Compact hidden(dtype, m, blocks);
+    auto p = params<pnb_gemm_params>();
+    p.a = x.t, p.weight = w1.weight, p.weight_use = PNB_WEIGHT_FORWARD, p.d = hidden.t, p.blocks = blocks.list();
+    p.epilogue = PNB_EPILOGUE_RELU, p.relu_mask = mask.t;
+    ok(pnb_gemm(context, &p), what);
+    p.a = dy.t, p.weight = w2.weight, p.d = d.t, p.epilogue = PNB_EPILOGUE_DRELU;
+    ok(pnb_gemm(context, &p), what);
+  };
+  Tensor by_neuron(PNB_DTYPE_U8, {m, n / 8}, 0.0), compact(PNB_DTYPE_U8, {m, blocks.width() / 8}, 0.0);
+  Compact expected(dtype, m, blocks), found(dtype, m, blocks);
+  std::fill(expected.tensor.bytes.begin(), expected.tensor.bytes.end(), 0x7f);
+  found.tensor.bytes = expected.tensor.bytes;
+  gradient(by_neuron, expected);
+  gradient(compact, found);
+  expect(found.tensor.bytes == expected.tensor.bytes, what + ": other gradients than with a mask by neuron");
+}
+
 struct Grouping {
   int64_t m, rows_per_list;
 };
@@ -319,6 +345,7 @@ int main() {
             Options without_residual = o;
             without_residual.residual = 0;
             sdd(context, g.m, h, without_residual, blocks);
+            if (o.epilogue != PNB_EPILOGUE_NONE && capacity < all) sdd(context, g.m, h, without_residual, blocks, true);
             dsd(context, g.m, h, o, blocks);
           }
         }
@@ -327,6 +354,7 @@ int main() {
     for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
       for (int terms : {0, 2}) full_list_is_dense(context, dtype, size, terms);
       dead_blocks_change_nothing(context, dtype, size);
+      compact_masks_say_what_others_do(context, dtype, size);
       for (int which = 1; which < 4; ++which) {
         for (float dropout : {0.0f, 0.25f}) {
           Blocks x(size, neurons, all, 128, counts_for(300, 128, all, {0, static_cast<int32_t>(all - 1)}));

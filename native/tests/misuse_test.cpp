@@ -371,6 +371,13 @@ void sparsity(pnb_context* context, const pnb_workspace& workspace) {
   refuses_query(context, "gemm", pnb_gemm_workspace, sdd);
   Tensor residual(PNB_DTYPE_F32, {m, blocks.width()}), plain(PNB_DTYPE_F32, {h, n});
   G beside = sdd;
+  for (int64_t bytes : {blocks.width() / 8 - 1, blocks.width() / 8 + 1}) {
+    beside.relu_mask.shape[1] = bytes;
+    refused(pnb_gemm(context, &beside), "gemm", "a mask neither by neuron nor by d's columns");
+  }
+  beside.relu_mask.shape[0] = m - 1, beside.relu_mask.shape[1] = blocks.width() / 8;
+  refused(pnb_gemm(context, &beside), "gemm", "a compact mask of fewer rows");
+  beside = sdd;
   beside.residual = residual.t;
   refused(pnb_gemm(context, &beside), "gemm", "a residual of a compact product");
   beside = sdd;

@@ -72,8 +72,9 @@ enum {
 
    With blocks, of a weight's rows (its neurons) only the listed ones are used:
      FORWARD  (SDD) d = a * W[listed]^T is compact: [m, capacity * size], and its columns past the list are not written.
-              bias, relu_mask and the low-rank terms' columns stay where they are without a list: [neurons] and so on; of
-              relu_mask only the listed blocks' bits are read or written. There is no residual.
+              bias and the low-rank terms' columns stay where they are without a list: [neurons] and so on. relu_mask's bits do
+              too where it is [m, neurons / 8]; where it is [m, capacity * size / 8] and that is less, they lie as d's columns
+              do. Only the listed blocks' bits are read or written. There is no residual.
      BACKWARD (DSD) a is compact: [m, capacity * size]; d = a * W[listed], as if the other neurons' columns were 0. */
 typedef struct pnb_gemm_params {
   uint32_t struct_size;
@@ -87,7 +88,8 @@ typedef struct pnb_gemm_params {
   const pnb_low_rank* low_rank;
   pnb_tensor bias;      /* f32 [n], or absent */
   pnb_tensor residual;  /* [m, n], dtype of d, or absent; may be d itself: d += */
-  pnb_tensor relu_mask; /* u8 [m, (n + 7) / 8]: bit (j mod 8) of byte j / 8 says that element j is above 0; or absent */
+  pnb_tensor relu_mask; /* u8 [m, (n + 7) / 8]: bit (j mod 8) of byte j / 8 says that element j is above 0; or absent. Of
+                           FORWARD with blocks [m, neurons / 8] or [m, capacity * size / 8] */
   pnb_tensor d;         /* [m, n], rows contiguous; f32, or the dtype of a */
   pnb_block_list blocks; /* of weight's rows; without indices: all */
   pnb_workspace workspace;

@@ -90,6 +90,15 @@ std::unique_ptr<pnb_weight> described(const pnb_weight_params& p) {
   return weight;
 }
 
+// `by_neuron` and `by_column` are bytes of a row; where d is compact, the latter may be less.
+void mask_shape(const Checker& check, const pnb_tensor& mask, int64_t m, int64_t by_neuron, int64_t by_column) {
+  if (by_column == by_neuron) return check.shape(mask, "relu_mask", {m, by_neuron});
+  check.dim(mask, "relu_mask", 0, m);
+  check.that(mask.shape[1] == by_neuron || mask.shape[1] == by_column,
+             "expected relu_mask with %lld bytes a row by neuron, or %lld by d's columns, found %lld",
+             static_cast<long long>(by_neuron), static_cast<long long>(by_column), static_cast<long long>(mask.shape[1]));
+}
+
 void check_gemm(const pnb_gemm_params& p, Place place) {
   Checker check("gemm", place);
   check.tensor(p.a, "a", 2, {PNB_DTYPE_F32, PNB_DTYPE_BF16});
@@ -99,7 +108,7 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
   int64_t n = p.d.shape[1];
   int64_t k = p.a.shape[1];
   check.dim(p.a, "a", 0, m);
-  int64_t neurons_of_d = n;  // what columns of bias, terms and mask are counted in: more than n where d is compact
+  int64_t neurons_of_d = n;  // what columns of bias and terms are counted in: more than n where d is compact
   check.that(k > 0 || present(p.blocks.indices) || p.blocks.indices.rank != 0, "expected a with one column or more, found none");
   check.that(m <= 1 || p.d.stride[0] >= n, "expected d with rows %lld apart or more, found %lld", static_cast<long long>(n),
              static_cast<long long>(p.d.stride[0]));
@@ -157,7 +166,7 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
              p.epilogue);
   bool mask = check.optional(p.relu_mask, "relu_mask", 2, {PNB_DTYPE_U8});
   if (mask) {
-    check.shape(p.relu_mask, "relu_mask", {m, (n + 7) / 8});
+    mask_shape(check, p.relu_mask, m, (n + 7) / 8, (p.d.shape[1] + 7) / 8);
     check.rows_contiguous(p.relu_mask, "relu_mask");
   }
   check.that(p.epilogue != PNB_EPILOGUE_DRELU || mask, "expected relu_mask with DRELU, found no data");

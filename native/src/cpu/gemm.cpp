@@ -45,11 +45,12 @@ T* row_of(const pnb_tensor& t, int64_t row) {
   return static_cast<T*>(t.data) + row * t.stride[0];
 }
 
-// A row of a mask as compact as the row that it belongs to. Blocks are whole bytes of it.
+// A row of a mask as compact as the row that it belongs to, or made so. Blocks are whole bytes of it.
 class MaskRow {
  public:
-  MaskRow(uint8_t* mask, std::span<const Run> runs, uint8_t* buffer) : mask_(mask), runs_(runs), in_place_(runs.size() == 1) {
-    bits_ = in_place_ && mask != nullptr ? mask + runs[0].neuron / 8 : buffer;
+  MaskRow(uint8_t* mask, std::span<const Run> runs, bool compact, uint8_t* buffer)
+      : mask_(mask), runs_(runs), in_place_(compact || runs.size() == 1) {
+    bits_ = in_place_ && mask != nullptr ? mask + (compact ? 0 : runs[0].neuron / 8) : buffer;
   }
 
   uint8_t* bits() const { return bits_; }
@@ -148,6 +149,7 @@ void Gemm::run(const pnb_gemm_params& given) {
   const auto* weight = static_cast<const PackedWeight*>(p.weight);
   bool listed = present(p.blocks.indices);
   bool compact_d = listed && p.weight_use == PNB_WEIGHT_FORWARD;
+  bool compact_mask = compact_d && present(p.relu_mask) && p.relu_mask.shape[1] < weight->out / 8;
   // Columns of a compact a, or of d: what is listed is named as it is wherever an operand is as wide as without lists.
   BlockLists lists("gemm", p.blocks, m, listed ? weight->out : n);
   int64_t room = listed ? p.blocks.indices.shape[1] * p.blocks.size : 0;
@@ -158,7 +160,7 @@ void Gemm::run(const pnb_gemm_params& given) {
     end = lists.end_of_list(first, m);
     int64_t neurons = lists.columns(first);
     Part part{first, end - first, listed && !compact_d ? neurons : p.a.shape[1], compact_d ? neurons : n,
-              compact_d ? lists.runs(first) : std::span(&all_of_d, 1), {}, false};
+              compact_d ? lists.runs(first) : std::span(&all_of_d, 1), {}, false, compact_mask};
     if (part.columns == 0) continue;
     bool gathered = listed && neurons < weight->out;
     if (part.inner > 0) {
@@ -224,7 +226,7 @@ void Gemm::run_fused(const pnb_gemm_params& p, const Part& part) {
       float* row = row_of<float>(p.d, i);
       uint16_t* half_row = row_of<uint16_t>(p.d, i);
       uint8_t* mask = present(p.relu_mask) ? row_of<uint8_t>(p.relu_mask, i) : nullptr;
-      MaskRow compact(mask, part.runs, bits + share * bit_bytes);
+      MaskRow compact(mask, part.runs, part.compact_mask, bits + share * bit_bytes);
       if (p.epilogue == PNB_EPILOGUE_RELU) {
         wide ? relu_row(row, part.columns) : relu_bf16_row(half_row, part.columns);
         if (mask == nullptr) continue;
@@ -310,7 +312,7 @@ void Gemm::finish_row(const pnb_gemm_params& p, const Part& part, const Factors&
   for (const Run& run : part.runs) {
     if (present(p.bias)) add_row(row + run.column, static_cast<const float*>(p.bias.data) + run.neuron, run.count);
   }
-  MaskRow mask(present(p.relu_mask) ? row_of<uint8_t>(p.relu_mask, i) : nullptr, part.runs, bits);
+  MaskRow mask(present(p.relu_mask) ? row_of<uint8_t>(p.relu_mask, i) : nullptr, part.runs, part.compact_mask, bits);
   if (p.epilogue == PNB_EPILOGUE_RELU) {
     relu_row(row, part.columns);
     if (present(p.relu_mask)) {

@@ -31,6 +31,7 @@ class Gemm {
     std::span<const Run> runs;   // what those of d stand for
     Matrix b;                    // not read where inner is 0
     bool split;                  // whether columns of d come in so many widths that a product is made of two
+    bool compact_mask;           // whether its bits lie as columns of d do
   };
 
   // The low-rank terms' right factors as [r, n_t] times their scale, so that the sums run along contiguous columns.
@@ -56,7 +57,7 @@ class Gemm {
   Scratch terms_;    // the low-rank terms' right factors, transposed
   Scratch listed_;   // the listed blocks of a frozen weight
   Scratch bias_;     // and of a bias
-  Scratch bits_;     // and of a row of a mask, for each thread
+  Scratch bits_;     // and of a row of a mask that is not compact, for each thread
   Scratch wide_a_, wide_b_, wide_d_;
   Scratch copied_a_, copied_b_;
 };

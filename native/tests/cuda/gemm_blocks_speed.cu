@@ -1,4 +1,5 @@
-// Times an MLP's four products over lists of active blocks, in turn with the same products over all blocks:
+// Times an MLP's four products over lists of active blocks, with masks as compact as the activation, in turn with the same products
+// over all blocks:
 //   cuda_gemm_blocks_speed [hidden ffn [tokens ...]]
 // One line a setting: block size, kept fraction, rows that share a list, each product's ms, the four's, and their ratio to dense.
 #include "cuda/gemm_timing.cuh"
@@ -71,7 +72,7 @@ void time_mlp(int64_t hidden, int64_t ffn, int64_t m) {
         if (product == 1) p.residual = x->t;
         if (to_neurons) {
           p.epilogue = product == 0 ? PNB_EPILOGUE_RELU : PNB_EPILOGUE_DRELU;
-          p.relu_mask = {mask->t.data, PNB_DTYPE_U8, 2, {m, ffn / 8}, {ffn / 8, 1}};
+          p.relu_mask = {mask->t.data, PNB_DTYPE_U8, 2, {m, compact / 8}, {compact / 8, 1}};
         }
         if (s.size > 0) p.blocks = blocks[i];
         ok("an MLP's product", [&] { backend().gemm(p); });

@@ -35,14 +35,14 @@ __device__ inline void add_low_rank(const LowRankTerm& term, int row, int column
 }
 
 // Writes columns [column, column + 8) of a row, as far as the product has them; column is a multiple of 8. Terms, bias and
-// mask are those of columns [origin, origin + 8).
+// a mask that is not compact are those of columns [origin, origin + 8).
 template <typename D>
 __device__ void finish_row(const Product& p, int row, int column, int origin, float (&values)[8]) {
   if (row >= p.m || column >= p.n) return;
   const Epilogue& e = p.epilogue;
   int count = min(8, p.n - column);
   for (int t = 0; t < e.term_count; ++t) add_low_rank(e.terms[t], row, origin, count, values);
-  uint8_t* mask = e.mask == nullptr ? nullptr : e.mask + row * e.mask_stride + origin / 8;
+  uint8_t* mask = e.mask == nullptr ? nullptr : e.mask + row * e.mask_stride + (e.mask_compact ? column : origin) / 8;
   unsigned bits = e.kind == PNB_EPILOGUE_DRELU ? *mask : 0u;
   const D* residual = p.residual.data == nullptr ? nullptr
                                                  : static_cast<const D*>(p.residual.data) + row * p.residual.row_stride + column;

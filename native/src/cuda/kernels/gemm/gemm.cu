@@ -146,6 +146,7 @@ Product product(const pnb_gemm_params& given) {
   if (present(given.relu_mask)) {
     p.epilogue.mask = static_cast<uint8_t*>(given.relu_mask.data);
     p.epilogue.mask_stride = given.relu_mask.stride[0];
+    p.epilogue.mask_compact = p.gather == Gather::kColumns && given.relu_mask.shape[1] < p.blocks.neurons / 8;
   }
   return p;
 }

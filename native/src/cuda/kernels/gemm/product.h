@@ -48,6 +48,7 @@ struct Epilogue {
   const float* bias = nullptr;
   uint8_t* mask = nullptr;  // bit (j mod 8) of byte j / 8 of a row
   int64_t mask_stride = 0;  // bytes
+  bool mask_compact = false;  // whether its bits lie as columns of a compact d do
   Exponentials exponentials;  // only with no kind, term, bias or residual
 
   // Whether some term has dropout.
@@ -84,7 +85,7 @@ struct Product {
   Gather gather = Gather::kNone;  // kColumns: n is compact, as d is; kSteps: k is, as a is
   Blocks blocks;
 
-  // Columns that bias, mask and terms have.
+  // Columns that bias, terms and a mask that is not compact have.
   int32_t epilogue_columns() const { return gather == Gather::kColumns ? blocks.neurons : n; }
 };
 

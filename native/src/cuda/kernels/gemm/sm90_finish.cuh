@@ -28,7 +28,7 @@ struct TilePart {
 struct Finish {
   Epilogue epilogue;
   int32_t m, n;     // of d
-  int32_t columns;  // of bias, mask and terms
+  int32_t columns;  // of bias, terms and a mask that is not compact
   const __nv_bfloat16* residual;
   int64_t residual_stride;
   bool residual_copied;  // by bulk copies; else threads read it, because terms' factors take the room
@@ -224,16 +224,24 @@ class TileFinish {
     }
   }
 
+  // Where the mask has a panel's first column; from its end on: not in the list.
+  __device__ int mask_origin(int p) const {
+    if constexpr (kGather == Gather::kColumns) {
+      if (f_.epilogue.mask_compact && origin_[p] < f_.columns) return column_ + p * kPanelColumns;
+    }
+    return origin_[p];
+  }
+
   // A panel's bits of a row.
   __device__ uint32_t* mask_word(int row, int p) const {
-    return reinterpret_cast<uint32_t*>(f_.epilogue.mask + static_cast<int64_t>(row) * f_.epilogue.mask_stride + origin_[p] / 8);
+    return reinterpret_cast<uint32_t*>(f_.epilogue.mask + static_cast<int64_t>(row) * f_.epilogue.mask_stride + mask_origin(p) / 8);
   }
 
   // Whether the tile's part of a mask's row is whole aligned sixteens of bytes.
   __device__ bool whole_mask() const {
     return (reinterpret_cast<uintptr_t>(f_.epilogue.mask) | static_cast<uintptr_t>(f_.epilogue.mask_stride)) % 16 == 0 &&
-           origin_[0] % 128 == 0 && origin_[kPanels - 1] == origin_[0] + Part::kColumns - kPanelColumns &&
-           origin_[0] + Part::kColumns <= f_.columns;
+           mask_origin(0) % 128 == 0 && mask_origin(kPanels - 1) == mask_origin(0) + Part::kColumns - kPanelColumns &&
+           mask_origin(0) + Part::kColumns <= f_.columns;
   }
 
   __device__ void load_mask(uint32_t (&words)[kRows][kPanels]) const {
@@ -463,7 +471,7 @@ class TileFinish {
   Shared& shared_;
   int warpgroup_, thread_;
   int row_, column_, end_;  // the tile's first element; d has no columns of it from end_ on
-  int origin_[kPanels];     // of each panel in bias, mask and terms; past their end: not in the list
+  int origin_[kPanels];     // of each panel in bias, terms and a mask that is not compact; past their end: not in the list
 };
 
 }  // namespace pnb::cuda::sm90

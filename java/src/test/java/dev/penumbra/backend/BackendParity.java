@@ -410,6 +410,23 @@ abstract class BackendParity {
 
     @ParameterizedTest
     @MethodSource("blocks")
+    void keepsReluMasksOfListedBlocksAsCompactAsWhatTheyMask(DType dtype, int size) {
+        same("sdd with a compact mask", tolerance(dtype), b -> {
+            BlockList list = someBlocks(b, size);
+            Tensor a = b.normal(dtype, LISTED_ROWS, 24);
+            FrozenWeight w = b.weight(dtype, NEURONS, 24, b.onHost(DType.F32, NEURONS, 24));
+            Tensor mask = b.zeros(DType.U8, LISTED_ROWS, list.width() / 8);
+            b.backend.run(new Fill(0x5a, mask));
+            Tensor d = b.zeros(dtype, LISTED_ROWS, list.width());
+            Tensor back = b.zeros(dtype, LISTED_ROWS, list.width());
+            b.run(space -> Gemm.forward(a, w, d).blocks(list).relu(mask).workspace(space).build());
+            b.run(space -> Gemm.forward(a, w, back).blocks(list).drelu(mask).workspace(space).build());
+            return List.of(d, mask, back);
+        });
+    }
+
+    @ParameterizedTest
+    @MethodSource("blocks")
     void multipliesFromListedBlocks(DType dtype, int size) {
         same("dsd", tolerance(dtype), b -> {
             BlockList list = someBlocks(b, size);

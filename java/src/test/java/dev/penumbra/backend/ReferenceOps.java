@@ -59,7 +59,9 @@ final class ReferenceOps {
             for (LowRank term : op.lowRank()) {
                 addLowRank(term, row, columns, i);
             }
-            epilogue(op, row, columns, i);
+            boolean compactMask = sdd != null && op.reluMask() != null
+                    && size(op.reluMask(), 1) < weight.values().length / 8;
+            epilogue(op, row, compactMask ? ReferenceBlocks.neurons(null, i, columns.length) : columns, i);
             for (int c = 0; c < columns.length; c++) {
                 set(op.d(), row[c] + (op.residual() == null ? 0 : get(op.residual(), i, c)), i, c);
             }
@@ -81,9 +83,9 @@ final class ReferenceOps {
         }
     }
 
-    private static void epilogue(Gemm op, double[] row, int[] columns, int i) {
-        for (int c = 0; c < columns.length; c++) {
-            int j = columns[c];
+    private static void epilogue(Gemm op, double[] row, int[] places, int i) {
+        for (int c = 0; c < places.length; c++) {
+            int j = places[c];
             switch (op.epilogue()) {
                 case NONE -> {
                 }

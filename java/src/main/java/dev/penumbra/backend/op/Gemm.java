@@ -9,7 +9,7 @@ import org.jspecify.annotations.Nullable;
  * d = epilogue(a · B + low-rank terms + bias) + residual, accumulated in f32.
  *
  * <p>With {@code blocks} only the listed rows (neurons) of {@code weight} are used: FORWARD gives a compact d [m, width] (SDD),
- * where bias, terms and mask stay as wide as they are without; BACKWARD takes a compact a [m, width] (DSD).
+ * where bias and terms stay as wide as they are without; BACKWARD takes a compact a [m, width] (DSD).
  *
  * @param a [m, k], any strides
  * @param b B = b [k, n], any strides; null when {@code weight} is given
@@ -18,7 +18,8 @@ import org.jspecify.annotations.Nullable;
  * @param lowRank at most 4 terms
  * @param bias f32 [n]
  * @param epilogue applied before the residual is added
- * @param reluMask u8 [m, ceil(n/8)]: written by RELU when present, read by DRELU
+ * @param reluMask u8 [m, ceil(n/8)]: written by RELU when present, read by DRELU; of a compact d by neuron [m, neurons/8], or,
+ *     where that is less, by d's columns [m, width/8]
  * @param residual [m, n]; may be {@code d} itself, which makes it {@code +=}
  * @param d [m, n], rows contiguous
  * @param blocks of {@code weight}'s rows; null: all
