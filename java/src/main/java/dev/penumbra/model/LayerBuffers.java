@@ -23,8 +23,6 @@ final class LayerBuffers {
     final Tensor lse;
     /** What the attention's half of the layer gives. */
     final Tensor middle;
-    /** u8 [tokens, ceil(neurons / 8)]. */
-    final Tensor mask;
     /** mean and rstd of both norms, f32 [tokens] each. */
     final Tensor mean1;
 
@@ -46,16 +44,11 @@ final class LayerBuffers {
         attention = buffers.activations(at + "attention", dtype, tokens, hidden);
         lse = buffers.activations(at + "lse", DType.F32, (long) tokens * config.numAttentionHeads());
         middle = buffers.activations(at + "middle", residual, tokens, hidden);
-        mask = reluMask(buffers, config, tokens, at);
         mean1 = buffers.activations(at + "mean1", DType.F32, tokens);
         rstd1 = buffers.activations(at + "rstd1", DType.F32, tokens);
         mean2 = buffers.activations(at + "mean2", DType.F32, tokens);
         rstd2 = buffers.activations(at + "rstd2", DType.F32, tokens);
         sum2 = post ? buffers.activations(at + "sum2", residual, tokens, hidden) : null;
-    }
-
-    static Tensor reluMask(Buffers buffers, OptConfig config, int tokens, String at) {
-        return buffers.activations(at + "relu mask", DType.U8, tokens, Math.ceilDiv(config.ffnDim(), 8));
     }
 
     void allocateH(Buffers buffers, String at, Site site, int tokens) {

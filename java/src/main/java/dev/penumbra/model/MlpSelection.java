@@ -90,7 +90,7 @@ final class MlpSelection extends BlockSelection {
                         predictor == null ? 0 : Math.ceilDiv(capacityRows, predictor.poolRows()));
             }
         }
-        pooled = pooledRows == 0 ? null : buffers.activations("pooled", DType.F32, (long) pooledRows * hidden);
+        pooled = pooledRows == 0 ? null : buffers.passing(DType.F32, (long) pooledRows * hidden);
         neuronMass = config.policy() == SelectionPolicy.SEED || senses()
                 ? buffers.activations("neuron mass", DType.F32, sparsity.neurons())
                 : null;
@@ -154,6 +154,11 @@ final class MlpSelection extends BlockSelection {
     /** Whether lists are made from what a layer computes, not before it runs. */
     boolean readsActivations() {
         return config.policy().readsActivations();
+    }
+
+    /** Whether what a layer writes by lists has no room for all neurons. */
+    boolean isCompact(int layer) {
+        return isSparse(layer) && !isBackwardOnly() && width(layer) < sparsity.neurons();
     }
 
     /** Columns of a layer's compact activation. */

@@ -18,21 +18,22 @@ final class OptActivations {
 
     private final Tensor[] x;
     private final LayerBuffers[] layers;
-    private final Tensor[] reluMasks;
+    private final ReluMasks reluMasks;
     private final @Nullable Tensor productInput;
     private final @Nullable Tensor dX;
     private final @Nullable Tensor dBranch;
     private final @Nullable Tensor dQkv;
 
     /** @param lowest first layer that has a backward pass */
-    OptActivations(Opt model, @Nullable LoraAdapter adapter, Buffers buffers, PassShape shape, int lowest) {
+    OptActivations(Opt model, @Nullable LoraAdapter adapter, Buffers buffers, PassShape shape, int lowest,
+            ReluMasks reluMasks) {
         OptConfig config = model.config();
         int capacity = shape.capacity();
         int h = config.hiddenSize();
         int count = config.numHiddenLayers();
         x = new Tensor[count + 1];
         layers = new LayerBuffers[count];
-        reluMasks = new Tensor[count];
+        this.reluMasks = reluMasks;
         DType residual = model.backend().residualDType(model.dtype());
         productInput = config.doLayerNormBefore() || residual != model.dtype()
                 ? buffers.passing(model.dtype(), capacity, h)
@@ -45,9 +46,6 @@ final class OptActivations {
             String at = "layers." + i + ".";
             boolean saved = i >= lowest;
             layers[i] = saved ? new LayerBuffers(buffers, config, model.dtype(), residual, capacity, at) : shared;
-            reluMasks[i] = saved || !shape.keepsReluMasks()
-                    ? layers[i].mask
-                    : LayerBuffers.reluMask(buffers, config, capacity, at);
             x[i + 1] = saved ? buffers.activations(at + "output", residual, capacity, h) : x[i];
             for (Site site : sites(adapter, i)) {
                 if (saved || !layers[i].h.containsKey(site.layer().kind())) {
@@ -93,9 +91,9 @@ final class OptActivations {
         return productInput;
     }
 
-    /** u8 [capacity, ceil(neurons / 8)]: which of a layer's neurons fire. */
-    Tensor reluMask(int layer) {
-        return reluMasks[layer];
+    /** Which of a layer's neurons fire. */
+    ReluMasks reluMasks() {
+        return reluMasks;
     }
 
     /** The gradient that flows down past the sublayers: of a layer's output first, then of what lies before it. */

@@ -19,17 +19,20 @@ import org.jspecify.annotations.Nullable;
  * use, and the other way round.
  *
  * <p>Where the forward pass is sparse too, buffers have room for the lists' neurons only. What is dense all the same
- * (warm-up, evaluation) then goes through them in bands of rows, and an activation that an adapter on fc2 reads in the
- * backward pass is computed again.
+ * (warm-up, evaluation) then goes through them in bands of rows, and what the backward pass reads of fc1's output, ReLU's mask
+ * and, with an adapter on fc2, the activation, is computed again: a dense training step of such a run has five products of the
+ * size of an MLP's weights for four, and a norm more.
  */
 final class OptMlp {
 
     private final OptConfig config;
     private final OptWeights weights;
     private final AdapterTerms adapters;
+    private final GradientReach reach;
     private final Buffers buffers;
     private final LoadedBatch batch;
     private final OptActivations activations;
+    private final ReluMasks masks;
     private final @Nullable MlpSelection selection;
     private final @Nullable MlpObserver observer;
 
@@ -48,9 +51,11 @@ final class OptMlp {
         this.config = model.config();
         this.weights = model.weights();
         this.adapters = adapters;
+        this.reach = reach;
         this.buffers = buffers;
         this.batch = batch;
         this.activations = activations;
+        this.masks = activations.reluMasks();
         this.selection = selection;
         this.observer = observer;
         int layers = config.numHiddenLayers();
@@ -63,9 +68,8 @@ final class OptMlp {
         for (int i = reach.lowest(); i < layers; i++) {
             if (adapters.has(i, FC2)) {
                 anyKept = true;
-                boolean whole = selection == null || selection.isBackwardOnly() || !selection.isSparse(i);
                 kept[i] = buffers.activations("layers." + i + ".activation", model.dtype(),
-                        capacity * (whole ? config.ffnDim() : selection.width(i)));
+                        capacity * (isCompact(i) ? selection.width(i) : config.ffnDim()));
             }
         }
         gradient = anyKept ? buffers.passing(model.dtype(), elements) : scratch;
@@ -108,14 +112,19 @@ final class OptMlp {
         return run == Run.SPARSE && selection != null && selection.isSparse(layer);
     }
 
+    /** Whether what a layer keeps of fc1's output has room for the lists' neurons only. */
+    private boolean isCompact(int layer) {
+        return selection != null && selection.isCompact(layer);
+    }
+
     private boolean isSensed(Run run) {
         return run == Run.SENSING && selection != null && selection.senses();
     }
 
-    /** Whether an activation that the backward pass reads does not fit where it would be kept, and is computed again. */
+    /** Whether what the backward pass reads of fc1's output does not fit where it would be kept, and is computed again. */
     boolean recomputes(int layer, Run run) {
-        return kept[layer] != null && !isSparse(layer, run) && selection != null && !selection.isBackwardOnly()
-                && selection.isSparse(layer);
+        return isCompact(layer) && !isSparse(layer, run)
+                && (kept[layer] != null || masks.isCompact(layer) && reach.reachesFc1(layer));
     }
 
     /** What the norm before a layer's MLP is to pool; null: nothing. */
@@ -161,13 +170,12 @@ final class OptMlp {
 
     /** Shows a dense layer's activation to who looks: a measurement, or the pass's observer, who sees all rows as one band. */
     private void show(int i, Band band, Tensor input, Tensor activation, Run run) {
-        Tensor mask = activations.reluMask(i);
+        Tensor mask = masks.dense(i, band);
         if (isSensed(run)) {
-            selection.sense(i, band, activation, band.of(mask), batch.validRows(band), batch.rows());
+            selection.sense(i, band, activation, mask, batch.validRows(band), batch.rows());
         }
         if (run == Run.DENSE && observer != null && !buffers.isPlanning()) {
-            observer.afterFc1(i, input, observed == null ? null : observedRows(), activation, batch.of(mask),
-                    batch.validRows());
+            observer.afterFc1(i, input, observed == null ? null : observedRows(), activation, mask, batch.validRows());
         }
     }
 
@@ -190,8 +198,13 @@ final class OptMlp {
         List<LowRank> terms = projects
                 ? adapters.project(i, FC1, input, activations.layer(i).h, band, null)
                 : adapters.projected(i, FC1, activations.layer(i).h, band);
-        buffers.run(Gemm.forward(input, w.weight(), activation).lowRank(terms).bias(w.bias())
-                .relu(band.of(activations.reluMask(i))).blocks(blocks).workspace(buffers.workspace()).build());
+        Tensor mask = mask(i, band, blocks);
+        buffers.run(Gemm.forward(input, w.weight(), activation).lowRank(terms).bias(w.bias()).relu(mask).blocks(blocks)
+                .workspace(buffers.workspace()).build());
+    }
+
+    private Tensor mask(int i, Band band, @Nullable BlockList blocks) {
+        return blocks == null ? masks.dense(i, band) : masks.listed(i, band);
     }
 
     private void fc2(int i, Band band, Tensor activation, Tensor residual, Tensor output, @Nullable BlockList blocks) {
@@ -232,7 +245,7 @@ final class OptMlp {
             boolean needsFc1, Tensor grad) {
         Band whole = batch.whole();
         if (selection.isBackwardOnly() && selection.readsActivations() && needsFc1) {
-            selection.chooseByMask(i, whole.of(activations.reluMask(i)), batch.validRows());
+            selection.chooseByMask(i, masks.dense(i, whole), batch.validRows());
         }
         BlockList blocks = selection.list(i, whole.rows());
         BlockList ofActivation = selection.isBackwardOnly() ? null : blocks;
@@ -258,7 +271,7 @@ final class OptMlp {
             return;
         }
         Tensor dActivation = matrix(gradient, band.rows(), blocks == null ? config.ffnDim() : blocks.width());
-        buffers.run(Gemm.forward(dy, w.fc2().weight(), dActivation).lowRank(terms).drelu(band.of(activations.reluMask(i)))
+        buffers.run(Gemm.forward(dy, w.fc2().weight(), dActivation).lowRank(terms).drelu(mask(i, band, blocks))
                 .blocks(blocks).workspace(buffers.workspace()).build());
         terms = adapters.gradients(i, FC1, dActivation, input, activations.layer(i).h, band, grad, null, blocks);
         if (dInput != null) {

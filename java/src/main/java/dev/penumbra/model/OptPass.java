@@ -48,13 +48,14 @@ final class OptPass implements ModelPass {
                 ? null
                 : new MlpSelection(options.sparsity(), model.backend(), buffers, capacity, config.hiddenSize(),
                         reach.first(reach::reachesFc1));
-        batch = new LoadedBatch(model.backend(), buffers, shape, config,
-                OptMlp.bandRows(selection, config, capacity, options.observer()));
+        int bandRows = OptMlp.bandRows(selection, config, capacity, options.observer());
+        batch = new LoadedBatch(model.backend(), buffers, shape, config, bandRows);
         attentionSelection = options.attention() == null || options.attention().config().policy().isDense()
                 ? null
                 : new AttentionSelection(options.attention(), model.backend(), buffers, batch, shape, config,
                         reach.first(reach::reachesQkv));
-        activations = new OptActivations(model, adapter, buffers, shape, lowest);
+        activations = new OptActivations(model, adapter, buffers, shape, lowest,
+                new ReluMasks(buffers, config, shape, lowest, selection, bandRows));
         PassOps ops = new PassOps(buffers, batch);
         embedding = new OptEmbedding(model, buffers, batch, ops);
         OptAttention heads = new OptAttention(config, buffers, batch, attentionSelection, options.attentionObserver());
@@ -186,8 +187,9 @@ final class OptPass implements ModelPass {
             throw new IllegalStateException("expected a pass that keeps its ReLU masks, found " + shape);
         }
         List<ReluMask> masks = new ArrayList<>();
+        Band given = new Band(0, 0, batch.givenRows());
         for (int i = 0; i < activations.layers(); i++) {
-            masks.add(new ReluMask(i, config.ffnDim(), activations.reluMask(i).slice(0, 0, batch.givenRows())));
+            masks.add(new ReluMask(i, config.ffnDim(), activations.reluMasks().dense(i, given)));
         }
         return masks;
     }

@@ -20,8 +20,10 @@ import dev.penumbra.predict.MlpSparsity;
 import dev.penumbra.predict.SelectionPolicy;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.predict.SparsityConfig.Pass;
+import dev.penumbra.tensor.Tensor;
 import dev.penumbra.train.SparseFixture.Result;
 import java.io.IOException;
+import java.lang.foreign.ValueLayout;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -218,18 +220,20 @@ class SparsePassTest {
     }
 
     @ParameterizedTest
-    @CsvSource({"cpu, true, 0, false", "cpu, false, 0, false", "cpu, true, 128, false", "cpu, true, 0, true",
-            "cpu, false, 0, true"})
-    void aDenseBatchThroughCompactBuffersIsDense(String name, boolean preNorm, int rows, boolean fc2Alone)
-            throws IOException {
-        try (SparseFixture f = new SparseFixture(folder, backend(name), preNorm, 3,
-                fc2Alone ? Set.of("fc2") : SparseFixture.ALL, n -> false, List.of())) {
+    @CsvSource({"true, 0, q_proj k_proj v_proj out_proj fc1 fc2", "false, 0, q_proj k_proj v_proj out_proj fc1 fc2",
+            "true, 128, q_proj k_proj v_proj out_proj fc1 fc2", "true, 0, fc2", "false, 0, fc2", "true, 0, fc1",
+            "true, 128, q_proj v_proj", "false, 0, q_proj v_proj"})
+    void aDenseBatchThroughCompactBuffersIsDense(boolean preNorm, int rows, String targets) throws IOException {
+        String name = targets + " pre-norm " + preNorm;
+        try (SparseFixture f = new SparseFixture(folder, backend("cpu"), preNorm, 3, Set.of(targets.split(" ")), n -> false,
+                List.of())) {
             Result dense = f.dense();
             ModelPass pass = f.open(f.sparsity(SparseFixture.config(SelectionPolicy.PREDICTED, Pass.BOTH, 1, 0.2, rows)));
             Result first = f.run(pass, Mode.DENSE, null);
             requireEqual(name + " in bands", first, dense, 1e-5);
             Result sparse = f.run(pass, Mode.SPARSE, null);
             assertThat(error(sparse, dense)).isGreaterThan(1e-3);
+            pass.sense();
             requireEqual(name + " after a sparse batch", f.run(pass, Mode.DENSE, null), dense, 1e-5);
             assertThat(f.run(pass, Mode.SPARSE, null)).usingRecursiveComparison().isEqualTo(sparse);
         }
@@ -257,6 +261,36 @@ class SparsePassTest {
                 assertThat(c).isBetween(0.05, 0.95);
             }
         }
+    }
+
+    @Test
+    void aPassByListsShowsAllNeuronsOfItsDenseBatches() throws IOException {
+        try (SparseFixture f = new SparseFixture(folder, backend("cpu"), true)) {
+            List<byte[]> shown = new ArrayList<>();
+            List<byte[]> kept = new ArrayList<>();
+            MlpObserver observer = (layer, input, pooled, activation, mask, validRows) -> shown.add(bytes(f, mask));
+            MlpSparsity lists = f.sparsity(SparseFixture.config(SelectionPolicy.PREDICTED, Pass.BOTH, 1, 0.2, 0));
+            for (MlpSparsity sparsity : new MlpSparsity[]{null, lists}) {
+                f.model.openPass(f.arena, f.adapter, f.shape(), new PassOptions(sparsity, null, observer, null))
+                        .forward(f.batch(), null);
+                PassShape keeping = new PassShape(f.shape().tokens(), SparseFixture.POSITIONS, true, true);
+                ModelPass pass = f.model.openPass(f.arena, f.adapter, keeping, PassOptions.sparse(sparsity));
+                pass.forward(f.batch(), null);
+                pass.reluMasks().forEach(mask -> kept.add(bytes(f, mask.bits())));
+            }
+            for (List<byte[]> masks : List.of(shown, kept)) {
+                assertThat(masks).hasSize(6);
+                for (int i = 0; i < 3; i++) {
+                    assertThat(masks.get(3 + i)).as("mask of layer " + i).isEqualTo(masks.get(i));
+                }
+            }
+        }
+    }
+
+    private static byte[] bytes(SparseFixture f, Tensor device) {
+        Tensor host = Tensor.allocate(f.arena, device.dtype(), device.shape());
+        f.backend.download(device, host);
+        return host.segment().toArray(ValueLayout.JAVA_BYTE);
     }
 
     /** From the activations of a dense pass, on the host. */
@@ -319,9 +353,36 @@ class SparsePassTest {
     }
 
     private static long bytes(SparseFixture f, PassShape shape, PassOptions options) {
+        MemoryPlan plan = plan(f, shape, options);
+        return plan.bytes(MemoryPlan.Kind.ACTIVATIONS) + plan.bytes(MemoryPlan.Kind.WORKSPACE);
+    }
+
+    private static MemoryPlan plan(SparseFixture f, PassShape shape, PassOptions options) {
         MemoryPlan plan = new MemoryPlan();
         f.model.planPass(plan, f.adapter, shape, options);
-        return plan.bytes(MemoryPlan.Kind.ACTIVATIONS) + plan.bytes(MemoryPlan.Kind.WORKSPACE);
+        return plan;
+    }
+
+    /** A training pass keeps each layer's; layers of others share the widest. */
+    @ParameterizedTest
+    @CsvSource({"BOTH, true, 7", "BOTH, false, 3", "BACKWARD, true, 15", "BACKWARD, false, 5"})
+    void masksTakeABitForEachNeuronThatHasRoomInTheForwardPass(Pass pass, boolean training, int blocks) throws IOException {
+        try (SparseFixture f = new SparseFixture(folder, backend("cpu"), true)) {
+            MlpSparsity two = f.sparsity(SparseFixture.config(SelectionPolicy.STATIC, pass, 1, 0.4, 0));
+            List<MlpSparsity.Layer> layers = new ArrayList<>(two.layers());
+            MlpSparsity.Layer middle = layers.get(1);
+            layers.set(1, new MlpSparsity.Layer(3, middle.coverage(), middle.scores(), null, middle.activationNorms(),
+                    middle.gradientNorms()));
+            PassOptions options = PassOptions.sparse(new MlpSparsity(two.config(), two.neurons(), layers));
+            PassShape shape = new PassShape(f.shape().tokens(), SparseFixture.POSITIONS, training);
+            MemoryPlan plan = plan(f, shape, options);
+            assertThat(plan.entries().stream().filter(e -> e.name().contains("relu mask")).mapToLong(MemoryPlan.Entry::bytes)
+                    .sum()).isEqualTo((long) shape.capacity() * blocks * SparseFixture.BLOCK / 8);
+            ModelPass open = f.model.openPass(f.arena, f.adapter, shape, options);
+            if (training || pass == Pass.BOTH) {
+                assertThat(f.loss(open, Mode.SPARSE, null)).isEqualTo(f.loss(f.open(options.sparsity()), Mode.SPARSE, null));
+            }
+        }
     }
 
     @Test

@@ -98,6 +98,23 @@ class SparseTrainingTest {
     }
 
     @ParameterizedTest
+    @CsvSource({"STATIC, true", "RANDOM, false", "EXACT, true"})
+    void stepsBeforeTheListsAreThoseOfADenseRun(SelectionPolicy policy, boolean preNorm) throws IOException {
+        List<List<Double>> losses = new ArrayList<>();
+        SparsityConfig half = new SparsityConfig(policy, Pass.BOTH, 1, 0.2, SparseFixture.BLOCK, 0, 0.5, 3, false);
+        for (SparsityConfig sparsity : List.of(SparsityConfig.OFF, half)) {
+            try (SparseFixture f = new SparseFixture(folder.resolve("model"), cpu(), preNorm)) {
+                losses.add(losses(train(f, config(sparsity).lr(1e-2).build(), -1)));
+            }
+        }
+        for (int step = 0; step < 5; step++) {
+            double dense = losses.getFirst().get(step);
+            assertThat(losses.getLast().get(step)).as("step " + step).isCloseTo(dense, within(1e-5 * dense));
+        }
+        assertThat(losses.getLast().getLast()).isNotCloseTo(losses.getFirst().getLast(), within(1e-5));
+    }
+
+    @ParameterizedTest
     @EnumSource(value = SelectionPolicy.class, names = {"RANDOM", "STATIC", "SEED"})
     void aResumedRunContinuesToTheLossesOfAnUninterruptedOne(SelectionPolicy policy) throws IOException {
         // Static lists by weights alone miss their coverage, and the run asks for more as it finds out.
