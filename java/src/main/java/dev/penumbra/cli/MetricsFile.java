@@ -16,26 +16,27 @@ import tools.jackson.core.JacksonException;
 import tools.jackson.databind.json.JsonMapper;
 import tools.jackson.databind.node.ObjectNode;
 
-/** One JSON object a step, flushed at once so that a killed run leaves its lines. */
+/**
+ * One JSON object a step, flushed at once so that a killed run leaves its lines. What is in the file stays until the first step:
+ * a run that is refused before it has not undone the one before.
+ */
 final class MetricsFile implements StepListener, AutoCloseable {
 
     private static final JsonMapper JSON = new JsonMapper();
 
     private final Path file;
     private Writer writer;
-    private boolean resumes;
+    private boolean holdsOlder;
 
-    /** @param resumes keep the lines of the steps before the first one that is told, which a checkpoint holds */
-    MetricsFile(Path file, boolean resumes) throws IOException {
+    /** Opens a file for steps; of the lines in it, those of the steps before the first one that is told stay. */
+    MetricsFile(Path file) throws IOException {
         this.file = file;
         Path folder = file.toAbsolutePath().getParent();
         if (!Files.isDirectory(folder)) {
             Files.createDirectories(folder);
         }
-        this.resumes = resumes && Files.exists(file);
-        writer = resumes
-                ? Files.newBufferedWriter(file, StandardOpenOption.CREATE, StandardOpenOption.APPEND)
-                : Files.newBufferedWriter(file);
+        holdsOlder = Files.isRegularFile(file);
+        writer = Files.newBufferedWriter(file, StandardOpenOption.CREATE, StandardOpenOption.APPEND);
     }
 
     @Override
@@ -55,9 +56,9 @@ final class MetricsFile implements StepListener, AutoCloseable {
             put(line, "attention_", step.attention());
         }
         try {
-            if (resumes) {
+            if (holdsOlder) {
                 dropFrom(step.step());
-                resumes = false;
+                holdsOlder = false;
             }
             writer.write(line + "\n");
             writer.flush();
@@ -77,9 +78,13 @@ final class MetricsFile implements StepListener, AutoCloseable {
         }
     }
 
-    /** A run that was killed got further than its last checkpoint, maybe to the middle of a line: those steps come again. */
+    /** A resumed run: one that was killed got further than its last checkpoint, maybe to the middle of a line: those steps come again. */
     private void dropFrom(int firstStep) throws IOException {
         writer.close();
+        if (firstStep == 1) {
+            writer = Files.newBufferedWriter(file);
+            return;
+        }
         String kept;
         try (Stream<String> lines = Files.lines(file)) {
             kept = lines.filter(line -> isBefore(firstStep, line)).map(line -> line + "\n").collect(Collectors.joining());

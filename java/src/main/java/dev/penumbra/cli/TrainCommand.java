@@ -181,7 +181,7 @@ final class TrainCommand implements Callable<Integer> {
         if (report != null) {
             trainer.listener(steps::add);
         }
-        try (MetricsFile file = metrics == null ? null : new MetricsFile(metrics, resume);
+        try (MetricsFile file = metrics == null ? null : new MetricsFile(metrics);
                 Interrupt interrupt = new Interrupt(trainer::cancel)) {
             if (file != null) {
                 trainer.listener(file);

@@ -25,7 +25,7 @@ class MetricsFileTest {
     @Test
     void aStepIsAnObjectOnALine() throws IOException {
         Path file = folder.resolve("metrics.jsonl");
-        try (MetricsFile metrics = new MetricsFile(file, false)) {
+        try (MetricsFile metrics = new MetricsFile(file)) {
             metrics.onStep(step(1));
             assertThat(Files.readString(file)).as("flushed at once").isEqualTo(
                     "{\"step\":1,\"loss\":2.5,\"lr\":0.001,\"grad_norm\":0.75,\"real_tokens\":100,\"tokens_per_s\":200.0,\"step_ms\":500.0}\n");
@@ -37,7 +37,7 @@ class MetricsFileTest {
         Path file = folder.resolve("metrics.jsonl");
         StepSparsity sparsity = new StepSparsity(List.of(0.25, 0.75), List.of(1.0, 0.5), List.of(0.0, 1.0),
                 List.of(0.5, 1.0));
-        try (MetricsFile metrics = new MetricsFile(file, false)) {
+        try (MetricsFile metrics = new MetricsFile(file)) {
             metrics.onStep(new StepMetrics(1, 2.5, 1e-3, 0.75, 100, 200, 500, sparsity));
             metrics.onStep(new StepMetrics(2, 2.5, 1e-3, 0.75, 100, 200, 500,
                     new StepSparsity(List.of(0.5), List.of(1.0), List.of(0.0), List.of())));
@@ -52,7 +52,7 @@ class MetricsFileTest {
         Path file = folder.resolve("metrics.jsonl");
         StepSparsity sparsity = new StepSparsity(List.of(0.25, 0.75), List.of(1.0, 0.5), List.of(0.0, 1.0),
                 List.of(0.5, 1.0));
-        try (MetricsFile metrics = new MetricsFile(file, false)) {
+        try (MetricsFile metrics = new MetricsFile(file)) {
             metrics.onStep(new StepMetrics(1, 2.5, 1e-3, 0.75, 100, 200, 500, sparsity, sparsity));
             metrics.onStep(new StepMetrics(2, 2.5, 1e-3, 0.75, 100, 200, 500, null, sparsity));
         }
@@ -67,7 +67,7 @@ class MetricsFileTest {
     void aResumedRunReplacesTheStepsAfterItsCheckpoint() throws IOException {
         Path file = Files.writeString(folder.resolve("metrics.jsonl"),
                 "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"step\":4,\"lo");
-        try (MetricsFile metrics = new MetricsFile(file, true)) {
+        try (MetricsFile metrics = new MetricsFile(file)) {
             metrics.onStep(step(3));
             metrics.onStep(step(4));
         }
@@ -77,17 +77,24 @@ class MetricsFileTest {
     @Test
     void aRunThatIsNotResumedStartsAfresh() throws IOException {
         Path file = Files.writeString(folder.resolve("metrics.jsonl"), "{\"step\":1}\n");
-        try (MetricsFile metrics = new MetricsFile(file, false)) {
+        try (MetricsFile metrics = new MetricsFile(file)) {
             metrics.onStep(step(1));
         }
         assertThat(Files.readAllLines(file)).hasSize(1);
     }
 
     @Test
+    void aRunThatEndsBeforeItsFirstStepLeavesWhatWasThere() throws IOException {
+        Path file = Files.writeString(folder.resolve("metrics.jsonl"), "{\"step\":1}\n");
+        new MetricsFile(file).close();
+        assertThat(file).hasContent("{\"step\":1}\n");
+    }
+
+    @Test
     void aFullDiskIsNamed() throws IOException {
         Path full = Path.of("/dev/full");
         Assumptions.assumeTrue(Files.exists(full), "no /dev/full here");
-        MetricsFile metrics = new MetricsFile(full, false);
+        MetricsFile metrics = new MetricsFile(full);
         assertThatThrownBy(() -> metrics.onStep(step(1))).hasMessageContaining("/dev/full: No space left");
     }
 }
