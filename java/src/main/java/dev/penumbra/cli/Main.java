@@ -1,5 +1,11 @@
 package dev.penumbra.cli;
 
+import dev.penumbra.backend.Device;
+import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.predict.AttentionPolicy;
+import dev.penumbra.predict.SelectionPolicy;
+import dev.penumbra.predict.SparsityConfig.Pass;
+import dev.penumbra.train.Schedule;
 import java.util.Optional;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
@@ -53,7 +59,13 @@ public final class Main implements Runnable {
     static int execute(String... arguments) {
         Main main = new Main();
         CommandLine line = new CommandLine(main);
-        line.setCaseInsensitiveEnumValuesAllowed(true);
+        words(line, Schedule.class);
+        words(line, ModelOptions.Compute.class);
+        words(line, Device.Kind.class);
+        words(line, LossOn.class);
+        words(line, SelectionPolicy.class);
+        words(line, AttentionPolicy.class);
+        words(line, Pass.class);
         line.setUnmatchedOptionsAllowedAsOptionParameters(false);
         line.setExecutionExceptionHandler((failure, command, parsed) -> {
             if (main.verbose || !Failures.isExplained(failure)) {
@@ -76,6 +88,10 @@ public final class Main implements Runnable {
             return CommandLine.ExitCode.USAGE;
         });
         return line.execute(config.arguments());
+    }
+
+    private static <E extends Enum<E>> void words(CommandLine line, Class<E> type) {
+        line.registerConverter(type, new Words<>(type));
     }
 
     private static String message(ParameterException wrong) {
