@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.OptionalLong;
+import java.util.stream.Collectors;
 
 /** What a run will allocate, by name, before it allocates any of it. */
 public final class MemoryPlan {
@@ -82,10 +83,13 @@ public final class MemoryPlan {
     private void requireFits(long neededBytes, long freeBytes) {
         if (neededBytes > freeBytes) {
             throw new ModelException(
-                    "not enough memory: expected " + mib(neededBytes) + " to be free, found " + mib(freeBytes) + "\n"
-                            + table()
+                    "not enough memory: expected " + mib(neededBytes) + " to be free, found " + mib(freeBytes) + " (of "
+                            + mib(totalBytes()) + ": "
+                            + sums().entrySet().stream().map(sum -> sum.getKey().label + " " + mib(sum.getValue()))
+                                    .collect(Collectors.joining(", "))
+                            + ")"
                             + (bytes(Kind.ACTIVATIONS) > 0
-                                    ? "a smaller batch size or sequence length lowers the activations"
+                                    ? "; a smaller batch size or sequence length lowers the activations"
                                     : ""));
         }
     }
@@ -97,13 +101,17 @@ public final class MemoryPlan {
 
     /** One line a kind, and the sum; the weights' line tells the bytes that a parameter of the checkpoint takes. */
     public String table() {
-        Map<Kind, Long> sums = new EnumMap<>(Kind.class);
-        entries.forEach(e -> sums.merge(e.kind(), e.bytes(), Long::sum));
         StringBuilder text = new StringBuilder();
-        sums.forEach((kind, bytes) -> text.append(line(kind.label, bytes)).append(kind != Kind.WEIGHTS || parameters == 0
+        sums().forEach((kind, bytes) -> text.append(line(kind.label, bytes)).append(kind != Kind.WEIGHTS || parameters == 0
                 ? ""
                 : String.format(Locale.ROOT, "  %.2f bytes a parameter", (double) bytes / parameters)).append('\n'));
         return text.append(line("sum", totalBytes())).append('\n').toString();
+    }
+
+    private Map<Kind, Long> sums() {
+        Map<Kind, Long> sums = new EnumMap<>(Kind.class);
+        entries.forEach(e -> sums.merge(e.kind(), e.bytes(), Long::sum));
+        return sums;
     }
 
     private static String line(String label, long bytes) {
