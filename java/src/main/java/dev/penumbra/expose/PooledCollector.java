@@ -55,7 +55,7 @@ final class PooledCollector implements MlpObserver {
         neurons = model.mlpNeurons();
         hidden = model.adaptableLayers().getFirst().in();
         int layers = model.mlpLayers();
-        PassShape shape = new PassShape(Math.multiplyExact(config.batchSize(), config.seqLen()), config.seqLen(), false);
+        PassShape shape = PassShape.ofRows(config.batchSize(), config.seqLen(), false);
         pass = model.openPass(owner, adapter, shape, PassOptions.observed(this, attention));
         int pools = Math.ceilDiv(shape.capacity(), config.poolRows());
         ones = backend.allocate(owner, model.dtype(), Shape.of(pools, shape.capacity()));

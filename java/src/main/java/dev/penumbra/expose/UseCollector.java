@@ -39,7 +39,7 @@ final class UseCollector implements MlpObserver {
         blockSize = config.blockSize();
         neurons = model.mlpNeurons();
         int layers = model.mlpLayers();
-        PassShape shape = new PassShape(Math.multiplyExact(config.batchSize(), config.seqLen()), config.seqLen(), false);
+        PassShape shape = PassShape.ofRows(config.batchSize(), config.seqLen(), false);
         pass = model.openPass(owner, null, shape, PassOptions.observed(this));
         int groups = Math.ceilDiv(shape.capacity(), listRows);
         norms = new Tensor[layers];

@@ -64,6 +64,10 @@ public final class LoraAdapter {
             throw new IllegalArgumentException("expected target modules out of " + kinds + ", found "
                     + (sites.isEmpty() && unmatched.isEmpty() ? "none" : unmatched.toString()));
         }
+        if (offset > Integer.MAX_VALUE) {
+            throw new IllegalArgumentException("expected an adapter of at most " + Integer.MAX_VALUE
+                    + " parameters, which one array holds, found " + offset + " of rank " + config.r());
+        }
         parameters = backend.allocate(owner, DType.F32, Shape.of(offset));
     }
 
@@ -75,7 +79,7 @@ public final class LoraAdapter {
      * A new adapter: A drawn from U(−1/√in, 1/√in), which is Kaiming's uniform with a = √5, B zero.
      *
      * @param prefix what PEFT's keys begin with
-     * @throws IllegalArgumentException naming targets that match no layer
+     * @throws IllegalArgumentException naming targets that match no layer, or a rank that makes it too large
      */
     public static LoraAdapter create(Backend backend, Arena owner, LoraConfig config, List<AdaptableLayer> layers,
             String prefix, long seed) {

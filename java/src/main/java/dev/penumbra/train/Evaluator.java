@@ -29,7 +29,7 @@ public final class Evaluator {
      */
     public static double loss(LanguageModel model, @Nullable LoraAdapter adapter, Dataset data, int batchSize, int seqLen) {
         try (Arena arena = Arena.ofShared()) {
-            PassShape shape = new PassShape(Math.multiplyExact(batchSize, seqLen), seqLen, false);
+            PassShape shape = PassShape.ofRows(batchSize, seqLen, false);
             ModelPass pass = model.openPass(arena, adapter, shape);
             return loss(model.backend(), pass, model.backend().allocate(arena, DType.F32, Shape.of(1)), data, batchSize,
                     seqLen);

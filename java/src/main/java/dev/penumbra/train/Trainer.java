@@ -140,7 +140,7 @@ public final class Trainer {
     }
 
     private PassShape shape() {
-        return new PassShape(Math.multiplyExact(config.batchSize(), config.seqLen()), config.seqLen(), true);
+        return PassShape.ofRows(config.batchSize(), config.seqLen(), true);
     }
 
     /**

@@ -146,7 +146,7 @@ final class QualityRun {
     }
 
     private PassShape shape() {
-        return new PassShape(Math.multiplyExact(batchSize, seqLen), seqLen, true);
+        return PassShape.ofRows(batchSize, seqLen, true);
     }
 
     private List<Batch> heldBatches() {
