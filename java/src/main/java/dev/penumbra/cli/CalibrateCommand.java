@@ -72,6 +72,7 @@ final class CalibrateCommand implements Callable<Integer> {
     @Override
     public Integer call() throws IOException {
         PrintWriter out = spec.commandLine().getOut();
+        options.check(spec.commandLine());
         CalibrationConfig config = config();
         try (RunLock alone = RunLock.acquire(output);
                 Tokenizer tokenizer = HfTokenizer.load(options.model);

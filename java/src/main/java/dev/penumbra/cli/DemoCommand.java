@@ -92,6 +92,7 @@ final class DemoCommand implements Callable<Integer> {
     public Integer call() throws IOException {
         PrintWriter out = spec.commandLine().getOut();
         Usage.require(spec.commandLine(), seconds >= 1, "1 second or more", seconds);
+        ModelOptions.requireThreads(spec.commandLine(), threads);
         try (RunLock alone = RunLock.acquire(output)) {
             Path folder = DemoModel.extract(output.resolve("model"));
             try (HfTokenizer tokenizer = HfTokenizer.load(folder)) {

@@ -39,6 +39,7 @@ final class EvalCommand implements Callable<Integer> {
     @Override
     public Integer call() throws IOException {
         Usage.require(spec.commandLine(), batchSize >= 1, "a batch size of 1 or more", batchSize);
+        options.check(spec.commandLine());
         data.check(spec.commandLine());
         try (Tokenizer tokenizer = HfTokenizer.load(options.model); Penumbra penumbra = options.load()) {
             Dataset samples = data.read(tokenizer, penumbra.model().vocabSize());

@@ -47,6 +47,7 @@ final class GenerateCommand implements Callable<Integer> {
     @Override
     public Integer call() throws IOException {
         CommandLine line = spec.commandLine();
+        options.check(line);
         Usage.require(line, length >= 0, "a length of 0 or more", length);
         Usage.require(line, temperature >= 0, "a temperature of 0 or more", temperature);
         Usage.require(line, topP > 0 && topP <= 1, "a top-p above 0, at most 1", topP);

@@ -13,6 +13,7 @@ import dev.penumbra.expose.CalibrationException;
 import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.ModelFolder;
 import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.model.OptConfig;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.nio.file.Path;
@@ -62,6 +63,7 @@ final class InspectCommand implements Callable<Integer> {
 
     @Override
     public Integer call() throws IOException {
+        options.check(spec.commandLine());
         data.check(spec.commandLine());
         if (attention) {
             return drawAttention();
@@ -74,7 +76,7 @@ final class InspectCommand implements Callable<Integer> {
         PrintWriter out = spec.commandLine().getOut();
         try (ModelFolder folder = ModelFolder.open(options.model);
                 Tokenizer tokenizer = HfTokenizer.load(options.model)) {
-            Dataset dataset = data.read(tokenizer, folder.config().path("vocab_size").asInt());
+            Dataset dataset = data.read(tokenizer, OptConfig.parse(folder.config(), options.model.resolve("config.json").toString()).vocabSize());
             for (int i = 0; i < Math.min(samples, dataset.size()); i++) {
                 out.println(dataset.describe(i));
                 out.println(SampleRenderer.render(dataset.get(i), tokenizer));

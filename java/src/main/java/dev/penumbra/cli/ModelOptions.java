@@ -7,6 +7,7 @@ import dev.penumbra.tensor.DType;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.List;
+import picocli.CommandLine;
 import picocli.CommandLine.Option;
 
 /** Which model, where and in what it is computed: the options that several commands share. */
@@ -16,6 +17,9 @@ final class ModelOptions {
     enum Compute {
         F32, BF16
     }
+
+    /** What {@code pnb_context_create} takes. */
+    private static final int MOST_THREADS = 1024;
 
     @Option(names = "--model", required = true, paramLabel = "DIR", description = "Hugging Face model folder of an OPT; nothing is downloaded.")
     Path model;
@@ -28,6 +32,15 @@ final class ModelOptions {
 
     @Option(names = "--threads", defaultValue = "0", paramLabel = "N", description = "CPU threads; 0: as many as there are processors.")
     int threads;
+
+    /** Refuses wrong usage, as far as it can be seen without opening anything. */
+    void check(CommandLine line) {
+        requireThreads(line, threads);
+    }
+
+    static void requireThreads(CommandLine line, int threads) {
+        Usage.require(line, threads >= 0 && threads <= MOST_THREADS, "0 to " + MOST_THREADS + " threads", threads);
+    }
 
     /** Without its weights: they are loaded once a run is known to fit into memory. */
     Penumbra open() throws IOException {

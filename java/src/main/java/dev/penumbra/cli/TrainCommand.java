@@ -106,6 +106,8 @@ final class TrainCommand implements Callable<Integer> {
         CommandLine line = spec.commandLine();
         // Before anything is opened, as far as it can be: wrong usage.
         Usage.require(line, report == null || !Files.isDirectory(report), "a file for --report", "the folder " + report);
+        model.check(line);
+        Usage.require(line, evalEvery <= 0 || evalData != null, "--eval-data with --eval-every", "none");
         sparsity.check(line);
         Usage.of(line, this::lora);
         Usage.of(line, () -> config(SparsityConfig.OFF, AttentionConfig.OFF).build());

@@ -31,15 +31,15 @@ class MainTest {
             inspect --model x --data y --unknown      | expected an option of penumbra inspect, found --unknown (
             train --model m --data d --output o --batch-sze 2 | did you mean --batch-size?
             train --lr fast                           | Invalid value for option '--lr': 'fast' is not a double
-            train --dtype f16                         | expected one of [F32, BF16]
-            train --model m --data d --output o --mlp-sparsity some | Invalid value for option '--mlp-sparsity': expected one of [OFF, ALL, EXACT, ORACLE, PREDICTED, STATIC, RANDOM, SEED, LOW_RANK
+            train --dtype f16                         | expected one of f32, bf16, found f16
+            train --model m --data d --output o --mlp-sparsity some | Invalid value for option '--mlp-sparsity': expected one of off, all, exact, oracle, predicted, static, random, seed, low-rank, found some (penumbra
             train --model m --data d --output o --sparsity predicted | expected --calibration DIR with --sparsity predicted, found none
             train --model m --data d --output o --sparsity low-rank | expected --calibration DIR with --sparsity low-rank, found none
             train --model m --data d --output o --mlp-sparsity low-rank | expected --calibration DIR with --mlp-sparsity low-rank, found none
             train --model m --data d --output o --calibration c | expected --mlp-sparsity, --attention-sparsity or --sparsity with --calibration, found off
             train --model m --data d --output o --attention-sparsity predicted | expected --calibration DIR with --attention-sparsity predicted, found none
             train --model m --data d --output o --attention-sparsity static | expected --calibration DIR with --attention-sparsity static, found none
-            train --model m --data d --output o --attention-sparsity seed | Invalid value for option '--attention-sparsity': expected one of [OFF, ALL, EXACT, ORACLE, PREDICTED, STATIC, RANDOM, BIGBIRD, LONGFORMER
+            train --model m --data d --output o --attention-sparsity seed | Invalid value for option '--attention-sparsity': expected one of off, all, exact, oracle, predicted, static, random, bigbird, longformer, found seed
             train --model m --data d --output o --attention-sparsity oracle --attention-coverage 0 | expected a coverage above 0, at most 1, found 0.0
             train --model m --data d --output o --attention-sparsity random --attention-coverage 1 | expected a coverage or a budget below 1 for random attention
             train --model m --data d --output o --attention-sparsity bigbird --attention-budget 2 | expected a budget above 0, at most 1, found 2.0
@@ -53,9 +53,11 @@ class MainTest {
             train --model m --data d --output o --attention-sparsity oracle --budget 0.5 | expected --mlp-sparsity or --sparsity with --budget, found none
             train --model m --data d --output o --mlp-sparsity oracle --attention-budget 0.5 | expected --attention-sparsity or --sparsity with --attention-budget, found none
             train --model m --data d --output o --sparsity-pass both | expected --sparsity, --mlp-sparsity or --attention-sparsity with --sparsity-pass, found none
+            train --model m --data d --output o --threads -1 | expected 0 to 1024 threads, found -1
+            train --model m --data d --output o --eval-every 5 | expected --eval-data with --eval-every, found none
             train --model m --data d --output o --report / | expected a file for --report, found the folder /
             inspect --model m --data d --adapter a | expected --attention with --adapter, found none
-            train --model m --data d --output o --sparsity-pass forward | expected one of [BOTH, BACKWARD]
+            train --model m --data d --output o --sparsity-pass forward | expected one of both, backward, found forward
             """)
     void wrongUsageIsExitCodeTwoAndOneLine(String arguments, String message) {
         Outcome outcome = Cli.run(arguments.isEmpty() ? new String[0] : arguments.split(" "));
