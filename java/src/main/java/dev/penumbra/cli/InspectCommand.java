@@ -85,7 +85,11 @@ final class InspectCommand implements Callable<Integer> {
             out.print(packing.histogramText(HISTOGRAM_COLUMNS));
             out.printf(Locale.ROOT,
                     "%d samples; rows of %d tokens hold %.1f%% real tokens packed, %.1f%% one sample a row%n",
-                    dataset.size(), data.seqLen, 100 * packing.efficiency(), 100 * packing.paddedEfficiency());
+                    packing.samples(), data.seqLen, 100 * packing.efficiency(), 100 * packing.paddedEfficiency());
+            if (packing.samples() < dataset.size()) {
+                out.println((dataset.size() - packing.samples())
+                        + " more have no supervised token, and are left out of training and evaluation");
+            }
         }
         out.flush();
         return 0;

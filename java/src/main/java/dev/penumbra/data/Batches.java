@@ -6,9 +6,11 @@ import java.util.Collections;
 import java.util.List;
 import java.util.Random;
 import java.util.SplittableRandom;
+import java.util.stream.IntStream;
 
 /**
- * The micro-batches of a run, epoch after epoch. The order follows from the seed and the epoch alone, so a position
+ * The micro-batches of a run, epoch after epoch. Samples of which nothing is supervised teach nothing and are in none, so that
+ * every row has something to learn. The order follows from the seed and the epoch alone, so a position
  * (epoch, batch) is all that a resumed run needs.
  */
 public final class Batches {
@@ -31,6 +33,8 @@ public final class Batches {
     private final boolean pack;
     private final boolean shuffle;
     private final long seed;
+    /** Those that have supervised tokens. */
+    private final int[] samples;
 
     private int epoch;
     private int index;
@@ -51,15 +55,14 @@ public final class Batches {
         if (dataset.size() == 0) {
             throw new DataException("expected samples, found an empty data set");
         }
-        int supervised = 0;
         for (int i = 0; i < dataset.size(); i++) {
             if (dataset.get(i).length() > seqLen) {
                 throw new DataException(
                         dataset.describe(i) + ": expected at most " + seqLen + " tokens, found " + dataset.get(i).length());
             }
-            supervised += dataset.get(i).supervisedCount();
         }
-        if (supervised == 0) {
+        samples = IntStream.range(0, dataset.size()).filter(i -> dataset.get(i).supervisedCount() > 0).toArray();
+        if (samples.length == 0) {
             throw new DataException("expected supervised tokens, found none in " + dataset.size() + " samples");
         }
         this.dataset = dataset;
@@ -85,6 +88,11 @@ public final class Batches {
         return plan.size();
     }
 
+    /** Micro-batches of an epoch: of one window of samples always as many, of more it depends on which come together. */
+    public int batchesIn(int ofEpoch) {
+        return ofEpoch == epoch || !pack || !shuffle || samples.length <= WINDOW ? plan.size() : plan(ofEpoch).size();
+    }
+
     /** Goes to a position that {@link #epoch} and {@link #index} told. */
     public void seek(int toEpoch, int toIndex) {
         epoch = toEpoch;
@@ -108,10 +116,7 @@ public final class Batches {
     /** The batches of one epoch: batch, row, sample. */
     private List<List<List<Integer>>> plan(int ofEpoch) {
         SplittableRandom random = new SplittableRandom(seed * 0x9E3779B97F4A7C15L + ofEpoch);
-        int[] order = new int[dataset.size()];
-        for (int i = 0; i < order.length; i++) {
-            order[i] = i;
-        }
+        int[] order = samples.clone();
         if (shuffle) {
             for (int i = order.length - 1; i > 0; i--) {
                 int other = random.nextInt(i + 1);

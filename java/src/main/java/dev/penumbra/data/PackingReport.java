@@ -4,7 +4,7 @@ import java.util.Arrays;
 import java.util.Locale;
 
 /**
- * How well the samples of an epoch fill its rows.
+ * How well the samples of an epoch fill its rows: those that have supervised tokens, as {@link Batches} takes them.
  *
  * @param samples samples of an epoch
  * @param tokens tokens of all samples
@@ -28,14 +28,19 @@ public record PackingReport(
         long tokens = 0;
         long supervised = 0;
         int longest = 0;
+        int samples = 0;
         for (int i = 0; i < dataset.size(); i++) {
             Sample sample = dataset.get(i);
+            if (sample.supervisedCount() == 0) {
+                continue;
+            }
+            samples++;
             tokens += sample.length();
             supervised += sample.supervisedCount();
             longest = Math.max(longest, sample.length());
             histogram[Math.max(0, sample.length() - 1) / width]++;
         }
-        return new PackingReport(dataset.size(), tokens, supervised, rows, seqLen, longest, histogram, width);
+        return new PackingReport(samples, tokens, supervised, rows, seqLen, longest, histogram, width);
     }
 
     /** The part of packed rows that is samples, from 0 to 1. */

@@ -13,6 +13,8 @@ import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
+import java.util.OptionalDouble;
+import java.util.function.BooleanSupplier;
 import org.jspecify.annotations.Nullable;
 
 /** Mean loss per supervised token over a data set, without dropout. */
@@ -31,18 +33,25 @@ public final class Evaluator {
         try (Arena arena = Arena.ofShared()) {
             PassShape shape = PassShape.ofRows(batchSize, seqLen, false);
             ModelPass pass = model.openPass(arena, adapter, shape);
-            return loss(model.backend(), pass, model.backend().allocate(arena, DType.F32, Shape.of(1)), data, batchSize,
-                    seqLen);
+            return loss(model.backend(), pass, model.backend().allocate(arena, DType.F32, Shape.of(1)),
+                    new Batches(data, batchSize, seqLen, true, false, 0), () -> false).orElseThrow();
         }
     }
 
-    /** As above, in buffers that are there already. */
-    static double loss(Backend backend, ModelPass pass, Tensor sum, Dataset data, int batchSize, int seqLen) {
-        Batches batches = new Batches(data, batchSize, seqLen, true, false, 0);
+    /**
+     * As above, in buffers that are there already.
+     *
+     * @param batches one epoch of them
+     * @param ended asked before each batch; where it says so, there is no loss
+     */
+    static OptionalDouble loss(Backend backend, ModelPass pass, Tensor sum, Batches batches, BooleanSupplier ended) {
         double total = 0;
         long supervised = 0;
         int count = batches.batchesPerEpoch();
         for (int i = 0; i < count; i++) {
+            if (ended.getAsBoolean()) {
+                return OptionalDouble.empty();
+            }
             Batch batch = batches.next();
             backend.run(new Fill(0, sum));
             pass.forward(batch, null);
@@ -50,6 +59,6 @@ public final class Evaluator {
             total += Scalars.read(backend, sum);
             supervised += batch.rows().length;
         }
-        return total / supervised;
+        return OptionalDouble.of(total / supervised);
     }
 }

@@ -65,8 +65,9 @@ public final class Trainer {
      * @param model opened or loaded, on the adapter's backend
      * @param adapter is tuned in place
      * @param evaluation data whose loss is told to listeners, or null
-     * @throws IllegalArgumentException when rows are longer than the model's positions
-     * @throws dev.penumbra.data.DataException when no token is supervised, or a sample is longer than a row
+     * @throws IllegalArgumentException when rows are longer than the model's positions, or steps too many to count
+     * @throws dev.penumbra.data.DataException when no token of the data or of the evaluation's is supervised, or a sample of them
+     *         is longer than a row
      */
     public Trainer(LanguageModel model, LoraAdapter adapter, TrainConfig config, Dataset data,
             @Nullable Dataset evaluation) {
@@ -81,9 +82,27 @@ public final class Trainer {
         this.evaluation = evaluation;
         this.backend = model.backend();
         batches = new Batches(data, config.batchSize(), config.seqLen(), config.pack(), config.shuffle(), config.seed());
-        totalSteps = config.steps() > 0
-                ? config.steps()
-                : Math.multiplyExact(config.epochs(), Math.ceilDiv(batches.batchesPerEpoch(), config.gradAccum()));
+        if (evaluation != null) {
+            // What they refuse is refused now, not after the steps before the first evaluation.
+            evaluationBatches();
+        }
+        totalSteps = config.steps() > 0 ? config.steps() : stepsOfEpochs();
+    }
+
+    private Batches evaluationBatches() {
+        return new Batches(evaluation, config.batchSize(), config.seqLen(), true, false, 0);
+    }
+
+    private int stepsOfEpochs() {
+        long steps = 0;
+        for (int epoch = 0; epoch < config.epochs() && steps <= Integer.MAX_VALUE; epoch++) {
+            steps += Math.ceilDiv(batches.batchesIn(epoch), config.gradAccum());
+        }
+        if (steps > Integer.MAX_VALUE) {
+            throw new IllegalArgumentException("expected at most " + Integer.MAX_VALUE + " steps, found more in "
+                    + config.epochs() + " epochs");
+        }
+        return (int) steps;
     }
 
     public Trainer listener(StepListener listener) {
@@ -348,7 +367,6 @@ public final class Trainer {
             List<Batch> micro = new ArrayList<>();
             int supervised = 0;
             int realTokens = 0;
-            int epoch = batches.epoch();
             for (int i = 0; i < config.gradAccum(); i++) {
                 boolean ended = batches.index() == batches.batchesPerEpoch();
                 if (i > 0 && ended) {
@@ -361,9 +379,6 @@ public final class Trainer {
             }
             double lr = config.lr() * config.schedule().factor(step, config.warmupSteps(), totalSteps);
             step++;
-            if (supervised == 0) {
-                throw new TrainingException("step " + step + ": expected supervised tokens, found none in epoch " + epoch);
-            }
             Scalars.write(backend, state.gradScale, 1f / supervised);
             state.schedule(step, lr);
             boolean sparse = sparsity != null && sparsity.isSparse(step);
@@ -432,8 +447,9 @@ public final class Trainer {
 
         private void evaluate() {
             if (evaluation != null) {
-                double mean = Evaluator.loss(backend, pass, state.loss, evaluation, config.batchSize(), config.seqLen());
-                listeners.forEach(l -> l.onEval(step, mean));
+                // Whoever ends the run may not have the time that an evaluation takes.
+                Evaluator.loss(backend, pass, state.loss, evaluationBatches(), () -> cancelled)
+                        .ifPresent(mean -> listeners.forEach(l -> l.onEval(step, mean)));
             }
         }
 
@@ -481,9 +497,13 @@ public final class Trainer {
         listeners.forEach(l -> l.onSave(stepsDone, config.output()));
     }
 
-    /** Logits after the first sample. */
+    /** Logits after the first sample that has tokens. */
     private float[] probe(LoraAdapter with) {
-        int[] ids = data.get(0).ids();
+        int first = 0;
+        while (data.get(first).length() == 0) {
+            first++;
+        }
+        int[] ids = data.get(first).ids();
         try (Arena arena = Arena.ofShared()) {
             return model.openCache(arena, with, ids.length).feed(ids);
         }

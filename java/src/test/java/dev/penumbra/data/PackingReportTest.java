@@ -9,14 +9,15 @@ class PackingReportTest {
 
     @Test
     void tokensRowsAndLengthsAreCounted() {
-        List<Sample> samples = List.of(sample(20), sample(12), sample(32), sample(1));
+        List<Sample> samples = List.of(sample(20), sample(12), sample(32), sample(2), sample(1));
         PackingReport report = PackingReport.of(Dataset.of(samples), 32, 0);
         assertThat(report.rows()).isEqualTo(3);
-        assertThat(report.tokens()).isEqualTo(65);
-        assertThat(report.supervised()).isEqualTo(61);
+        assertThat(report.tokens()).isEqualTo(66);
+        assertThat(report.supervised()).isEqualTo(62);
         assertThat(report.longest()).isEqualTo(32);
-        assertThat(report.efficiency()).isEqualTo(65.0 / 96);
-        assertThat(report.paddedEfficiency()).isEqualTo(65.0 / 128);
+        assertThat(report.samples()).as("the last has nothing to learn").isEqualTo(4);
+        assertThat(report.efficiency()).isEqualTo(66.0 / 96);
+        assertThat(report.paddedEfficiency()).isEqualTo(66.0 / 128);
         assertThat(report.histogram()).containsExactly(1, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1);
     }
 

@@ -12,6 +12,7 @@ import dev.penumbra.backend.op.AttentionBackward;
 import dev.penumbra.backend.op.LayerNormBackward;
 import dev.penumbra.data.Batch;
 import dev.penumbra.data.Batches;
+import dev.penumbra.data.DataException;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.Sample;
 import dev.penumbra.lora.LoraAdapter;
@@ -33,6 +34,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Set;
 import java.util.SplittableRandom;
+import java.util.concurrent.atomic.AtomicBoolean;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -378,6 +380,94 @@ class TrainerTest {
             assertThatThrownBy(trainer::run).isInstanceOf(TrainingException.class).hasMessageContaining("step 4");
             assertThat(dir.resolve("checkpoint-2/state.json")).exists();
             assertThat(dir.resolve("adapter_model.safetensors")).doesNotExist();
+        }
+    }
+
+    @Test
+    void samplesWithoutTargetsEndNoRun() throws IOException {
+        List<Sample> samples = new ArrayList<>(List.of(new Sample(new int[0], new boolean[0])));
+        for (int i = 0; i < 12; i++) {
+            samples.add(new Sample(new int[]{2, 5, 6 + i}, new boolean[3]));
+        }
+        samples.add(data(1).get(0));
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            Trainer trainer = new Trainer(f.model, adapter(f, arena, 0), config().batchSize(1).shuffle(false).build(),
+                    Dataset.of(samples), null);
+            assertThat(trainer.run().step()).isEqualTo(6);
+        }
+    }
+
+    @Test
+    void whatCannotBeEvaluatedIsRefusedBeforeTheFirstStep() throws IOException {
+        Dataset longer = Dataset.of(List.of(new Sample(new int[30], new boolean[30])));
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            LoraAdapter adapter = adapter(f, arena, 0);
+            assertThatThrownBy(() -> new Trainer(f.model, adapter, config().build(), data(12), longer))
+                    .isInstanceOf(DataException.class).hasMessageContaining("expected at most 24 tokens, found 30");
+        }
+    }
+
+    @Test
+    void aRunIsCancelledWithinAnEvaluation(@TempDir Path dir) throws IOException {
+        Dataset held = data(200);
+        AtomicBoolean evaluates = new AtomicBoolean();
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            Trainer[] trainer = new Trainer[1];
+            Dataset cancelling = new Dataset() {
+                @Override
+                public int size() {
+                    return held.size();
+                }
+
+                @Override
+                public Sample get(int index) {
+                    if (evaluates.get()) {
+                        trainer[0].cancel();
+                    }
+                    return held.get(index);
+                }
+
+                @Override
+                public String describe(int index) {
+                    return held.describe(index);
+                }
+            };
+            trainer[0] = new Trainer(f.model, adapter(f, arena, 0), config().evalEvery(2).output(dir).build(), data(12),
+                    cancelling);
+            List<Integer> evaluated = new ArrayList<>();
+            trainer[0].listener(new StepListener() {
+                @Override
+                public void onStep(StepMetrics metrics) {
+                    evaluates.set(metrics.step() == 2);
+                }
+
+                @Override
+                public void onEval(int step, double loss) {
+                    evaluated.add(step);
+                }
+            });
+            trainer[0].run();
+            assertThat(trainer[0].stepsDone()).isEqualTo(2);
+            assertThat(evaluated).isEmpty();
+            assertThat(dir.resolve("checkpoint-2/state.json")).exists();
+        }
+    }
+
+    @Test
+    void epochsEndWithTheirLastBatch() throws IOException {
+        Dataset data = data(5000);
+        TrainConfig config = config().steps(0).epochs(4).batchSize(1).build();
+        Batches batches = new Batches(data, 1, 24, true, true, config.seed());
+        int steps = 0;
+        while (batches.epoch() < 4) {
+            batches.next();
+            steps++;
+        }
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            assertThat(new Trainer(f.model, adapter(f, arena, 0), config, data, null).totalSteps()).isEqualTo(steps - 1);
+            TrainConfig endless = config().steps(0).epochs(Integer.MAX_VALUE).build();
+            assertThatThrownBy(() -> new Trainer(f.model, adapter(f, arena, 0), endless, data(40), null))
+                    .hasMessage("expected at most 2147483647 steps, found more in 2147483647 epochs");
         }
     }
 
