@@ -36,6 +36,22 @@ public record Manifest(
         List<Layer> layers,
         @Nullable Attention attention) {
 
+    /** @throws IllegalArgumentException naming what is missing, or none of a calibration's */
+    public Manifest {
+        require(model, "model");
+        require(modelHash, "modelHash");
+        require(layers, "layers");
+        if (blockSize < 1) {
+            throw new IllegalArgumentException("expected a blockSize of 1 or more, found " + blockSize);
+        }
+    }
+
+    private static void require(@Nullable Object value, String name) {
+        if (value == null) {
+            throw new IllegalArgumentException("expected " + name + ", found none");
+        }
+    }
+
     /**
      * One layer's figures, on held-out text.
      *
@@ -118,6 +134,11 @@ public record Manifest(
             List<String> patterns,
             List<Double> coverages,
             List<AttentionLayer> layers) {
+
+        public Attention {
+            require(patterns, "patterns of attention");
+            require(layers, "layers of attention");
+        }
 
         /** Of figures that each layer has. */
         public double mean(ToDoubleFunction<AttentionLayer> figure) {
