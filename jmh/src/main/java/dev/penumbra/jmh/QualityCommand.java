@@ -11,6 +11,7 @@ import dev.penumbra.expose.Calibration;
 import dev.penumbra.expose.CalibrationConfig;
 import dev.penumbra.expose.Calibrator;
 import dev.penumbra.expose.Manifest;
+import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.tensor.DType;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -243,7 +244,7 @@ final class QualityCommand implements Callable<Integer> {
             return;
         }
         rows.add(row);
-        Files.writeString(rowsFile, JSON.writeValueAsString(report));
+        AtomicFiles.writeString(rowsFile, JSON.writeValueAsString(report));
         say(String.format(Locale.ROOT, "%s seed %d: dense loss %.4f, kept %.3f, %.1f ms a step", quality.key(), seed,
                 row.get("dense_eval").doubleValue(), row.get("kept").doubleValue(), row.get("step_ms").doubleValue()));
     }
