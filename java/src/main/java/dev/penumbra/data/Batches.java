@@ -95,8 +95,10 @@ public final class Batches {
 
     /** Goes to a position that {@link #epoch} and {@link #index} told. */
     public void seek(int toEpoch, int toIndex) {
-        epoch = toEpoch;
-        plan = plan(toEpoch);
+        if (toEpoch != epoch) {
+            epoch = toEpoch;
+            plan = plan(toEpoch);
+        }
         if (toIndex < 0 || toIndex > plan.size()) {
             throw new IllegalArgumentException(
                     "expected a batch in [0, " + plan.size() + "] of epoch " + toEpoch + ", found " + toIndex

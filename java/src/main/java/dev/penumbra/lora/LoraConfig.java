@@ -24,8 +24,8 @@ public record LoraConfig(int r, double loraAlpha, double loraDropout, Set<String
         if (r < 1) {
             throw new IllegalArgumentException("expected a LoRA rank r of 1 or more, found " + r);
         }
-        if (!(loraAlpha > 0) || Double.isInfinite(loraAlpha)) {
-            throw new IllegalArgumentException("expected a positive lora_alpha, found " + loraAlpha);
+        if (!(loraAlpha > 0 && loraAlpha <= Float.MAX_VALUE)) {
+            throw new IllegalArgumentException("expected a positive lora_alpha that an f32 holds, found " + loraAlpha);
         }
         if (!(loraDropout >= 0 && loraDropout < 1)) {
             throw new IllegalArgumentException("expected lora_dropout in [0, 1), found " + loraDropout);

@@ -269,6 +269,7 @@ public final class Trainer {
 
         @Nullable
         StepMetrics run() throws IOException {
+            batches.seek(0, 0);
             resume();
             StepMetrics last = null;
             Enqueued underWay = null;

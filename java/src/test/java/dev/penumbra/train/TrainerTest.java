@@ -384,6 +384,21 @@ class TrainerTest {
     }
 
     @Test
+    void aTrainerRunsTheSameRunAgain() throws IOException {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            LoraAdapter adapter = adapter(f, arena, 0.1);
+            float[] initial = adapter.parametersToHost();
+            List<Double> losses = new ArrayList<>();
+            Trainer trainer = new Trainer(f.model, adapter, config().build(), data(12), null)
+                    .listener(m -> losses.add(m.loss()));
+            trainer.run();
+            adapter.setParameters(initial);
+            trainer.run();
+            assertThat(losses.subList(6, 12)).isEqualTo(losses.subList(0, 6));
+        }
+    }
+
+    @Test
     void samplesWithoutTargetsEndNoRun() throws IOException {
         List<Sample> samples = new ArrayList<>(List.of(new Sample(new int[0], new boolean[0])));
         for (int i = 0; i < 12; i++) {
