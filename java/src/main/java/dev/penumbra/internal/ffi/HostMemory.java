@@ -77,13 +77,14 @@ final class HostMemory implements DeviceMemory {
         return (System.nanoTime() - start) / 1e6;
     }
 
-    /** What Linux says is available without swapping. */
+    /** What Linux says is available without swapping, within this process's limits. */
     @Override
     public OptionalLong freeBytes() {
         try {
             for (String line : Files.readAllLines(Path.of("/proc/meminfo"))) {
                 if (line.startsWith("MemAvailable:")) {
-                    return OptionalLong.of(Long.parseLong(line.replaceAll("\\D", "")) * 1024);
+                    long available = Long.parseLong(line.replaceAll("\\D", "")) * 1024;
+                    return OptionalLong.of(Math.min(available, ControlGroups.freeBytes().orElse(available)));
                 }
             }
         } catch (IOException | NumberFormatException unknown) {
