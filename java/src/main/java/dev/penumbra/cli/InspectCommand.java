@@ -76,7 +76,8 @@ final class InspectCommand implements Callable<Integer> {
         PrintWriter out = spec.commandLine().getOut();
         try (ModelFolder folder = ModelFolder.open(options.model);
                 Tokenizer tokenizer = HfTokenizer.load(options.model)) {
-            Dataset dataset = data.read(tokenizer, OptConfig.parse(folder.config(), options.model.resolve("config.json").toString()).vocabSize());
+            Dataset dataset = data.read(tokenizer,
+                    OptConfig.parse(folder.config(), options.model.resolve("config.json").toString()).vocabSize());
             for (int i = 0; i < Math.min(samples, dataset.size()); i++) {
                 out.println(dataset.describe(i));
                 out.println(SampleRenderer.render(dataset.get(i), tokenizer));

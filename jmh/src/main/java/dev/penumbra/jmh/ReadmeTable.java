@@ -106,7 +106,8 @@ final class ReadmeTable {
             parts.append(", ").append(part(result, "of_copy_of_its_size")).append(" of one of its size");
         }
         if (result.has("epilogue")) {
-            parts.append(", ").append(part(result, "of_ceiling_with_epilogue")).append(" of ").append(ceiling).append(" with ")
+            parts.append(", ").append(part(result, "of_ceiling_with_epilogue")).append(" of ").append(ceiling)
+                    .append(" with ")
                     .append(result.required("epilogue").stringValue());
         }
         return parts.toString();

@@ -85,10 +85,11 @@ class ReadmeTableTest {
 
     @Test
     void aProductStandsBesideCublasWithAndWithoutAnEpilogue() {
-        JsonNode report = JSON.readTree("{" + CONDITIONS + """
-                , "ceilings": [], "benchmarks": [{"benchmark": "gemm.forward", "ms": 0.06, "gflops": 580000,
-                "ceiling": "cuBLAS", "of_ceiling": 0.911, "epilogue": "residual", "of_ceiling_with_epilogue": 0.972, "params":
-                {"device": "CUDA", "shape": "OPT_1_3B", "batch": "4", "seqLen": "1024", "layer": "OUT"}}]}""");
+        JsonNode report = JSON.readTree("{" + CONDITIONS
+                + """
+                        , "ceilings": [], "benchmarks": [{"benchmark": "gemm.forward", "ms": 0.06, "gflops": 580000,
+                        "ceiling": "cuBLAS", "of_ceiling": 0.911, "epilogue": "residual", "of_ceiling_with_epilogue": 0.972, "params":
+                        {"device": "CUDA", "shape": "OPT_1_3B", "batch": "4", "seqLen": "1024", "layer": "OUT"}}]}""");
 
         assertThat(ReadmeTable.of(List.of(report))).contains("| 0.91 of cuBLAS, 0.97 of cuBLAS with residual |\n");
     }

@@ -40,13 +40,15 @@ class ControlGroupsTest {
         Files.writeString(first.resolve("memory.limit_in_bytes"), "2000\n");
         Files.writeString(first.resolve("memory.usage_in_bytes"), "600\n");
         Files.writeString(first.resolve("memory.stat"), "inactive_file 1\ntotal_inactive_file 100\n");
-        assertThat(ControlGroups.freeBytes(mounted, List.of("7:blkio:/docker/x", "4:memory,hugetlb:/docker/x"))).hasValue(1500);
+        assertThat(ControlGroups.freeBytes(mounted, List.of("7:blkio:/docker/x", "4:memory,hugetlb:/docker/x")))
+                .hasValue(1500);
     }
 
     @Test
     void withoutLimitsNothingIsKnown() throws IOException {
         second("a", "max", 1000, 0);
-        assertThat(ControlGroups.freeBytes(mounted, List.of("0::/a", "3:cpu:/a", "nonsense", "4:memory:/b/../.."))).isEmpty();
+        assertThat(ControlGroups.freeBytes(mounted, List.of("0::/a", "3:cpu:/a", "nonsense", "4:memory:/b/../..")))
+                .isEmpty();
         assertThat(ControlGroups.freeBytes(mounted.resolve("none"), List.of("0::/a"))).isEmpty();
     }
 }
