@@ -135,6 +135,7 @@ public final class ModelFolder implements AutoCloseable {
         if (!Files.exists(file)) {
             throw new IOException(file + ": expected a file, found none");
         }
+        TextFiles.requireNoFolder(file);
         try {
             JsonNode json = JSON.readTree(Files.readAllBytes(file));
             if (!json.isObject()) {

@@ -128,6 +128,7 @@ final class Checkpoints {
     }
 
     private static State state(Path file) throws IOException {
+        TextFiles.requireNoFolder(file);
         try {
             JsonNode json = JSON.readTree(Files.readAllBytes(file));
             return new State(json.required("step").intValue(), json.required("epoch").intValue(),

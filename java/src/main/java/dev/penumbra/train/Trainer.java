@@ -236,7 +236,7 @@ public final class Trainer {
             boolean complete = stepsDone == totalSteps;
             // Warm-up begins with a rate of 0: a run that was cancelled after that step has changed nothing.
             if (last != null && (complete || last.lr() > 0)) {
-                requireChanged(initial);
+                requireChanged(initial, last);
             }
             if (last != null || complete) {
                 finish();
@@ -329,7 +329,11 @@ public final class Trainer {
             step = saved.step();
             savedStep = step;
             microBatch = saved.microBatch();
-            batches.seek(saved.epoch(), saved.index());
+            try {
+                batches.seek(saved.epoch(), saved.index());
+            } catch (IllegalArgumentException elsewhere) {
+                throw new TrainingException(latest.get() + ": " + elsewhere.getMessage(), elsewhere);
+            }
             if (sparsity != null) {
                 sparsity.setTightness(saved.tightness(), saved.attentionTightness());
             }
@@ -467,10 +471,11 @@ public final class Trainer {
         }
     }
 
-    private void requireChanged(float[] initial) {
+    private void requireChanged(float[] initial, StepMetrics last) {
         if (Arrays.equals(initial, adapter.parametersToHost()) && config.lr() > 0) {
             throw new TrainingException(
-                    "expected an adapter that training has changed, found its initial values after step " + stepsDone);
+                    "expected an adapter that training has changed, found its initial values after step " + stepsDone
+                            + ", whose rate was " + last.lr());
         }
     }
 

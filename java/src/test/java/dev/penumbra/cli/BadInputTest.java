@@ -80,6 +80,10 @@ class BadInputTest {
                         in -> Files.delete(in.model.resolve("tokenizer.json"))),
                 broken("broken tokenizer", "model/tokenizer.json: expected a tokenizer: ",
                         in -> Files.writeString(in.model.resolve("tokenizer.json"), "{\"version\": 1")),
+                broken("a tokenizer that is a folder", "model/tokenizer.json: expected a file, found a folder",
+                        in -> in.fold("tokenizer.json")),
+                broken("weights that are a folder", "model/model.safetensors: expected a file, found a folder",
+                        in -> in.fold("model.safetensors")),
                 broken("a chat template that is no text",
                         "model/chat_template.jinja: expected text in UTF-8, found other bytes",
                         in -> Files.write(in.model.resolve("chat_template.jinja"), new byte[]{'{', (byte) 0xFF})),
@@ -124,6 +128,12 @@ class BadInputTest {
                 broken("an output that is a file", "out: expected to write it, found: a file where a folder is to be: ",
                         in -> Files.writeString(in.output, "mine")),
                 broken("an output below a file", "data.jsonl", in -> in.output = in.data.resolve("out")));
+    }
+
+    /** Puts a folder where a file of the model is. */
+    private void fold(String file) throws IOException {
+        Files.delete(model.resolve(file));
+        Files.createDirectory(model.resolve(file));
     }
 
     private void edit(String file, String from, String to) throws IOException {
