@@ -9,6 +9,7 @@ import dev.penumbra.backend.Readback;
 import dev.penumbra.backend.op.Fill;
 import dev.penumbra.data.Batch;
 import dev.penumbra.data.Batches;
+import dev.penumbra.data.DataException;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.Sample;
 import dev.penumbra.io.PeftAdapter;
@@ -66,8 +67,8 @@ public final class Trainer {
      * @param adapter is tuned in place
      * @param evaluation data whose loss is told to listeners, or null
      * @throws IllegalArgumentException when rows are longer than the model's positions, or steps too many to count
-     * @throws dev.penumbra.data.DataException when no token of the data or of the evaluation's is supervised, or a sample of them
-     *         is longer than a row
+     * @throws DataException when no token of the data or of the evaluation's is supervised, or a sample of them is longer than a
+     *         row or has a token that the model has not
      */
     public Trainer(LanguageModel model, LoraAdapter adapter, TrainConfig config, Dataset data,
             @Nullable Dataset evaluation) {
@@ -82,11 +83,25 @@ public final class Trainer {
         this.evaluation = evaluation;
         this.backend = model.backend();
         batches = new Batches(data, config.batchSize(), config.seqLen(), config.pack(), config.shuffle(), config.seed());
+        requireTokens(data);
         if (evaluation != null) {
             // What they refuse is refused now, not after the steps before the first evaluation.
             evaluationBatches();
+            requireTokens(evaluation);
         }
         totalSteps = config.steps() > 0 ? config.steps() : stepsOfEpochs();
+    }
+
+    private void requireTokens(Dataset samples) {
+        int vocabulary = model.vocabSize();
+        for (int i = 0; i < samples.size(); i++) {
+            for (int id : samples.get(i).ids()) {
+                if (id < 0 || id >= vocabulary) {
+                    throw new DataException(samples.describe(i) + ": expected tokens in [0, " + vocabulary + "), found " + id
+                            + ": is the tokenizer another model's?");
+                }
+            }
+        }
     }
 
     private Batches evaluationBatches() {

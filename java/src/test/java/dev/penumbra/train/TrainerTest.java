@@ -413,12 +413,16 @@ class TrainerTest {
     }
 
     @Test
-    void whatCannotBeEvaluatedIsRefusedBeforeTheFirstStep() throws IOException {
+    void whatCannotBeComputedIsRefusedBeforeTheFirstStep() throws IOException {
         Dataset longer = Dataset.of(List.of(new Sample(new int[30], new boolean[30])));
         try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             LoraAdapter adapter = adapter(f, arena, 0);
             assertThatThrownBy(() -> new Trainer(f.model, adapter, config().build(), data(12), longer))
                     .isInstanceOf(DataException.class).hasMessageContaining("expected at most 24 tokens, found 30");
+            Dataset foreign = Dataset.of(List.of(data(1).get(0), new Sample(new int[]{2, 99}, new boolean[]{false, true})));
+            assertThatThrownBy(() -> new Trainer(f.model, adapter, config().build(), foreign, null))
+                    .isInstanceOf(DataException.class).hasMessageContaining("sample 1: expected tokens in [0, ")
+                    .hasMessageContaining("), found 99");
         }
     }
 
