@@ -208,6 +208,7 @@ void products(pnb_context* context, const pnb_workspace& workspace) {
   term_refused("a term with strided h", [](auto& t) { t.h.stride[1] = 2; });
   term_refused("a term beyond d's columns", [](auto& t) { t.column = 1; });
   term_refused("a term before d's columns", [](auto& t) { t.column = -1; });
+  term_refused("a term whose columns have no end", [](auto& t) { t.column = INT64_MAX; });
   term_refused("dropout of 1", [](auto& t) { t.dropout.p = 1.0f; });
   term_refused("dropout of NaN", [](auto& t) { t.dropout.p = kNaN; });
   term_refused("dropout without state", [](auto& t) { t.dropout.p = 0.5f; });
@@ -408,6 +409,9 @@ void sparsity(pnb_context* context, const pnb_workspace& workspace) {
   next_refused("a next adapter of another size", [](P& p) { p.struct_size = 8; });
   next_refused("a next adapter of another x", [&](P& p) { p.x = residual.t; });
   next_refused("a next adapter of an x without lists", [&](P& p) { p.x_blocks = {}; });
+  Tensor other_counts = blocks.counts;
+  other_counts.t.data = other_counts.bytes.data();
+  next_refused("a next adapter of lists with other counts", [&](P& p) { p.x_blocks.counts = other_counts.t; });
   next_refused("a next adapter without h", [](P& p) { p.h.data = nullptr; });
   using L = pnb_lora_gradients_params;
   auto down = params<L>();
@@ -452,6 +456,9 @@ void choices(pnb_context* context, const pnb_workspace& workspace) {
   refuses_value<M>(context, "activation_mass", pnb_activation_mass, a, "blocks of 128 in 192", [](M& p) { p.block_size = 128; });
   refuses_value<M>(context, "activation_mass", pnb_activation_mass, a, "100 rows a list", [](M& p) { p.rows_per_list = 100; });
   refuses_value<M>(context, "activation_mass", pnb_activation_mass, a, "strided x", [](M& p) { p.x.stride[1] = 2; });
+  M whole = a;
+  whole.rows_per_list = INT64_MAX, whole.block_mass.shape[0] = 1;
+  ok(pnb_activation_mass(context, &whole), "activation_mass with one list of any number of rows");
 
   const int64_t rows = 10, h = 12, r = 4;
   Tensor pooled(PNB_DTYPE_F32, {rows, h}), low(PNB_DTYPE_F32, {r, h}), units(PNB_DTYPE_F32, {blocks, r}),
@@ -518,6 +525,8 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
   refuses<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means,
              {{"pooled", &F::pooled, true}, {"valid_rows", &F::valid_rows, true}});
   refuses_value<F>(context, "layer_norm_forward", pnb_layer_norm_forward, means, "means of 0 rows", [](F& p) { p.pool_rows = 0; });
+  means.pool_rows = INT64_MAX, means.pooled.shape[0] = 1;
+  ok(pnb_layer_norm_forward(context, &means), "layer_norm_forward with one mean of any number of rows");
   Tensor factor(PNB_DTYPE_F32, {2, h}), low(PNB_DTYPE_F32, {m, 2});
   auto project = params<pnb_lora_project_params>();
   project.x = y.t, project.a = factor.t, project.h = low.t;
@@ -582,6 +591,17 @@ void layers(pnb_context* context, const pnb_workspace& workspace) {
                    [](A& p) { p.max_seqlen = -1; });
   refuses_value<D>(context, "attention_backward", pnb_attention_backward, d, "a negative max_seqlen",
                    [](D& p) { p.max_seqlen = -1; });
+  // Buffers are made for samples of so many rows.
+  refuses_value<A>(context, "attention_forward", pnb_attention_forward, a, "a max_seqlen without end",
+                   [](A& p) { p.max_seqlen = INT64_MAX; });
+  refuses_value<D>(context, "attention_backward", pnb_attention_backward, d, "a max_seqlen without end",
+                   [](D& p) { p.max_seqlen = INT64_MAX; });
+  A any_length = a;
+  any_length.max_seqlen = INT32_MAX;
+  ok(pnb_attention_forward(context, &any_length), "attention_forward of samples of any length");
+  D any_length_back = d;
+  any_length_back.max_seqlen = INT32_MAX;
+  ok(pnb_attention_backward(context, &any_length_back), "attention_backward of samples of any length");
 }
 
 // One member of the lists at a time, broken in every way that it can be.
@@ -700,6 +720,8 @@ void attention_choices(pnb_context* context, const pnb_workspace& workspace) {
   }
   refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "query_stride 0", [](M& p) { p.query_stride = 0; });
   refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a negative max_seqlen", [](M& p) { p.max_seqlen = -1; });
+  refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a max_seqlen without end",
+                   [](M& p) { p.max_seqlen = INT64_MAX; });
   refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a matrix too narrow for max_seqlen",
                    [](M& p) { p.max_seqlen = 257; });
   refuses_value<M>(context, "attention_mass", pnb_attention_mass, m, "a sample longer than max_seqlen",
@@ -721,6 +743,8 @@ void attention_choices(pnb_context* context, const pnb_workspace& workspace) {
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "means of 48 rows", [](P& v) { v.pool_rows = 48; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "blocks of 96", [](P& v) { v.size = 96; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "negative tokens", [](P& v) { v.tokens = -1; });
+  refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "tokens without end",
+                   [](P& v) { v.tokens = INT64_MAX; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "other tokens", [](P& v) { v.tokens = 128; });
   refuses_value<P>(context, "predict_attention", pnb_predict_attention, p, "a negative max_seqlen",
                    [](P& v) { v.max_seqlen = -1; });

@@ -28,7 +28,7 @@ typedef struct pnb_attention_forward_params {
   pnb_tensor lse;          /* f32 [heads, tokens_q]: log of the sum of exp(score); absent when no backward follows */
   pnb_tensor cu_seqlens_q; /* i32 [samples + 1] on the device, ascending from 0; equal neighbours are empty samples */
   pnb_tensor cu_seqlens_k; /* i32 [samples + 1] */
-  int64_t max_seqlen;      /* no sample is longer than this */
+  int64_t max_seqlen;      /* no sample is longer than this; at most 2^31 - 1 */
   pnb_attention_blocks blocks; /* without indices: all keys that a query may see; its transposed lists are not read */
 } pnb_attention_forward_params;
 

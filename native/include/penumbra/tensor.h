@@ -30,7 +30,8 @@ typedef struct pnb_tensor {
   int64_t stride[PNB_MAX_RANK];
 } pnb_tensor;
 
-/* Scratch memory of one call, on the context's device, aligned to 256 bytes. Calls on one stream may share it. */
+/* Scratch memory of one call, on the context's device, aligned to 256 bytes. Calls on one stream may share it. What a query
+   answers is enough for the same call with fewer rows, tokens or samples, too. */
 typedef struct pnb_workspace {
   void* data;
   uint64_t bytes;

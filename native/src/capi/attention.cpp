@@ -27,7 +27,8 @@ void borders(const Checker& check, const pnb_tensor& t, const char* name) {
 }
 
 void max_seqlen(const Checker& check, int64_t longest) {
-  check.that(longest >= 0, "expected max_seqlen of 0 or more, found %lld", static_cast<long long>(longest));
+  check.that(longest >= 0 && longest <= INT32_MAX, "expected max_seqlen of 0 to %d, as borders may be apart, found %lld", INT32_MAX,
+             static_cast<long long>(longest));
 }
 
 void attention_block_size(const Checker& check, int32_t size) {

@@ -20,7 +20,8 @@ void contiguous(const Checker& check, const pnb_tensor& t, const char* name, int
 }
 
 void token_count(const Checker& check, int64_t tokens) {
-  check.that(tokens >= 0, "expected tokens of 0 or more, found %lld", static_cast<long long>(tokens));
+  check.that(tokens >= 0 && tokens <= INT32_MAX, "expected tokens of 0 to %d, as borders may be, found %lld", INT32_MAX,
+             static_cast<long long>(tokens));
 }
 
 void check_mass(const Checker& check, const pnb_attention_mass_params& p) {

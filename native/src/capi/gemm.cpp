@@ -55,7 +55,7 @@ void rows_per_list(const Checker& check, int64_t rows, int64_t m) {
              static_cast<long long>(rows));
 }
 
-int64_t list_count(int64_t m, int64_t rows_per_list) { return (m + rows_per_list - 1) / rows_per_list; }
+int64_t list_count(int64_t m, int64_t rows_per_list) { return m / rows_per_list + (m % rows_per_list > 0 ? 1 : 0); }
 
 }  // namespace pnb::check
 
@@ -149,9 +149,9 @@ void check_gemm(const pnb_gemm_params& p, Place place) {
     check.dim(term.h, "low_rank.h", 0, m);
     check.rows_contiguous(term.h, "low_rank.h");
     check.dim(term.b, "low_rank.b", 1, term.h.shape[1]);
-    check.that(term.column >= 0 && term.column + term.b.shape[0] <= n,
-               "expected low-rank columns within [0, %lld), found [%lld, %lld)", static_cast<long long>(n),
-               static_cast<long long>(term.column), static_cast<long long>(term.column + term.b.shape[0]));
+    check.that(term.column >= 0 && term.column <= n && term.b.shape[0] <= n - term.column,
+               "expected low-rank columns within [0, %lld), found %lld from %lld on", static_cast<long long>(n),
+               static_cast<long long>(term.b.shape[0]), static_cast<long long>(term.column));
     pnb::check::dropout(check, term.dropout);
   }
   if (check.optional(p.bias, "bias", 1, {PNB_DTYPE_F32})) {

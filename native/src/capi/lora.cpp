@@ -70,7 +70,11 @@ void check_chain(const Checker& check, const Params& first, Check&& one) {
     check.that(p->x.data == first.x.data && p->x.stride[0] == first.x.stride[0] && p->x.dtype == first.x.dtype,
                "expected the next adapter to read the same x, found another");
     check.shape(p->x, "the next adapter's x", {first.x.shape[0], first.x.shape[1]});
-    check.that(p->x_blocks.indices.data == first.x_blocks.indices.data,
+    const pnb_block_list &lists = p->x_blocks, &same = first.x_blocks;
+    bool listed = pnb::present(same.indices);
+    check.that(lists.indices.data == same.indices.data &&
+                   (!listed || (lists.indices.stride[0] == same.indices.stride[0] && lists.counts.data == same.counts.data &&
+                                lists.size == same.size && lists.rows_per_list == same.rows_per_list)),
                "expected the next adapter to read x by the same lists, found others");
   }
 }

@@ -54,7 +54,7 @@ pnb_status pnb_layer_norm_forward(pnb_context* context, const pnb_layer_norm_for
     if (pnb::present(p.pooled)) {
       check.that(p.pool_rows > 0, "expected pool_rows above 0, found %lld", static_cast<long long>(p.pool_rows));
       check.tensor(p.pooled, "pooled", 2, {PNB_DTYPE_F32});
-      check.shape(p.pooled, "pooled", {(p.x.shape[0] + p.pool_rows - 1) / p.pool_rows, p.x.shape[1]});
+      check.shape(p.pooled, "pooled", {pnb::check::list_count(p.x.shape[0], p.pool_rows), p.x.shape[1]});
       check.contiguous(p.pooled, "pooled");
       if (pnb::present(p.valid_rows)) {
         check.tensor(p.valid_rows, "valid_rows", 1, {PNB_DTYPE_I32});

@@ -23,6 +23,7 @@ bool blocks(const Checker& check, const pnb_block_list& blocks, const char* name
 void block_lists(const Checker& check, const pnb_block_list& blocks, const char* name, int64_t lists);
 void block_size(const Checker& check, int64_t size, int64_t neurons);
 void rows_per_list(const Checker& check, int64_t rows, int64_t m);
+// How many groups of so many rows, as lists or pools have, m rows fall into.
 int64_t list_count(int64_t m, int64_t rows_per_list);
 
 }  // namespace pnb::check

@@ -17,6 +17,9 @@ namespace {
 
 constexpr uint64_t kAlignment = 64;
 
+// What buffers are made for: a caller may only know that samples are not longer than some large number.
+int64_t longest_of(int64_t max_seqlen, int64_t tokens) { return std::min(max_seqlen, tokens); }
+
 // A thread's share of a buffer.
 uint64_t share(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -67,7 +70,8 @@ void attention_forward(const pnb_attention_forward_params& p, int threads, Scrat
     check_lists("attention_forward", p.blocks, false, cu_q, samples);
   }
   const HeadKernels& kernels = kernels_for(p.q);
-  uint64_t bytes = share(kernels.forward_bytes(p.max_seqlen, p.q.shape[2]));
+  int64_t longest = longest_of(p.max_seqlen, p.k.shape[0]);
+  uint64_t bytes = share(kernels.forward_bytes(longest, p.q.shape[2]));
   char* buffers = static_cast<char*>(scratch.bytes(bytes * threads));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t task = 0; task < samples * heads; ++task) {
@@ -79,13 +83,13 @@ void attention_forward(const pnb_attention_forward_params& p, int threads, Scrat
     ForwardHead operands{Head(p.q, cu_q[sample], head), Head(p.k, cu_k[sample], head), Head(p.v, cu_k[sample], head),
                          Head(p.o, cu_q[sample], head), lse};
     HeadLists lists = lists_of(p.blocks, p.blocks.indices, p.blocks.counts, head, SampleBlocks(cu_q, sample, block_rows(p.blocks)));
-    kernels.forward(operands, sizes, lists, p.scale, p.max_seqlen, buffers + omp_get_thread_num() * bytes);
+    kernels.forward(operands, sizes, lists, p.scale, longest, buffers + omp_get_thread_num() * bytes);
   }
   zero_rows(p.o, cu_q[samples]);
 }
 
 uint64_t attention_backward_workspace(const pnb_attention_backward_params& p, int threads) {
-  return share(kernels_for(p.q).backward_bytes(p.max_seqlen, p.q.shape[2])) * threads;
+  return share(kernels_for(p.q).backward_bytes(longest_of(p.max_seqlen, p.q.shape[0]), p.q.shape[2])) * threads;
 }
 
 void attention_backward(const pnb_attention_backward_params& p, int threads) {
@@ -95,7 +99,8 @@ void attention_backward(const pnb_attention_backward_params& p, int threads) {
   const HeadKernels& kernels = kernels_for(p.q);
   bool by_queries = kernels.backward_by_queries;
   if (present(p.blocks.indices)) check_lists("attention_backward", p.blocks, !by_queries, cu, samples);
-  uint64_t bytes = share(kernels.backward_bytes(p.max_seqlen, p.q.shape[2]));
+  int64_t longest = longest_of(p.max_seqlen, p.q.shape[0]);
+  uint64_t bytes = share(kernels.backward_bytes(longest, p.q.shape[2]));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t task = 0; task < samples * heads; ++task) {
     int64_t sample = task / heads;
@@ -109,7 +114,7 @@ void attention_backward(const pnb_attention_backward_params& p, int threads) {
     HeadLists lists = lists_of(p.blocks, by_queries ? p.blocks.indices : p.blocks.t_indices,
                                by_queries ? p.blocks.counts : p.blocks.t_counts, head,
                                SampleBlocks(cu, sample, block_rows(p.blocks)));
-    kernels.backward(operands, HeadSizes{length, length, p.q.shape[2]}, lists, p.scale, p.max_seqlen,
+    kernels.backward(operands, HeadSizes{length, length, p.q.shape[2]}, lists, p.scale, longest,
                      static_cast<char*>(p.workspace.data) + omp_get_thread_num() * bytes);
   }
   zero_rows(p.dq, cu[samples]);
@@ -124,7 +129,8 @@ void attention_mass(const pnb_attention_mass_params& p, int threads, Scratch& sc
   float* mass = static_cast<float*>(p.mass.data);
   std::fill_n(mass, element_count(p.mass), 0.0f);
   const HeadKernels& kernels = kernels_for(p.q);
-  uint64_t bytes = share(kernels.mass_bytes(p.max_seqlen, p.q.shape[2]));
+  int64_t longest = longest_of(p.max_seqlen, p.q.shape[0]);
+  uint64_t bytes = share(kernels.mass_bytes(longest, p.q.shape[2]));
   char* buffers = static_cast<char*>(scratch.bytes(bytes * threads));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t task = 0; task < samples * heads; ++task) {
@@ -141,7 +147,7 @@ void attention_mass(const pnb_attention_mass_params& p, int threads, Scratch& sc
                       p.mass.shape[2],
                       p.size,
                       p.query_stride};
-    kernels.mass(operands, HeadSizes{length, length, p.q.shape[2]}, p.scale, p.max_seqlen, buffers + omp_get_thread_num() * bytes);
+    kernels.mass(operands, HeadSizes{length, length, p.q.shape[2]}, p.scale, longest, buffers + omp_get_thread_num() * bytes);
   }
 }
 

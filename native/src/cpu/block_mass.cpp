@@ -71,7 +71,7 @@ void activation_mass(const pnb_activation_mass_params& p, int threads) {
   int64_t m = given.shape[0];
   int64_t n = bits ? given.shape[1] * 8 : given.shape[1];
   int64_t valid = present(p.valid_rows) ? std::min<int64_t>(*static_cast<const int32_t*>(p.valid_rows.data), m) : m;
-  int64_t lists = (m + p.rows_per_list - 1) / p.rows_per_list;
+  int64_t lists = m / p.rows_per_list + (m % p.rows_per_list > 0 ? 1 : 0);
   int64_t blocks = n / p.block_size;
   auto sum = bits ? sum_bits : given.dtype == PNB_DTYPE_F32 ? sum_f32 : sum_bf16;
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -128,7 +128,7 @@ void select_attention(const pnb_select_attention_params& p, int threads, Scratch
   std::fill_n(ints(blocks.counts), heads * slots, 0);
   std::fill_n(ints(blocks.t_counts), heads * slots, 0);
 
-  int64_t most = (p.max_seqlen + blocks.size - 1) / blocks.size;  // blocks of a sample
+  int64_t most = (std::min(p.max_seqlen, p.tokens) + blocks.size - 1) / blocks.size;  // blocks of a sample
   uint64_t sort_bytes = most * (most + 1) / 2 * sizeof(uint64_t);
   uint64_t thread_bytes = (sort_bytes + most * most + 63) / 64 * 64;
   uint64_t shared_bytes = heads * samples * sizeof(Found) + (width + 1) * sizeof(int64_t);

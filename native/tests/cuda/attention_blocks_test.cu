@@ -208,14 +208,15 @@ void mass_matches(const Shape& s, int size, int stride) {
 }
 
 void predict_matches(int64_t heads, int64_t r, int64_t hidden, std::vector<int32_t> cu, int64_t tokens, int pool, int size,
-                     int64_t shift = 0) {
+                     int64_t shift = 0, int64_t behind = 0) {
   std::string what = "predict_attention heads " + std::to_string(heads) + " r " + std::to_string(r) + " hidden " +
                      std::to_string(hidden) + " tokens " + std::to_string(tokens) + " samples " + std::to_string(cu.size() - 1) +
                      " pool " + std::to_string(pool) + " size " + std::to_string(size);
   int64_t rows = (tokens + pool - 1) / pool, samples = static_cast<int64_t>(cu.size()) - 1, slots = tokens / size + samples;
   Shape s = packed(PNB_DTYPE_F32, heads, 1, cu, tokens);
   int64_t width = width_of(s, size);
-  Tensor pooled(PNB_DTYPE_F32, {rows, hidden + shift}),
+  int64_t pitch = shift + hidden + behind;
+  Tensor pooled(PNB_DTYPE_F32, {rows, pitch}),
       a(PNB_DTYPE_BF16, {2, heads, r, hidden}, 2.0 / std::sqrt(static_cast<double>(hidden)));
   Tensor bias(PNB_DTYPE_F32, {2, heads, r}, 0.3), distance(PNB_DTYPE_F32, {heads, width}),
       mass(PNB_DTYPE_F32, {heads, slots, width}, 0.0);
@@ -239,7 +240,7 @@ void predict_matches(int64_t heads, int64_t r, int64_t hidden, std::vector<int32
   for (int64_t o = 0; o < 2 * heads * r; ++o) {
     for (int64_t g = 0; g < rows; ++g) {
       double sum = b[o];
-      for (int64_t i = 0; i < hidden; ++i) sum += x[g * (hidden + shift) + shift + i] * w[o * hidden + i];
+      for (int64_t i = 0; i < hidden; ++i) sum += x[g * pitch + shift + i] * w[o * hidden + i];
       z[o * rows + g] = sum;
     }
   }
@@ -278,6 +279,20 @@ void predict_matches(int64_t heads, int64_t r, int64_t hidden, std::vector<int32
   std::vector<char> first = mass.bits();
   ok(what, [&] { backend().predict_attention(p); });
   expect(first == mass.bits(), what + ": equal bits from equal inputs");
+}
+
+// What the largest batch is given as a workspace is enough for smaller ones.
+void predict_workspace_grows(int64_t heads, int64_t r, int64_t hidden) {
+  uint64_t before = 0;
+  pnb_predict_attention_params p{};
+  p.a.shape[0] = 2, p.a.shape[1] = heads, p.a.shape[2] = r, p.pooled.shape[1] = hidden;
+  for (int64_t rows = 1; rows < 1500; ++rows) {
+    p.pooled.shape[0] = rows;
+    uint64_t bytes = backend().predict_attention_workspace(p);
+    expect(bytes >= before, "predict_attention heads " + std::to_string(heads) + " r " + std::to_string(r) + " hidden " +
+                                std::to_string(hidden) + ": a smaller workspace for " + std::to_string(rows) + " pooled rows");
+    before = bytes;
+  }
 }
 
 // An order holds every list that has a block once, then -1: by falling count, or as shares.
@@ -525,6 +540,8 @@ void predictions(bool brief) {
   predict_matches(2, 24, 64, lengths({300, 129}), 470, 32, 128, 1);
   predict_matches(2, 8, 64, {0, 0}, 40, 32, 128);
   predict_matches(2, 8, 64, {0, 0}, 0, 32, 128);
+  predict_matches(2, 8, 64, {0, 20}, 20, 32, 128, 0, 3);  // one pooled row, whose stride says nothing
+  predict_workspace_grows(32, 16, 2048), predict_workspace_grows(12, 8, 768);
   if (brief) return;
   predict_matches(4, 16, 768, lengths({2048, 2048}), 4096, 32, 128);
   predict_matches(2, 40, 2120, lengths({5000, 300}), 5300, 16, 128);

@@ -317,6 +317,27 @@ void dropout_follows_the_norm(int64_t m, int64_t in, int64_t pad, int32_t dtype)
   close(da[0], da[1], dtype == PNB_DTYPE_BF16 ? 2e-4 : 3e-6, what);
 }
 
+// What the largest batch is given as a workspace is enough for smaller ones.
+void workspace_grows(int64_t in, const std::vector<int64_t>& outs, int64_t r, float dropout) {
+  std::vector<pnb_lora_gradients_params> chain(outs.size());
+  auto matrix = [](int32_t dtype, int64_t rows, int64_t columns) {
+    return pnb_tensor{nullptr, dtype, 2, {rows, columns}, {columns, 1}};
+  };
+  uint64_t before = 0;
+  for (int64_t m = 1; m < 5000; m += 13) {
+    for (size_t i = 0; i < outs.size(); ++i) {
+      auto& g = chain[i] = params<pnb_lora_gradients_params>();
+      g.dy = matrix(PNB_DTYPE_BF16, m, outs[i]), g.x = matrix(PNB_DTYPE_BF16, m, in);
+      g.a = matrix(PNB_DTYPE_F32, r, in), g.b = matrix(PNB_DTYPE_F32, outs[i], r), g.dropout.p = dropout;
+      if (i + 1 < outs.size()) g.next = &chain[i + 1];
+    }
+    uint64_t bytes = backend().lora_gradients_workspace(chain[0]);
+    expect(bytes >= before, "lora " + std::to_string(in) + " to " + std::to_string(outs.size()) + " of " + std::to_string(outs[0]) +
+                                " rank " + std::to_string(r) + ": a smaller workspace for " + std::to_string(m) + " rows");
+    before = bytes;
+  }
+}
+
 }  // namespace
 
 // With an argument: a few small cases, for tools that slow kernels down.
@@ -375,5 +396,11 @@ int main(int argc, char**) {
   run({3210, 4096, {64}, {4}, PNB_DTYPE_BF16});
   run({3210, 4096, {64, 64}, {4, 4}, PNB_DTYPE_BF16, 0, 0, 1 << 20, 8, 0.0f, true, 1.0});
   dropout_has_no_lists(3210, 4096, 64, 3210, PNB_DTYPE_BF16);
+  for (int64_t r : {4, 8, 16}) {
+    for (float dropout : {0.0f, 0.1f}) {
+      workspace_grows(2048, {2048, 2048}, r, dropout), workspace_grows(768, {768, 768, 768}, r, dropout);
+      workspace_grows(4096, {1024}, r, dropout), workspace_grows(1024, {1024, 1024, 1024, 1024, 4096}, r, dropout);
+    }
+  }
   return finish("lora");
 }

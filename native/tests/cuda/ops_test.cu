@@ -241,6 +241,8 @@ int main(int argc, char**) {
       projected_norms(4100, 2048, {4, 4}, pool_rows, 0, dtype), projected_norms(37, 768, {8, 8}, pool_rows, 0, dtype);
       projected_norms(700, 5120, {4, 3}, pool_rows, 0, dtype), projected_norms(5, 256, {16}, pool_rows, 0, dtype);
     }
+    // Rows so long that a pool's sums have no room beside sixteen of them.
+    projected_norms(700, 6144, {4, 3}, 48, 0, dtype), projected_norms(700, 5632, {16}, 48, 0, dtype);
     projected_norms(77, 8192, {4}, 0, 0, dtype), projected_norms(77, 512, {16, 1}, 0, 0, dtype),
         projected_norms(50, 512, {4}, 0, 0.2f, dtype);
     projected_norms(33, 776, {4, 4}, 0, 0, dtype), projected_norms(5, 1001, {4}, 0, 0, dtype);

@@ -98,7 +98,7 @@ void with_type(int32_t dtype, Body&& body) {
   else body(__nv_bfloat16{});
 }
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0 ? 1 : 0); }  // b may be the largest number
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 }  // namespace pnb::cuda

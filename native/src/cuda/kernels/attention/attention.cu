@@ -17,13 +17,13 @@ constexpr int64_t kFewQueries = 32;
 
 void attention_forward(const Device& device, const pnb_attention_forward_params& p) {
   if (p.q.shape[0] == 0) return;
-  if (p.q.shape[0] > kFewQueries && attention::takes_fast_forward(p)) attention::fast_forward(device, p);
+  if (p.q.shape[0] > kFewQueries && attention::takes_fast_forward(device, p)) attention::fast_forward(device, p);
   else attention::plain_forward(p);
 }
 
 void attention_backward(const Device& device, const pnb_attention_backward_params& p) {
   if (p.q.shape[0] == 0) return;
-  if (attention::takes_fast_backward(p)) attention::fast_backward(device, p);
+  if (attention::takes_fast_backward(device, p)) attention::fast_backward(device, p);
   else attention::plain_backward(p);
 }
 

@@ -6,15 +6,15 @@
 
 namespace pnb::cuda::attention {
 
-bool takes_fast_backward(const pnb_attention_backward_params& p) {
+bool takes_fast_backward(const Device& device, const pnb_attention_backward_params& p) {
   int64_t dim = p.q.shape[2], samples = p.cu_seqlens.shape[0] - 1;
   for (const pnb_tensor* t : {&p.q, &p.k, &p.v, &p.o, &p.d_o, &p.dq, &p.dv}) {
     if (!is_mappable(*t)) return false;
   }
   if (present(p.dk) && !is_mappable(p.dk)) return false;
   // The copy engine's coordinates have 32 bits.
-  return p.q.dtype == PNB_DTYPE_BF16 && takes_fast_lists(p.blocks) && (dim == 64 || dim == 80 || dim == 128) && p.scale > 0.0f &&
-         p.q.shape[0] * p.q.shape[1] <= INT32_MAX && unit_slots(p.q.shape[0], samples, kFewestRows) <= kMaxUnits;
+  return p.q.dtype == PNB_DTYPE_BF16 && takes_fast_lists(device, p.blocks) && (dim == 64 || dim == 80 || dim == 128) &&
+         p.scale > 0.0f && p.q.shape[0] * p.q.shape[1] <= INT32_MAX && unit_slots(p.q.shape[0], samples, kFewestRows) <= kMaxUnits;
 }
 
 uint64_t fast_backward_workspace(const pnb_attention_backward_params& p) {

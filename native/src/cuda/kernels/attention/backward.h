@@ -19,7 +19,7 @@ struct alignas(16) RowStats {
 uint64_t fast_backward_workspace(const pnb_attention_backward_params& p);
 
 // Whether the call is one that fast_backward() computes.
-bool takes_fast_backward(const pnb_attention_backward_params& p);
+bool takes_fast_backward(const Device& device, const pnb_attention_backward_params& p);
 
 void fast_backward(const Device& device, const pnb_attention_backward_params& p);
 

@@ -553,10 +553,10 @@ constexpr int64_t kLongSample = 2048;
 
 }  // namespace
 
-bool takes_fast_forward(const pnb_attention_forward_params& p) {
+bool takes_fast_forward(const Device& device, const pnb_attention_forward_params& p) {
   int64_t dim = p.q.shape[2], samples = p.cu_seqlens_q.shape[0] - 1;
   return p.q.dtype == PNB_DTYPE_BF16 && (dim == 64 || dim == 80 || dim == 128) && p.scale > 0.0f && p.k.shape[0] > 0 &&
-         is_mappable(p.q) && is_mappable(p.k) && is_mappable(p.v) && is_mappable(p.o) && takes_fast_lists(p.blocks) &&
+         is_mappable(p.q) && is_mappable(p.k) && is_mappable(p.v) && is_mappable(p.o) && takes_fast_lists(device, p.blocks) &&
          unit_slots(p.q.shape[0], samples, kFewestRows) <= kMaxUnits;
 }
 

@@ -6,7 +6,7 @@
 namespace pnb::cuda::attention {
 
 // Whether the call is one that fast_forward() computes.
-bool takes_fast_forward(const pnb_attention_forward_params& p);
+bool takes_fast_forward(const Device& device, const pnb_attention_forward_params& p);
 
 void fast_forward(const Device& device, const pnb_attention_forward_params& p);
 

@@ -32,6 +32,9 @@ struct Lists {
   }
 };
 
+// Lists that one block of threads works off at most.
+constexpr int kMaxVisits = 1024;
+
 // An order may hold shares, one for each block of threads, one after another: its first entries say where they begin. Orders of
 // more lists never do: with so many for each, loads even out.
 constexpr int kMostShared = 16384;

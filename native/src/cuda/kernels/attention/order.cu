@@ -1,5 +1,7 @@
 #include "cuda/kernels/attention/order.h"
 
+#include <algorithm>
+
 #include "cuda/kernels/attention/lists.cuh"
 #include "cuda/kernels/elements.cuh"
 #include "cuda/kernels/launch.cuh"
@@ -224,7 +226,9 @@ __global__ void __launch_bounds__(kThreads) order_kernel(Args p) {
 }  // namespace
 
 void write_orders(const Device& device, const Orders& p, cudaStream_t stream, const char* op) {
-  bool dealt = p.most >= kDealtFrom && p.lists <= kMostShared && device.multiprocessors <= kMostShares;
+  // Shares differ in their lists by less than the longest one weighs. On a part of a device they might have no room.
+  int64_t room = static_cast<int64_t>(kMaxVisits - kMostBlocks) * device.multiprocessors;
+  bool dealt = p.most >= kDealtFrom && p.lists <= std::min<int64_t>(kMostShared, room) && device.multiprocessors <= kMostShares;
   Args args{p, dealt ? Dealers::of(device.multiprocessors) : Dealers{}};
   size_t scratch = dealt ? p.lists * (sizeof(Dealt) + sizeof(Place)) : 0;
   allow_shared_memory(order_kernel, kMostShared * (sizeof(Dealt) + sizeof(Place)), op);

@@ -399,8 +399,8 @@ struct Plan {
   int64_t row_tiles, output_tiles;
   int steps, parts;  // steps: of a part
 
-  Plan(const Device& device, const pnb_predict_attention_params& p)
-      : rows(static_cast<int>(p.pooled.shape[0])),
+  Plan(const Device& device, const pnb_predict_attention_params& p, int64_t pooled_rows)
+      : rows(static_cast<int>(pooled_rows)),
         hidden(static_cast<int>(p.pooled.shape[1])),
         outputs(static_cast<int>(p.a.shape[0] * p.a.shape[1] * p.a.shape[2])),
         row_tiles(ceil_div(rows, kTileRows)),
@@ -417,8 +417,16 @@ struct Plan {
 
 }  // namespace attention
 
+// Enough for every smaller batch, too: who asks for the largest one's has that. Fewer tiles of rows may be in more parts.
 uint64_t predict_attention_workspace(const Device& device, const pnb_predict_attention_params& p) {
-  return attention::Plan(device, p).bytes();
+  using namespace attention;
+  Plan plan(device, p, p.pooled.shape[0]);
+  uint64_t bytes = plan.bytes();
+  int64_t several_parts = device.multiprocessors / (2 * std::max<int64_t>(1, plan.output_tiles));
+  for (int64_t tiles = std::min(plan.row_tiles - 1, several_parts); tiles > 0; --tiles) {
+    bytes = std::max(bytes, Plan(device, p, tiles * kTileRows).bytes());
+  }
+  return bytes;
 }
 
 void predict_attention(const Device& device, const pnb_predict_attention_params& p) {
@@ -426,7 +434,7 @@ void predict_attention(const Device& device, const pnb_predict_attention_params&
   static const char* op = "predict_attention";
   if (element_count(p.mass) == 0) return;
   cudaStream_t stream = stream_of(p.stream);
-  Plan plan(device, p);
+  Plan plan(device, p, p.pooled.shape[0]);
   int rows = plan.rows, hidden = plan.hidden, heads = static_cast<int>(p.a.shape[1]), r = static_cast<int>(p.a.shape[2]);
   auto* z = static_cast<float*>(p.workspace.data);
   if (r > kMostRanks || r % 8 != 0) {
@@ -435,10 +443,11 @@ void predict_attention(const Device& device, const pnb_predict_attention_params&
 
   int64_t pitch = p.pooled.stride[0];
   int parts = 1;
-  if (rows > 0 && hidden % 8 == 0 && aligned(p.a.data) && rows_aligned(p.pooled)) {
+  bool lines = rows == 1 || pitch >= hidden;  // that the copy engine takes
+  if (rows > 0 && hidden > 0 && hidden % 8 == 0 && aligned(p.a.data) && rows_aligned(p.pooled) && lines) {
     parts = plan.parts;
     Low low{make_matrix_map(p.a.data, plan.outputs, hidden, kTileOutputs, op),
-            make_float_map(p.pooled.data, rows, hidden, std::max<int64_t>(pitch, hidden), kTileRows, op),
+            make_float_map(p.pooled.data, rows, hidden, rows == 1 ? hidden : pitch, kTileRows, op),
             static_cast<const float*>(p.bias.data),
             z,
             rows,

@@ -135,9 +135,6 @@ struct alignas(16) Visit {
   __device__ bool diagonal() const { return (blocks & 1) != 0; }
 };
 
-// Units by lists of one block of threads at most.
-constexpr int kMaxVisits = 1024;
-
 // All listed units of this block of threads, in shared memory. Looked up once, by all threads at the same time: one after
 // another, the three loads that a unit's list is found by take longer than its products.
 struct VisitTable {
@@ -235,10 +232,10 @@ __device__ __forceinline__ void for_each_visit(const Lists& lists, const VisitTa
 }
 
 // Whether lists, if there are any, are such that the fast kernels take them.
-inline bool takes_fast_lists(const pnb_attention_blocks& b) {
-  constexpr int64_t kFewestBlocks = 100;  // of threads: a device of this architecture has more multiprocessors
+inline bool takes_fast_lists(const Device& device, const pnb_attention_blocks& b) {
   if (!present(b.indices)) return true;
-  return b.size == kListedRows && b.indices.shape[0] * b.indices.shape[1] <= kMaxVisits * kFewestBlocks &&
+  int64_t room = static_cast<int64_t>(kMaxVisits) * device.multiprocessors;  // each has a block of threads
+  return b.size == kListedRows && b.indices.shape[0] * b.indices.shape[1] <= room &&
          b.indices.shape[0] <= INT16_MAX && b.indices.shape[2] <= INT16_MAX;
 }
 

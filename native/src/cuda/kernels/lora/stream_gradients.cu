@@ -111,15 +111,22 @@ struct Grid {
   int64_t ranges(int64_t m) const { return ceil_div(m, rows); }
 };
 
+constexpr Grid kGrids[] = {{16, 128}, {8, 128}, {8, 64}, {8, 32}};
+
+// Rows up to which a grid leaves much of the device idle.
+int64_t most_idle_rows(const Device& device, const Grid& grid, const int64_t* columns, int count) {
+  int64_t blocks = 0;  // of a range
+  for (int i = 0; i < count; ++i) blocks += grid.column_blocks(columns[i]);
+  return blocks == 0 ? INT64_MAX : (3 * device.multiprocessors - 1) / (4 * blocks) * grid.rows;
+}
+
 // The largest blocks that keep most of the device busy: large ones leave fewer parts to add up.
 Grid choose_grid(const Device& device, int64_t m, const int64_t* columns, int count, int ranks) {
   Grid grid;
-  for (Grid choice : {Grid{16, 128}, Grid{8, 128}, Grid{8, 64}, Grid{8, 32}}) {
+  for (const Grid& choice : kGrids) {
     if (choice.warps == 16 && ranks == 16) continue;  // the parts of its factors fill the registers
     grid = choice;
-    int64_t blocks = 0;
-    for (int i = 0; i < count; ++i) blocks += grid.column_blocks(columns[i]) * grid.ranges(m);
-    if (4 * blocks >= 3 * device.multiprocessors) break;
+    if (m > most_idle_rows(device, choice, columns, count)) break;
   }
   return grid;
 }
@@ -132,9 +139,12 @@ struct Plan {
   bool together = true;                             // one pass over x serves all
   int out_ranks = 0, in_ranks = 0;                  // of a partial
   int first_rank[kFinished];                        // in the common pass
+  int64_t outs[kFinished], ins[kFinished];          // columns of each one's dy and x
   Grid out_grid, in_grid;
   uint64_t low[kFinished], out_partial[kFinished], in_partial[kFinished];  // in floats
   uint64_t floats = 0;
+
+  int in_passes() const { return together ? 1 : count; }
 
   uint64_t take(int64_t size) {
     uint64_t at = floats;
@@ -143,17 +153,17 @@ struct Plan {
   }
 };
 
-Plan make_plan(const Device& device, const pnb_lora_gradients_params& first) {
+// For m rows.
+Plan make_plan(const Device& device, const pnb_lora_gradients_params& first, int64_t m) {
   Plan plan;
-  int64_t m = first.x.shape[0], in = first.x.shape[1];
-  int64_t total = 0, widest = 0, outs[kFinished], ins[kFinished];
+  int64_t in = first.x.shape[1], total = 0, widest = 0;
   const auto* one = &first;
   for (; one != nullptr && plan.count < kFinished; one = one->next) {
     int i = plan.count++;
     plan.adapters[i] = one;
     plan.first_rank[i] = static_cast<int>(total);
-    outs[i] = one->dy.shape[1];
-    ins[i] = in;
+    plan.outs[i] = one->dy.shape[1];
+    plan.ins[i] = in;
     total += one->a.shape[0];
     widest = std::max(widest, one->a.shape[0]);
     // Dropout makes x another one for each adapter.
@@ -163,11 +173,11 @@ Plan make_plan(const Device& device, const pnb_lora_gradients_params& first) {
   plan.together = plan.together && total <= kStreamRanks;
   plan.out_ranks = kernel_ranks(widest);
   plan.in_ranks = kernel_ranks(plan.together ? total : widest);
-  plan.out_grid = choose_grid(device, m, outs, plan.count, plan.out_ranks);
-  plan.in_grid = choose_grid(device, m, ins, plan.together ? 1 : plan.count, plan.in_ranks);
+  plan.out_grid = choose_grid(device, m, plan.outs, plan.count, plan.out_ranks);
+  plan.in_grid = choose_grid(device, m, plan.ins, plan.in_passes(), plan.in_ranks);
   for (int i = 0; i < plan.count; ++i) {
-    plan.low[i] = plan.take(plan.out_grid.column_blocks(outs[i]) * m * plan.out_ranks);
-    plan.out_partial[i] = plan.take(plan.out_grid.ranges(m) * plan.out_ranks * outs[i]);
+    plan.low[i] = plan.take(plan.out_grid.column_blocks(plan.outs[i]) * m * plan.out_ranks);
+    plan.out_partial[i] = plan.take(plan.out_grid.ranges(m) * plan.out_ranks * plan.outs[i]);
     plan.in_partial[i] = plan.together && i > 0 ? plan.in_partial[0] : plan.take(plan.in_grid.ranges(m) * plan.in_ranks * in);
   }
   return plan;
@@ -278,7 +288,7 @@ void run(const Plan& plan, const pnb_lora_gradients_params& first, cudaStream_t 
     most = std::max({most, m * r, r * round_up(pass.width, kWarp), r * round_up(over_x.width, kWarp)});
   }
   launch_passes(out, plan.count, plan.out_grid, plan.out_ranks, true, stream);
-  launch_passes(in, plan.together ? 1 : plan.count, plan.in_grid, plan.in_ranks, false, stream);
+  launch_passes(in, plan.in_passes(), plan.in_grid, plan.in_ranks, false, stream);
   dim3 grid(static_cast<unsigned>(ceil_div(most, kFinishThreads)), static_cast<unsigned>(3 * plan.count));
   launch(finish_kernel, {grid, kFinishThreads, 0, stream, 1, true}, "lora_gradients: sums of the parts", finish);
 }
@@ -293,11 +303,20 @@ bool streams(const pnb_lora_gradients_params& p) {
   return fits;
 }
 
+// Enough for every smaller batch, too: who asks for the largest one's has that. Fewer rows are shared out in smaller blocks, and
+// may leave more parts; most of them just before larger blocks are taken.
 uint64_t stream_gradients_workspace(const Device& device, const pnb_lora_gradients_params& p) {
   uint64_t floats = 0;
+  int64_t m = p.x.shape[0];
   for (const auto* first = &p; first != nullptr;) {
-    Plan plan = make_plan(device, *first);
+    Plan plan = make_plan(device, *first, m);
     floats = std::max(floats, plan.floats);
+    for (const Grid& grid : kGrids) {
+      for (int64_t rows : {most_idle_rows(device, grid, plan.outs, plan.count),
+                           most_idle_rows(device, grid, plan.ins, plan.in_passes())}) {
+        if (rows < m) floats = std::max(floats, make_plan(device, *first, rows).floats);
+      }
+    }
     first = plan.rest;
   }
   return floats * sizeof(float);
@@ -306,7 +325,7 @@ uint64_t stream_gradients_workspace(const Device& device, const pnb_lora_gradien
 void stream_gradients(const Device& device, const pnb_lora_gradients_params& p) {
   if (p.x.shape[0] == 0) return;
   for (const auto* first = &p; first != nullptr;) {
-    Plan plan = make_plan(device, *first);
+    Plan plan = make_plan(device, *first, p.x.shape[0]);
     pnb_lora_gradients_params head = *first;
     head.workspace = p.workspace;
     run(plan, head, stream_of(p.stream));

@@ -17,7 +17,7 @@ namespace cg = cooperative_groups;
 
 constexpr int kPoolRows = 16;       // of a block, where it has a cluster to share a pool with
 constexpr int kProjectedRows = 16;  // of a block that projects them: the tensor cores' sixteen
-constexpr size_t kMostProjectedBytes = 200 << 10;  // that these may fill
+constexpr size_t kMostProjectedBytes = 200 << 10;  // that these may fill, with a pool's sums
 
 // Ranks that rows are projected on when they have been normed.
 struct Projection {
@@ -381,7 +381,8 @@ void layer_norm_forward(const Device& device, const pnb_layer_norm_forward_param
         args.rows = ranks > 0 ? kProjectedRows : rows_of_block(device, m, static_cast<int>(h / kRowColumns), rows_of_stage(h));
         blocks = ceil_div(m, args.rows);
       }
-      if (args.rows > kProjectedRows || kProjectedRows * row_bytes<T>(h) > kMostProjectedBytes) ranks = 0;
+      size_t projected_bytes = kProjectedRows * row_bytes<T>(h) + (cluster > 1 ? h * sizeof(float) : 0);
+      if (args.rows > kProjectedRows || projected_bytes > kMostProjectedBytes) ranks = 0;
       for (const auto* one = ranks > 0 ? p.project : nullptr; one != nullptr; one = one->next) {
         lora::add_ranks(*one, args.projection.ranks, args.projection.r);
       }
