@@ -18,6 +18,7 @@ struct Case {
   int64_t pad = 0;
   std::vector<Term> terms;
   bool compact_mask = false;  // by d's columns, where these are fewer than neurons
+  bool few = false;  // on two multiprocessors
 
   int64_t lists() const { return (m + rows_per_list - 1) / rows_per_list; }
   int64_t compact() const { return capacity * size; }
@@ -38,7 +39,7 @@ struct Case {
                   static_cast<long long>(pad));
     std::string text = buffer;
     for (const Term& term : terms) text += term.text();
-    return text;
+    return few ? text + " on two multiprocessors" : text;
   }
 };
 
@@ -139,7 +140,7 @@ void run(const Case& c) {
   p.d = d.t;
   Workspace workspace(backend().gemm_workspace(p));
   p.workspace = workspace.w;
-  ok(what, [&] { backend().gemm(p); });
+  ok(what, [&] { multiply(p, c.few); });
   cuda(cudaDeviceSynchronize(), what.c_str());
 
   std::vector<double> w = c.forward ? transposed(weight.values, c.neurons, c.h) : weight.values;
@@ -186,7 +187,7 @@ void run(const Case& c) {
   close(compared, expected, 2 * rounding_error(expected, c.d_dtype) + 2e-6 + 1e-9 * static_cast<double>(c.sums_of()), what);
   elements_close(compared, expected, c.forward ? 1 : c.n(), c.sums_of(), c.d_dtype, what);
 
-  ok(what, [&] { backend().gemm(p); });
+  ok(what, [&] { multiply(p, c.few); });
   expect(d.buffer.bits() == d_bits, what + ": other bits the second time");
 
   // A list of all blocks is no list.
@@ -194,7 +195,7 @@ void run(const Case& c) {
   for (const auto& list : lists.blocks) full_lists = full_lists && static_cast<int64_t>(list.size()) == c.capacity;
   if (!full_lists) return;
   p.blocks = {};
-  ok(what, [&] { backend().gemm(p); });
+  ok(what, [&] { multiply(p, c.few); });
   std::vector<double> dense = d.values(), sparse;
   for (int64_t i = 0; i < c.m * c.n(); ++i) sparse.push_back(found[i]);
   elements_close(sparse, dense, c.n(), 0, c.d_dtype, what + " beside no list", 2.0);
@@ -220,6 +221,7 @@ Case random_case() {
   c.pad = one_of<int64_t>({0, 0, 3, 8, 16, 128});
   int64_t count = one_of<int64_t>({0, 0, 1, 1, 2, 3});
   for (int64_t t = 0; t < count; ++t) c.terms.push_back(random_term(c.columns()));
+  c.few = one_of({false, true});
   return c;
 }
 
@@ -292,6 +294,12 @@ void counts_are_read_when_a_graph_runs() {
 
 int main(int argc, char** argv) {
   backend();
+  auto both = [](Case c) {
+    run(c);
+    c.m = 600;
+    c.few = true;
+    run(c);
+  };
   if (argc < 2) {
     // An MLP's four products, larger than a wave of tiles, and lists of groups of rows.
     for (int64_t size : {32, 64, 128}) {
@@ -301,22 +309,42 @@ int main(int argc, char** argv) {
           fc1.counts = counts;
           fc1.epilogue = PNB_EPILOGUE_RELU;
           fc1.bias = fc1.mask = true;
-          run(fc1);
+          both(fc1);
           Case fc2{2000, 2048, 1024, size, 2048 / size, rows, false};
           fc2.counts = counts;
           fc2.bias = fc2.residual = true;
           fc2.terms = {{8, 0, 1024, false, 0.0f}};
-          run(fc2);
+          both(fc2);
           Case dh{2000, 2048, 512, size, 2048 / size - 1, rows, true};
           dh.counts = counts;
           dh.epilogue = PNB_EPILOGUE_DRELU;
           dh.mask = true;
           dh.terms = {{8, 0, 2048, true, 0.1f}};
           run(dh);
+          dh.terms = {};
+          both(dh);
           Case dx{2000, 2048, 1024, size, 2048 / size, rows, false};
           dx.counts = counts;
           dx.terms = {{8, 0, 1024, true, 0.0f}, {4, 0, 1024, true, 0.0f}};
-          run(dx);
+          both(dx);
+        }
+      }
+    }
+    // Tiles of no, few and an odd number of steps, one after another; tiles that lists end in the middle of.
+    for (int64_t size : {32, 64, 128}) {
+      for (int64_t rows : {700, 256}) {
+        for (Counts counts : {kNone, kOne, kOdd}) {
+          Case up{700, 1152, 72, size, 1152 / size, rows, true};
+          up.counts = counts;
+          up.epilogue = PNB_EPILOGUE_DRELU;
+          up.mask = true;
+          up.few = true;
+          run(up);
+          Case down{700, 1152, 520, size, 1152 / size, rows, false};
+          down.counts = counts;
+          down.residual = true;
+          down.few = true;
+          run(down);
         }
       }
     }

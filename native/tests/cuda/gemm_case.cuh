@@ -13,6 +13,19 @@ T one_of(std::initializer_list<T> choices) {
   return choices.begin()[generator()() % choices.size()];
 }
 
+// Runs a product as on this device, or as on one of two multiprocessors: each then computes several tiles, and wide ones waste
+// nothing.
+inline void multiply(const pnb_gemm_params& p, bool few) {
+  static const pnb::cuda::Device two = [] {
+    pnb::cuda::Device device = backend().device();
+    device.multiprocessors = 2;
+    return device;
+  }();
+  static pnb::cuda::Gemm gemm(two);
+  if (few) gemm.run(p);
+  else backend().gemm(p);
+}
+
 // A low-rank term to make.
 struct Term {
   int64_t rank, column, columns;

@@ -20,7 +20,7 @@ struct Case {
   Residual residual = kNone;
   int64_t pad = 0;  // columns between the rows of a, d, residual and mask: a multiple of 8 keeps them aligned
   std::vector<Term> terms;
-  bool few = false;  // on two multiprocessors, so that each computes several tiles, and wide ones waste nothing
+  bool few = false;  // on two multiprocessors
 
   std::string text() const {
     char buffer[256];
@@ -33,17 +33,6 @@ struct Case {
     return few ? text + " on two multiprocessors" : text;
   }
 };
-
-void multiply(const pnb_gemm_params& p, bool few) {
-  static const pnb::cuda::Device two = [] {
-    pnb::cuda::Device device = backend().device();
-    device.multiprocessors = 2;
-    return device;
-  }();
-  static pnb::cuda::Gemm gemm(two);
-  if (few) gemm.run(p);
-  else backend().gemm(p);
-}
 
 void run(const Case& c) {
   std::string what = c.text();

@@ -20,7 +20,8 @@ struct TileKernels {
   sm90::TileProduct exponentials;  // b contiguous along k
   sm90::TileProduct tandem[2];          // wide tiles; terms without dropout as k steps, d in bf16
   sm90::TileProduct relay[2];           // likewise, tiles that are not wide
-  sm90::TileProduct blocks[2];          // with lists of active blocks, d in bf16
+  sm90::TileProduct tandem_blocks[2];   // with lists of active blocks; terms without dropout, d in bf16
+  sm90::TileProduct relay_blocks[2];    // likewise, tiles that are not wide
   sm90::TileProduct blocks_dropout[2];  // some term has dropout
   int tile, wide_tile;                  // columns of a tile; both have 128 rows
   int wide_k;       // from this k on, the wide tile's better reuse outweighs wide_bf16's epilogue, which nothing hides
@@ -34,6 +35,7 @@ const TileKernels& tile_kernels(Arch arch) {
                                     sm90::forward_exponentials,
                                     {sm90::tandem_forward, sm90::tandem_backward},
                                     {sm90::relay_forward, sm90::relay_backward},
+                                    {sm90::tandem_columns, sm90::tandem_steps},
                                     {sm90::relay_columns, sm90::relay_steps},
                                     {sm90::relay_columns_dropout, sm90::relay_steps_dropout},
                                     128,
@@ -70,9 +72,13 @@ bool many_ranks(const Epilogue& e, int enough) {
 sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& device) {
   const TileKernels& kernels = tile_kernels(device.arch);
   const Epilogue& e = p.epilogue;
-  if (p.gather != Gather::kNone) return e.dropout() ? kernels.blocks_dropout[!along_k] : kernels.blocks[!along_k];
-  if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
   bool wide_fills = filled(p, kernels.wide_tile, device.multiprocessors) >= filled(p, kernels.tile, device.multiprocessors);
+  if (p.gather != Gather::kNone) {
+    // How many blocks a list has only the device knows; there is room for as many as it mostly has.
+    if (e.dropout()) return kernels.blocks_dropout[!along_k];
+    return wide_fills ? kernels.tandem_blocks[!along_k] : kernels.relay_blocks[!along_k];
+  }
+  if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
   bool long_k = p.k >= kernels.wide_k;
   if (!e.dropout() && mask_of_words(p)) {
     // Terms cost more in the other kernels' ends. Without any, a residual keeps the tandem's lower half waiting for longer than

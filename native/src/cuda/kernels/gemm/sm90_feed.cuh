@@ -141,6 +141,9 @@ template <class Shape, bool kAlongK, Gather kGather>
 struct Feed {
   static constexpr int kTileN = Shape::kTileN;
   static constexpr int kHalf = kTileN / 2;  // what one block of a cluster copies of b: columns
+  // W's rows in half a tile's columns, or in a step, and the boxes that these come in at most.
+  static constexpr int kListed = kAlongK ? kHalf : kTileK;
+  static constexpr int kMostBoxes = kGather == Gather::kNone ? 1 : kListed / kPanelColumns;
   using Ring = hopper::Ring<Shape::kStages>;
   using Shared = FedShared<Shape>;
 
@@ -158,9 +161,9 @@ struct Feed {
         tile.term_slices = term_slices<kGather, kTileN>(args.finish.epilogue, tile.column);
         tile.end = kGather == Gather::kColumns ? walk.active() : args.finish.n;
         if constexpr (kGather == Gather::kColumns) {
-          static_assert(kTileN == kListedPanels * kPanelColumns, "a tile's panels have their places");
+          static_assert(kTileN <= kListedPanels * kPanelColumns, "a tile's panels have their places");
 #pragma unroll
-          for (int p = 0; p < kListedPanels; ++p) {
+          for (int p = 0; p < kTileN / kPanelColumns; ++p) {
             tile.origin[p] = ActiveBlocks(args.blocks, tile.row).neuron(tile.column + p * kPanelColumns);
           }
         }
@@ -213,7 +216,6 @@ struct Feed {
     int first_half = pair ? rank : 0, end_half = pair ? rank + 1 : 2;
     uint16_t both = pair ? 3 : 1;
     int box = 1 << args.box_bits;
-    bool two_boxes = args.box_bits < 6;  // in half a tile's columns, or in a step
     TileReader reader(shared.queue);
     Ring ring;
     uint32_t written_parity = 0;
@@ -237,15 +239,16 @@ struct Feed {
           if (half < first_half || half >= end_half) continue;
           char* to = stage.b + half * kHalf * kTileK * 2;
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            if (i == 1 && !two_boxes) continue;
+          for (int i = 0; i < kMostBoxes; ++i) {
+            int row = i * kPanelColumns;
+            if ((row & (box - 1)) != 0) continue;
             if constexpr (kAlongK) {
               int origin = panel_origin<kGather>(tile, half * (kHalf / kPanelColumns) + i);
-              copy_box_to(to + i * box * 128, args.b, full, k, origin, both);
+              copy_box_to(to + row * 128, args.b, full, k, origin, both);
             } else {
 #pragma unroll
               for (int x = 0; x < kHalf; x += 64) {
-                copy_box_to(to + x * kTileK * 2 + i * box * 128, args.b, full, tile.column + half * kHalf + x, rows[i], both);
+                copy_box_to(to + x * kTileK * 2 + row * 128, args.b, full, tile.column + half * kHalf + x, rows[i], both);
               }
             }
           }

@@ -86,6 +86,7 @@ class TileFinish {
       : f_(finish),
         d_map_(d_map),
         shared_(shared),
+        tile_(tile),
         warpgroup_(warpgroup),
         thread_(thread),
         row_(Part::row(tile, warpgroup)),
@@ -130,12 +131,14 @@ class TileFinish {
     return ahead;
   }
 
-  // Tells the warpgroup's threads each other's bias. The part before this has been applied.
+  // Tells the warpgroup's threads each other's bias. The part before this has been applied. Without a bias, too, they wait for each
+  // other: none waits for its turn before thread 0 has made room for it, or it would take the turn before for its own.
   __device__ void share(const Ahead& ahead) const {
-    if (f_.epilogue.bias == nullptr) return;
+    if (f_.epilogue.bias != nullptr) {
 #pragma unroll
-    for (int i = 0; i < Part::kColumns / hopper::kWarpgroup; ++i) {
-      shared_.bias[warpgroup_][thread_ + i * hopper::kWarpgroup] = ahead.bias[i];
+      for (int i = 0; i < Part::kColumns / hopper::kWarpgroup; ++i) {
+        shared_.bias[warpgroup_][thread_ + i * hopper::kWarpgroup] = ahead.bias[i];
+      }
     }
     synchronize();
   }
@@ -203,11 +206,9 @@ class TileFinish {
   __device__ int lane() const { return thread_ % 32; }
   // Of bias and terms: the column that has this thread's number in the i-th 128 of the tile.
   __device__ int own_column(int i = 0) const {
-    if constexpr (kGather != Gather::kColumns) return column_ + i * hopper::kWarpgroup + thread_;
-    int origin = origin_[0];
-#pragma unroll
-    for (int p = 1; p < kPanels; ++p) origin = thread_ / kPanelColumns == p ? origin_[p] : origin;
-    return origin < f_.columns ? origin + lane() : f_.columns;
+    int place = i * hopper::kWarpgroup + thread_;
+    if constexpr (kGather != Gather::kColumns) return column_ + place;
+    return column_ + place < end_ ? tile_.origin[place / kPanelColumns] + lane() : f_.columns;
   }
   __device__ int row_in_part(int r) const { return r / 2 * 64 + thread_ / 32 * 16 + lane() / 4 + r % 2 * 8; }
   __device__ int column_in_gap() const { return lane() % 4 * 2; }
@@ -237,27 +238,29 @@ class TileFinish {
     return reinterpret_cast<uint32_t*>(f_.epilogue.mask + static_cast<int64_t>(row) * f_.epilogue.mask_stride + mask_origin(p) / 8);
   }
 
-  // Whether the tile's part of a mask's row is whole aligned sixteens of bytes.
-  __device__ bool whole_mask() const {
+  // Whether a mask's rows have the bits of the four panels from p on in sixteen aligned bytes.
+  __device__ bool whole_mask(int p) const {
     return (reinterpret_cast<uintptr_t>(f_.epilogue.mask) | static_cast<uintptr_t>(f_.epilogue.mask_stride)) % 16 == 0 &&
-           mask_origin(0) % 128 == 0 && mask_origin(kPanels - 1) == mask_origin(0) + Part::kColumns - kPanelColumns &&
-           mask_origin(0) + Part::kColumns <= f_.columns;
+           mask_origin(p) % 128 == 0 && mask_origin(p + 3) == mask_origin(p) + 128 - kPanelColumns &&
+           mask_origin(p) + 128 <= f_.columns;
   }
 
   __device__ void load_mask(uint32_t (&words)[kRows][kPanels]) const {
-    bool whole = whole_mask();
+    bool whole[kPanels / 4];
+#pragma unroll
+    for (int p = 0; p < kPanels; p += 4) whole[p / 4] = whole_mask(p);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       int row = min(row_ + row_in_part(r), f_.m - 1);
-      if (whole) {
 #pragma unroll
-        for (int p = 0; p < kPanels; p += 4) {
+      for (int p = 0; p < kPanels; p += 4) {
+        if (whole[p / 4]) {
           uint4 four = *reinterpret_cast<const uint4*>(mask_word(row, p));
           words[r][p] = four.x, words[r][p + 1] = four.y, words[r][p + 2] = four.z, words[r][p + 3] = four.w;
-        }
-      } else {
+        } else {
 #pragma unroll
-        for (int p = 0; p < kPanels; ++p) words[r][p] = origin_[p] < f_.columns ? *mask_word(row, p) : 0;
+          for (int q = p; q < p + 4; ++q) words[r][q] = origin_[q] < f_.columns ? *mask_word(row, q) : 0;
+        }
       }
     }
   }
@@ -314,10 +317,11 @@ class TileFinish {
     uint32_t* words[4];
 #pragma unroll
     for (int q = 0; q < 4; ++q) words[q] = mask_word(row, q);
-    bool whole = whole_mask();
+    bool whole = whole_mask(0);
     if constexpr (kPanels > 4) {
 #pragma unroll
       for (int q = 0; q < 4; ++q) words[q] = right ? mask_word(row, 4 + q) : words[q];
+      whole = right ? whole_mask(4) : whole;
     }
     if (whole) {
       *reinterpret_cast<uint4*>(words[0]) = make_uint4(mine[0], mine[1], mine[2], mine[3]);
@@ -469,6 +473,7 @@ class TileFinish {
   const Finish& f_;
   const CUtensorMap& d_map_;
   Shared& shared_;
+  const TileInfo& tile_;
   int warpgroup_, thread_;
   int row_, column_, end_;  // the tile's first element; d has no columns of it from end_ on
   int origin_[kPanels];     // of each panel in bias, terms and a mask that is not compact; past their end: not in the list

@@ -92,7 +92,7 @@ class Walk {
 
 // Columns of a tile that lie side by side in the weight whatever a list says.
 constexpr int kPanelColumns = 32;
-constexpr int kListedPanels = 4;  // of a tile whose columns a list gathers
+constexpr int kListedPanels = 8;  // of the widest tile whose columns a list gathers
 
 struct TileInfo {
   int32_t valid;  // 0: there is none, and none after it

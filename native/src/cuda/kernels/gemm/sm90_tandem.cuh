@@ -20,10 +20,10 @@ struct TandemShape {
 };
 
 // Terms without dropout only.
-template <bool kAlongK_>
+template <bool kAlongK_, Gather kGather_>
 struct Tandem {
   static constexpr bool kAlongK = kAlongK_;
-  static constexpr Gather kGather = Gather::kNone;
+  static constexpr Gather kGather = kGather_;
   static constexpr int kTileN = TandemShape::kTileN;
   using Shape = TandemShape;
   using Feed = sm90::Feed<Shape, kAlongK, kGather>;
@@ -144,9 +144,9 @@ struct Tandem {
   }
 };
 
-template <bool kAlongK>
+template <bool kAlongK, Gather kGather>
 void run_tandem(const Product& p, int multiprocessors, cudaStream_t stream) {
-  run_fed<Tandem<kAlongK>>(p, multiprocessors, stream);
+  run_fed<Tandem<kAlongK, kGather>>(p, multiprocessors, stream);
 }
 
 }  // namespace pnb::cuda::sm90

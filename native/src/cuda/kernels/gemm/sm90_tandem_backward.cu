@@ -4,7 +4,7 @@
 namespace pnb::cuda::sm90 {
 
 void tandem_backward(const Product& p, int multiprocessors, cudaStream_t stream) {
-  run_tandem<false>(p, multiprocessors, stream);
+  run_tandem<false, Gather::kNone>(p, multiprocessors, stream);
 }
 
 }  // namespace pnb::cuda::sm90

@@ -4,7 +4,7 @@
 namespace pnb::cuda::sm90 {
 
 void tandem_forward(const Product& p, int multiprocessors, cudaStream_t stream) {
-  run_tandem<true>(p, multiprocessors, stream);
+  run_tandem<true, Gather::kNone>(p, multiprocessors, stream);
 }
 
 }  // namespace pnb::cuda::sm90

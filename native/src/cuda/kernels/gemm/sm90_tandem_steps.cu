@@ -1,0 +1,10 @@
+// One instantiation a file, so that a build spreads over all cores.
+#include "cuda/kernels/gemm/sm90_tandem.cuh"
+
+namespace pnb::cuda::sm90 {
+
+void tandem_steps(const Product& p, int multiprocessors, cudaStream_t stream) {
+  run_tandem<false, Gather::kSteps>(p, multiprocessors, stream);
+}
+
+}  // namespace pnb::cuda::sm90
