@@ -240,6 +240,7 @@ void masks_are_as_compact_as_what_they_mask() {
         c.bias = one_of({false, true});
         c.d_dtype = one_of<int32_t>({PNB_DTYPE_BF16, PNB_DTYPE_BF16, PNB_DTYPE_F32});
         if (one_of({false, true})) c.terms.push_back(random_term(neurons));
+        c.few = one_of({false, true});
         for (int32_t epilogue : {PNB_EPILOGUE_RELU, PNB_EPILOGUE_DRELU}) {
           c.epilogue = epilogue;
           run(c);

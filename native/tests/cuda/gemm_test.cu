@@ -195,6 +195,11 @@ int main(int argc, char** argv) {
          {{64, 0, 2048, true, 0.0f}, {4, 0, 2048, true, 0.0f}}});
     both({700, 5027, 512, bf16, PNB_DTYPE_F32, kForward, PNB_EPILOGUE_NONE, false, false, kNone, 16, {}});
     both({700, 512, 5024, bf16, PNB_DTYPE_F32, kBackward, PNB_EPILOGUE_NONE, false, false, kAliased, 8, {}});
+    // Tiles of one step, one after another: without a bias their threads meet at their turns alone.
+    for (int64_t k : {8, 64}) {
+      both({2000, 2048, k, bf16, bf16, kForward, PNB_EPILOGUE_NONE, false, false, kNone, 0, {}});
+      both({2000, 2048, k, bf16, bf16, kBackward, PNB_EPILOGUE_DRELU, false, true, kNone, 0, {}});
+    }
   }
   int cases = argc > 1 ? std::atoi(argv[1]) : 300;
   for (int i = 0; i < cases; ++i) run(random_case());

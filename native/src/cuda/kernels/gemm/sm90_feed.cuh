@@ -87,12 +87,6 @@ __device__ __forceinline__ bool elected() {
   return chosen != 0;
 }
 
-// Descriptors of a stage's swizzled operands for slices along k.
-__device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t panel_bytes) {
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
-         static_cast<uint64_t>(1024 >> 4) << 32 | static_cast<uint64_t>(1) << 62;
-}
-
 // The order of a tile's steps: a step of terms before every so many of k, as long as there are any, then what k leaves for a
 // step of its own. Who writes the terms has the time between two of their steps for fetching the next.
 class Steps {

@@ -2,7 +2,7 @@
 // other's wgmmas.
 #pragma once
 
-#include "cuda/kernels/gemm/sm90_feed.cuh"
+#include "cuda/kernels/gemm/sm90_multiplier.cuh"
 #include "cuda/kernels/gemm/sm90_relay.h"
 
 namespace pnb::cuda::sm90 {
@@ -66,79 +66,23 @@ struct Relay {
       hopper::sync_threads(kTurn + warpgroup, 2 * hopper::kWarpgroup);
 
       float sums[2][kTileN / 2];
-      bool add = false;
-      int unreleased = -1;
-      auto release = [&](int slot) {
-        if (thread == 0) shared.empty[slot].arrive();
-        if (pair && thread == 32) arrive_remotely(shared.empty[slot], rank ^ 1);
-      };
-      auto slice = [&](uint64_t a, uint64_t b, int s) PNB_INLINE {
-        constexpr uint64_t kRow = 32 >> 4;  // bytes of a slice in a row, in units of 16
-        constexpr uint64_t kStepB = kAlongK ? kRow : (kSliceK * 128) >> 4;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          hopper::wgmma::step<kTileN, kAlongK ? hopper::wgmma::Major::K : hopper::wgmma::Major::MN>(
-              sums[i], a + i * ((64 * 128) >> 4) + s * kRow, b + s * kStepB, add);
-        }
-        add = true;
-      };
-      auto with_stage = [&](auto&& body) PNB_INLINE {
-        shared.full[ring.slot].wait(ring.parity);
-        uint64_t a = operand(hopper::shared_address(shared.stages[ring.slot].a), 16);
-        uint64_t b = operand(hopper::shared_address(shared.stages[ring.slot].b), kAlongK ? 16 : kTileK * 128);
-        hopper::wgmma::fence(sums[0]);
-        hopper::wgmma::fence(sums[1]);
-        hopper::wgmma::begin();
-        body(a, b);
-        hopper::wgmma::commit();
-        hopper::wgmma::wait<1>();
-        if (unreleased >= 0) release(unreleased);
-        unreleased = ring.slot;
-        ring.advance();
-      };
-      auto whole = [&](int count) PNB_INLINE {
-        for (; count > 0; --count) {
-          with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
-#pragma unroll
-            for (int s = 0; s < kSlicesAStep; ++s) slice(a, b, s);
-          });
-        }
-      };
+      Multiplier<Shape, kAlongK> multiply(shared, ring, sums, 0, thread, pair, rank);
       if (term_slices == 0) {
-        whole(whole_steps);
+        multiply.whole(whole_steps);
       } else {
         int gap = Steps::gap(whole_steps, term_slices);
 #pragma unroll 1
         while (term_slices > 0) {
-          int slices = min(kTermSlicesAStep, term_slices);
-          with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
-#pragma unroll
-            for (int s = 0; s < kTermSlicesAStep; ++s) {
-              if (s < slices) slice(a, b, s);
-            }
-          });
-          term_slices -= slices;
+          multiply.terms(term_slices);
           int count = min(gap, whole_steps);
           whole_steps -= count;
-          whole(count);
+          multiply.whole(count);
         }
       }
-      if (rest > 0) {
-        with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
-#pragma unroll 1
-          for (int s = 0; s < rest; ++s) slice(a, b, s);
-        });
-      }
+      multiply.rest(rest);
       if (others) pass_turn();
       skip(ring, steps_of_other);
-      hopper::wgmma::wait<0>();
-      hopper::wgmma::fence(sums[0]);
-      hopper::wgmma::fence(sums[1]);
-      if (unreleased >= 0) release(unreleased);
-      if (!add) {
-#pragma unroll
-        for (int i = 0; i < kTileN / 2; ++i) sums[0][i] = sums[1][i] = 0.0f;
-      }
+      multiply.finish();
       Finish finish(args.finish, args.d, shared.finish, *tile, warpgroup, thread);
       finish.share(ahead);
       finish.apply(sums, ahead);

@@ -4,7 +4,7 @@
 // of the tile before ends.
 #pragma once
 
-#include "cuda/kernels/gemm/sm90_feed.cuh"
+#include "cuda/kernels/gemm/sm90_multiplier.cuh"
 #include "cuda/kernels/gemm/sm90_tandem.h"
 
 namespace pnb::cuda::sm90 {
@@ -59,55 +59,12 @@ struct Tandem {
       typename Finish::Ahead ahead = finish.ahead();
 
       float sums[1][kTileN / 2];
-      bool add = false;
-      int unreleased = -1;
-      auto release = [&](int slot) {
-        if (thread == 0) shared.empty[slot].arrive();
-        if (pair && thread == 32) arrive_remotely(shared.empty[slot], rank ^ 1);
-      };
-      auto slice = [&](uint64_t a, uint64_t b, int s) PNB_INLINE {
-        constexpr uint64_t kRow = 32 >> 4;  // bytes of a slice in a row, in units of 16
-        constexpr uint64_t kStepB = kAlongK ? kRow : (kSliceK * 128) >> 4;
-        hopper::wgmma::step<kTileN, kAlongK ? hopper::wgmma::Major::K : hopper::wgmma::Major::MN>(sums[0], a + s * kRow,
-                                                                                                 b + s * kStepB, add);
-        add = true;
-      };
-      auto with_stage = [&](auto&& body) PNB_INLINE {
-        shared.full[ring.slot].wait(ring.parity);
-        uint64_t a = operand(hopper::shared_address(shared.stages[ring.slot].a) + warpgroup * Shape::Part::kRows * 128, 16);
-        uint64_t b = operand(hopper::shared_address(shared.stages[ring.slot].b), kAlongK ? 16 : kTileK * 128);
-        hopper::wgmma::fence(sums[0]);
-        hopper::wgmma::begin();
-        body(a, b);
-        hopper::wgmma::commit();
-        hopper::wgmma::wait<1>();
-        if (unreleased >= 0) release(unreleased);
-        unreleased = ring.slot;
-        ring.advance();
-      };
-      auto whole = [&](int count) PNB_INLINE {
-        for (; count > 0; --count) {
-          with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
-#pragma unroll
-            for (int s = 0; s < kSlicesAStep; ++s) slice(a, b, s);
-          });
-        }
-      };
-      auto some_terms = [&]() PNB_INLINE {
-        int slices = min(kTermSlicesAStep, term_slices);
-        with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
-#pragma unroll
-          for (int s = 0; s < kTermSlicesAStep; ++s) {
-            if (s < slices) slice(a, b, s);
-          }
-        });
-        term_slices -= slices;
-      };
+      Multiplier<Shape, kAlongK> multiply(shared, ring, sums, warpgroup * Shape::Part::kRows, thread, pair, rank);
       int gap = Steps::gap(whole_steps, term_slices);
       if (term_slices > 0) {
-        some_terms();
+        multiply.terms(term_slices);
       } else if (whole_steps > 0) {
-        whole(1);
+        multiply.whole(1);
         --whole_steps;
       }
       if (before != nullptr) see_off(*before, *tile);
@@ -116,23 +73,12 @@ struct Tandem {
       for (;;) {
         int count = min(gap, whole_steps);
         whole_steps -= count;
-        whole(count);
+        multiply.whole(count);
         if (term_slices == 0) break;
-        some_terms();
+        multiply.terms(term_slices);
       }
-      if (rest > 0) {
-        with_stage([&](uint64_t a, uint64_t b) PNB_INLINE {
-#pragma unroll 1
-          for (int s = 0; s < rest; ++s) slice(a, b, s);
-        });
-      }
-      hopper::wgmma::wait<0>();
-      hopper::wgmma::fence(sums[0]);
-      if (unreleased >= 0) release(unreleased);
-      if (!add) {
-#pragma unroll
-        for (int i = 0; i < kTileN / 2; ++i) sums[0][i] = 0.0f;
-      }
+      multiply.rest(rest);
+      multiply.finish();
       finish.apply(sums, ahead);
       before = tile;
       tile = &reader.next();
