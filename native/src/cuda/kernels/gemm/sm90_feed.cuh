@@ -18,7 +18,7 @@ namespace pnb::cuda::sm90 {
 
 constexpr int kFedThreads = 3 * hopper::kWarpgroup;  // the feeding warps', and two warpgroups'
 // Named barriers: 1 and 2 are the warpgroups' own.
-constexpr int kTurn = 3;  // and 4: whose wgmmas are next
+constexpr int kTurn = 3;  // and 4: whose wgmmas are next, of which tile
 constexpr int kTermsWritten = 5;
 
 struct FedArgs {

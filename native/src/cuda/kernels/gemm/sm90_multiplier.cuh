@@ -5,7 +5,7 @@
 
 namespace pnb::cuda::sm90 {
 
-// A stage is given back when the next one's wgmmas are under way.
+// A stage is given back when the next one's wgmmas are under way, or all are waited for.
 template <class Shape, bool kAlongK>
 class Multiplier {
  public:
@@ -49,11 +49,17 @@ class Multiplier {
     });
   }
 
+  // Waits for all wgmmas, and gives their last stage back.
+  __device__ __forceinline__ void drain() {
+    hopper::wgmma::wait<0>();
+    if (unreleased_ >= 0) release(unreleased_);
+    unreleased_ = -1;
+  }
+
   // After the last step: the sums may be read, and are 0 where there was none.
   __device__ __forceinline__ void finish() {
-    hopper::wgmma::wait<0>();
+    drain();
     fence();
-    if (unreleased_ >= 0) release(unreleased_);
     if (add_) return;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {

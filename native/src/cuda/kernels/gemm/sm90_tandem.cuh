@@ -1,7 +1,7 @@
 // A persistent product on sm_90 whose two warpgroups share a 128 x 256 tile, the upper half and the lower. That takes fewer bytes
 // of L2 and of shared memory an operation than a tile for each, and so less energy. Neither waits for the other except by the
-// stages, which both must have read, and by the one place on the way out: the upper half's next wgmmas run while the lower half
-// of the tile before ends.
+// stages, which both must have read, by the lower half's last steps, which follow the upper half's, and by the one place on the
+// way out: the lower half's wgmmas run while the upper half ends, and the upper half's next ones while the lower half does.
 #pragma once
 
 #include "cuda/kernels/gemm/sm90_multiplier.cuh"
@@ -42,6 +42,7 @@ struct Tandem {
     // What became of the tile before is seen to when this one's first wgmmas run: it leaves, and the other warpgroup's residual
     // comes.
     const TileInfo* before = nullptr;
+    int turn = 0;  // of two, because the upper half may be a tile ahead
     auto see_off = [&](const TileInfo& left, const TileInfo& next) {
       if (thread == 0) {
         Finish::leave(shared.finish);
@@ -70,13 +71,21 @@ struct Tandem {
       if (before != nullptr) see_off(*before, *tile);
       finish.share(ahead);
 #pragma unroll 1
-      for (;;) {
+      while (term_slices > 0) {
         int count = min(gap, whole_steps);
         whole_steps -= count;
         multiply.whole(count);
-        if (term_slices == 0) break;
         multiply.terms(term_slices);
       }
+      // The lower half's last steps, as many as there are stages, begin when all of the upper half's are under way: they run while
+      // the upper half ends. Until then it holds no stage that the upper half needs.
+      int last_steps = min(whole_steps, Shape::kStages);
+      multiply.whole(whole_steps - last_steps);
+      multiply.drain();
+      if (warpgroup == 1) hopper::sync_threads(kTurn + turn, 2 * hopper::kWarpgroup);
+      multiply.whole(last_steps);
+      if (warpgroup == 0) asm volatile("bar.arrive %0, %1;" ::"r"(kTurn + turn), "r"(2 * hopper::kWarpgroup) : "memory");
+      turn ^= 1;
       multiply.rest(rest);
       multiply.finish();
       finish.apply(sums, ahead);
