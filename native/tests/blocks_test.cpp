@@ -351,6 +351,12 @@ int main() {
         }
       }
     }
+    // A term over all columns, which fills vectors.
+    Blocks some(size, neurons, all, 128, counts_for(300, 128, all, {1, static_cast<int32_t>(all - 1)}));
+    sdd(context, 300, 62, {PNB_DTYPE_BF16, PNB_DTYPE_BF16, PNB_EPILOGUE_RELU, true, 1, 0.0f, 0}, some);
+    sdd(context, 300, 62, {PNB_DTYPE_BF16, PNB_DTYPE_F32, PNB_EPILOGUE_DRELU, false, 1, 0.0f, 0}, some);
+    dsd(context, 300, 96, {PNB_DTYPE_BF16, PNB_DTYPE_BF16, PNB_EPILOGUE_NONE, true, 1, 0.0f, 2}, some);
+    dsd(context, 300, 96, {PNB_DTYPE_BF16, PNB_DTYPE_F32, PNB_EPILOGUE_NONE, false, 1, 0.0f, 1}, some);
     for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
       for (int terms : {0, 2}) full_list_is_dense(context, dtype, size, terms);
       dead_blocks_change_nothing(context, dtype, size);

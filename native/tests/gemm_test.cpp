@@ -1,4 +1,5 @@
 // Matrix products against double: dtypes, odd sizes, strides, packed weights, every epilogue, low-rank terms.
+#include "block_tensors.h"
 #include "harness.h"
 
 using namespace test;
@@ -116,14 +117,23 @@ void run(pnb_context* context, const Case& c, int kind) {
 }
 
 // A NaN in one row of a is in that row of d and in no other, whichever way the epilogue is computed.
-void relu_keeps_nan(pnb_context* context, int32_t dtype, bool mask, bool residual) {
-  const int64_t m = 5, n = 40, k = 24;
-  std::string what = std::string("relu of NaN ") + name(dtype) + " mask " + std::to_string(mask) + " residual " +
-                     std::to_string(residual);
+void relu_keeps_nan(pnb_context* context, int32_t dtype, bool packed, bool mask, bool residual) {
+  const int64_t m = 5, n = packed ? 96 : 40, k = 24;
+  std::string what = std::string("relu of NaN ") + name(dtype) + " packed with a term " + std::to_string(packed) + " mask " +
+                     std::to_string(mask) + " residual " + std::to_string(residual);
+  Packed weight(context, dtype, n, k);
+  Tensor h(PNB_DTYPE_F32, {m, 3}), right(PNB_DTYPE_F32, {n, 3});
+  pnb_low_rank term{};
+  term.h = h.t, term.b = right.t, term.scale = 0.5f;
   Tensor a(dtype, {m, k}), b(dtype, {k, n}), d(dtype, {m, n}, 0.0), rest(dtype, {m, n}), bits(PNB_DTYPE_U8, {m, n / 8}, 0.0);
   a.set(2 * k + 7, NAN);
   auto p = params<pnb_gemm_params>();
-  p.a = a.t, p.b = b.t, p.d = d.t, p.epilogue = PNB_EPILOGUE_RELU;
+  p.a = a.t, p.d = d.t, p.epilogue = PNB_EPILOGUE_RELU;
+  if (packed) {
+    p.weight = weight.weight, p.weight_use = PNB_WEIGHT_FORWARD, p.low_rank = &term, p.low_rank_count = 1;
+  } else {
+    p.b = b.t;
+  }
   if (mask) p.relu_mask = bits.t;
   if (residual) p.residual = rest.t;
   ok(pnb_gemm(context, &p), what);
@@ -139,7 +149,7 @@ void relu_keeps_nan(pnb_context* context, int32_t dtype, bool mask, bool residua
 
 int main() {
   pnb_context* context = test::context();
-  const int64_t sizes[][3] = {{1, 1, 1}, {3, 17, 5}, {64, 96, 32}, {300, 70, 129}, {33, 256, 64}};
+  const int64_t sizes[][3] = {{1, 1, 1}, {3, 17, 5}, {64, 96, 32}, {300, 70, 129}, {33, 256, 64}, {13, 224, 62}};
   for (const auto& size : sizes) {
     for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
       for (int kind = 0; kind < 4; ++kind) {
@@ -155,7 +165,7 @@ int main() {
     }
   }
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
-    for (int options = 0; options < 4; ++options) relu_keeps_nan(context, dtype, options & 1, options & 2);
+    for (int options = 0; options < 8; ++options) relu_keeps_nan(context, dtype, options & 4, options & 1, options & 2);
   }
   pnb_context_destroy(context);
   return finish("gemm_test");

@@ -1,13 +1,8 @@
-// GCC 12 takes what the header's _mm512_undefined functions return for a mistake.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-
 #include <cmath>
 #include <limits>
 
 #include "cpu/attention_head.h"
+#include "cpu/avx512_bf16.h"
 #include "cpu/lanes.h"
 
 // Every product is a vdpbf16ps: two bf16 pairs multiplied and added to an f32 sum, twice the rate of f32. Operands lie as pairs
@@ -17,8 +12,6 @@
 // Four queries at a time make their scores against a tile of 64 keys, use them and forget them. A tile of keys and one of
 // values, 8 KB each for 64 dimensions, stay in the first-level cache meanwhile. Above the diagonal nothing is computed, except
 // to fill up a vector of 16 keys.
-
-#define PNB_AVX512_BF16 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 
 namespace pnb::cpu {
 
@@ -47,8 +40,6 @@ struct Cutter {
 
 // The lowest `count` bits; none below 0.
 inline uint64_t below(int64_t count) { return count >= 64 ? ~0ull : count <= 0 ? 0ull : (1ull << count) - 1; }
-
-PNB_AVX512_BF16 inline __m512bh as_bf16(__m512i pairs) { return (__m512bh)pairs; }
 
 // Columns [0, 16 * W) of four rows of c: = or += a * b. Pair k of row i lies at a[i * a_row + k * a_pair], pair k of column j at
 // b[k * b_row + j].
@@ -161,22 +152,6 @@ PNB_AVX512_BF16 bool load_row_pairs(const Head& s, int64_t first, int64_t rows, 
     for (int64_t j = dim; j < padded; ++j) pairs[j] = 0;
   }
   return found == 0;
-}
-
-// exp(x) for x <= 0, as exp_not_positive; NaN stays NaN.
-PNB_AVX512_BF16 inline __m512 exp_lanes(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);
-  __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  f = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), f);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_fmadd_ps(_mm512_mul_ps(p, f), f, _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
 }
 
 // 16 values rounded to bf16: eight pairs of neighbours.

@@ -62,7 +62,7 @@ class CpuBackend final : public Backend {
     cpu::linear_cross_entropy(gemm_, p, threads_);
   }
   uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) override {
-    return cpu::linear_cross_entropy_workspace(p);
+    return cpu::linear_cross_entropy_workspace(p, threads_);
   }
   void activation_mass(const pnb_activation_mass_params& p) override { cpu::activation_mass(p, threads_); }
   uint64_t activation_mass_workspace(const pnb_activation_mass_params&) override { return 0; }

@@ -10,14 +10,16 @@
 #include "cpu/exp.h"
 #include "cpu/lanes.h"
 #include "cpu/simd.h"
+#include "cpu/strip_cross_entropy.h"
 #include "cpu/weight.h"
 
 namespace pnb::cpu {
 
 namespace {
 
-// Rows whose logits exist at one time: 128 rows of OPT's 50272 tokens are 26 MB in f32, within a shared cache of 32 MB. On two
-// cores 256 and 512 rows take the same time; fewer would read the head's weight more often, and it does not fit in a cache.
+// Rows whose logits exist at one time, where strip_cross_entropy.h does not serve: 128 rows of OPT's 50272 tokens are 26 MB in
+// f32, within a shared cache of 32 MB. On two cores 256 and 512 rows take the same time; fewer would read the head's weight
+// more often, and it does not fit in a cache.
 constexpr int64_t kRows = 128;
 constexpr uint64_t kAlignment = 256;
 
@@ -110,7 +112,10 @@ void gradient_row(float* row, double sum, int32_t target, float grad_scale, int3
 
 }  // namespace
 
-uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) { return Layout(p).bytes; }
+uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p, int threads) {
+  // A described weight does not tell its layout.
+  return std::max(Layout(p).bytes, p.weight->dtype == PNB_DTYPE_BF16 ? strip_cross_entropy_workspace(p, threads) : 0);
+}
 
 void linear_cross_entropy(Gemm& gemm, const pnb_linear_cross_entropy_params& p, int threads) {
   const auto* weight = static_cast<const PackedWeight*>(p.weight);
@@ -141,6 +146,10 @@ void linear_cross_entropy(Gemm& gemm, const pnb_linear_cross_entropy_params& p, 
     pnb_fill_params zero{};
     zero.d = p.dx;
     pnb::cpu::fill(zero, threads);
+  }
+  if (serves_strip_cross_entropy(p)) {
+    *static_cast<float*>(p.loss.data) += static_cast<float>(strip_cross_entropy(p, supervised, threads));
+    return;
   }
   double* losses = reinterpret_cast<double*>(base + layout.losses);
   double loss = 0.0;

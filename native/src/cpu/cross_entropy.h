@@ -7,6 +7,6 @@
 namespace pnb::cpu {
 
 void linear_cross_entropy(Gemm& gemm, const pnb_linear_cross_entropy_params& p, int threads);
-uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p);
+uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p, int threads);
 
 }  // namespace pnb::cpu
