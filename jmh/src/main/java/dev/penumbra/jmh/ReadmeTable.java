@@ -197,7 +197,7 @@ final class ReadmeTable {
     /** Three significant digits, and all of a thousand or more. */
     private static String plain(JsonNode number) {
         double value = number.doubleValue();
-        return value >= 1000 ? String.format(Locale.ROOT, "%.0f", value) : String.format(Locale.ROOT, "%.3g", value);
+        return value >= 999.5 ? String.format(Locale.ROOT, "%.0f", value) : String.format(Locale.ROOT, "%.3g", value);
     }
 
     /** The README with the text between its markers replaced. */

@@ -95,6 +95,14 @@ class ReadmeTableTest {
     }
 
     @Test
+    void whatRoundsToAThousandHasNoExponent() {
+        JsonNode report = JSON.readTree("{" + CONDITIONS + """
+                , "comparisons": [{"what": "memory", "unit": "MiB", "penumbra": 999.8, "peer": 999.4, "factor": 1.0}]}""");
+
+        assertThat(ReadmeTable.of(List.of(report))).contains("| memory | 1000 MiB | 999 MiB |");
+    }
+
+    @Test
     void aReadmeWithoutTheMarkersIsRefused() {
         assertThatThrownBy(() -> ReadmeTable.replaceIn("# Penumbra\n", "")).hasMessageContaining(ReadmeTable.BEGIN);
     }

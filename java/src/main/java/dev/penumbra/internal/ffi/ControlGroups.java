@@ -9,7 +9,8 @@ import java.util.OptionalLong;
 
 /**
  * What a process's control groups leave it of the memory. A container's limit is one of them: /proc/meminfo tells of the whole
- * machine there, and who takes more than the limit is killed.
+ * machine there, and who takes more than the limit is killed. (The JVM's own figure counts cached pages of files, such as a mapped
+ * checkpoint's, as taken.)
  */
 final class ControlGroups {
 
