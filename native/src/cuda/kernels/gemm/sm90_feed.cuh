@@ -39,8 +39,8 @@ struct FedShared {
   hopper::Barrier term_stage, terms_written;  // a stage is free for a step of terms; that step is there
   TileQueue queue;
 };
-// Warps that read the queue: the one that feeds stages, those that write terms, and the warpgroups'.
-constexpr int kQueueReaders = 1 + kTermThreads / 32 + 8;
+// Threads that read the queue: the one that feeds stages, those that write terms, and the warpgroups'.
+constexpr int kQueueReaders = 1 + kTermThreads + 2 * hopper::kWarpgroup;
 
 __device__ __forceinline__ int cluster_rank() {
   uint32_t rank;
@@ -291,8 +291,7 @@ struct Feed {
         }
         skip(ring, steps.advance() + (rest ? 1 : 0));
       }
-      __syncwarp();
-      if (thread % 32 == 0) reader.release(tile);
+      reader.release(tile);
     }
   }
 };
@@ -321,7 +320,7 @@ __global__ void __launch_bounds__(kFedThreads, 1) fed_kernel(const __grid_consta
     shared.term_stage.init(1);
     shared.terms_written.init(1);
     shared.finish.residual.init(1);
-    shared.finish.left.init(1);
+    shared.finish.left.init(static_cast<uint32_t>(Consumers::Finish::kLeaving));
     shared.queue.init(kQueueReaders);
     hopper::fence_barrier_init();
   }

@@ -189,10 +189,13 @@ class TileFinish {
     }
   }
 
-  // By thread 0, after apply(): waits until the part has left, and makes room for the next.
-  __device__ static void leave(Shared& shared) {
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-    shared.left.arrive();
+  // Threads that say that a part has left: all that have read factors in its place, or the one that copies it.
+  static constexpr int kLeaving = kDropout ? hopper::kWarpgroup : 1;
+
+  // After apply(): waits until the part has left, and makes room for the next.
+  __device__ static void leave(Shared& shared, int thread) {
+    if (thread == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    if (thread < kLeaving) shared.left.arrive();
   }
 
  private:

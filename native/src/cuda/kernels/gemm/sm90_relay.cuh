@@ -38,10 +38,6 @@ struct Relay {
       asm volatile("bar.arrive %0, %1;" ::"r"(kTurn + (warpgroup ^ 1)), "r"(2 * hopper::kWarpgroup) : "memory");
     };
     TileReader reader(shared.queue);
-    auto release_tile = [&](const TileInfo& tile) {
-      __syncwarp();
-      if (thread % 32 == 0) reader.release(tile);
-    };
     Ring ring;
     const TileInfo* tile = &reader.next();
     if (!hopper::uniform(tile->valid)) return;
@@ -50,7 +46,7 @@ struct Relay {
     } else {
       pass_turn();
       skip(ring, hopper::uniform(Steps::count(*tile)));
-      release_tile(*tile);
+      reader.release(*tile);
       tile = &reader.next();
       if (!hopper::uniform(tile->valid)) return;
     }
@@ -86,12 +82,10 @@ struct Relay {
       Finish finish(args.finish, args.d, shared.finish, *tile, warpgroup, thread);
       finish.share(ahead);
       finish.apply(sums, ahead);
-      if (thread == 0) {
-        Finish::leave(shared.finish);
-        if (others) Finish::fetch_residual(args.finish, args.residual, shared.finish, other, warpgroup ^ 1);
-      }
-      release_tile(*tile);
-      release_tile(other);
+      Finish::leave(shared.finish, thread);
+      if (thread == 0 && others) Finish::fetch_residual(args.finish, args.residual, shared.finish, other, warpgroup ^ 1);
+      reader.release(*tile);
+      reader.release(other);
       if (!others) return;
       tile = &reader.next();
       if (!hopper::uniform(tile->valid)) return;

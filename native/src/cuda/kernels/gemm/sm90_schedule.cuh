@@ -116,10 +116,10 @@ struct TileQueue {
   TileInfo tiles[kTilesAhead];
   hopper::Barrier full[kTilesAhead], empty[kTilesAhead];
 
-  __device__ void init(int reading_warps) {
+  __device__ void init(int readers) {
     for (int i = 0; i < kTilesAhead; ++i) {
       full[i].init(1);
-      empty[i].init(static_cast<uint32_t>(reading_warps));
+      empty[i].init(static_cast<uint32_t>(readers));
     }
   }
 };
@@ -128,7 +128,7 @@ class TileReader {
  public:
   __device__ explicit TileReader(TileQueue& queue) : queue_(queue) {}
 
-  // Waits for the next tile. It stays until this warp releases it.
+  // Waits for the next tile. It stays until this thread releases it.
   __device__ const TileInfo& next() {
     queue_.full[ring_.slot].wait(ring_.parity);
     const TileInfo& tile = queue_.tiles[ring_.slot];
@@ -136,7 +136,7 @@ class TileReader {
     return tile;
   }
 
-  // By one thread of a warp, when all have read it.
+  // By each thread: racecheck takes one lane's arrival for its own reads only.
   __device__ void release(const TileInfo& tile) { queue_.empty[&tile - queue_.tiles].arrive(); }
 
  private:

@@ -44,13 +44,12 @@ struct Tandem {
     const TileInfo* before = nullptr;
     int turn = 0;  // of two, because the upper half may be a tile ahead
     auto see_off = [&](const TileInfo& left, const TileInfo& next) {
+      Finish::leave(shared.finish, thread);
       if (thread == 0) {
-        Finish::leave(shared.finish);
         const TileInfo& to_come = warpgroup == 0 ? left : next;
         if (to_come.valid) Finish::fetch_residual(args.finish, args.residual, shared.finish, to_come, warpgroup ^ 1);
       }
-      __syncwarp();
-      if (thread % 32 == 0) reader.release(left);
+      reader.release(left);
     };
     for (;;) {
       int whole_steps = hopper::uniform(tile->slices / kSlicesAStep);
