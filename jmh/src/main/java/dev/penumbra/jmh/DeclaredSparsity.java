@@ -59,7 +59,7 @@ final class DeclaredSparsity {
         String attention = attentionBudget == 1
                 ? ""
                 : String.format(Locale.ROOT, "%.2f of attention's blocks", attentionBudget);
-        return mlp + (mlp.isEmpty() || attention.isEmpty() ? "" : " and ") + attention
+        return "Penumbra, " + mlp + (mlp.isEmpty() || attention.isEmpty() ? "" : " and ") + attention
                 + (pass == Pass.BOTH ? ", both passes" : ", backward only");
     }
 

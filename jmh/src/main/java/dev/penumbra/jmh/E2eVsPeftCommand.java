@@ -1,6 +1,7 @@
 package dev.penumbra.jmh;
 
 import dev.penumbra.backend.Device;
+import dev.penumbra.jmh.Comparison.Unit;
 import dev.penumbra.predict.SparsityConfig.Pass;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -64,23 +65,13 @@ final class E2eVsPeftCommand implements Callable<Integer> {
         Side padded = Side.fastestPeft(with(options, "--batch-size", "" + batchSize, "--pad", "512"), paddedVariants);
         Side longest = Side.fastestPeft(with(options, "--batch-size", "" + longestBatchSize, "--pad", "longest"),
                 List.of("tuned"));
-        String what = "E2E, " + shape.checkpoint + ", packed at 512; PEFT ";
-        Comparison comparison = new Comparison(Results.command(spec), ours, padded, longest)
-                .moreIsBetter(what + "padded to 512", "tokens/s", ours.tokensPerSecond(),
-                        padded.tokensPerSecond())
-                .moreIsBetter(what + "padded to each batch's longest", "tokens/s", ours.tokensPerSecond(),
-                        longest.tokensPerSecond());
-        sparse.forEach((lists, side) -> {
-            String named = "E2E, " + shape.checkpoint + ", packed at 512, " + lists + "; ";
-            comparison.with(side)
-                    .moreIsBetter(named + "PEFT padded to each batch's longest", "tokens/s", side.tokensPerSecond(),
-                            longest.tokensPerSecond())
-                    .moreIsBetter(named + "our own dense step", "tokens/s", side.tokensPerSecond(), ours.tokensPerSecond());
-        });
-        comparison.print();
-        if (record) {
-            comparison.record(device.name().toLowerCase(Locale.ROOT) + "-e2e-" + shape.checkpoint, device);
-        }
+        Comparison comparison = new Comparison(Results.command(spec),
+                "E2E, " + shape.checkpoint + ", packed at 512", Unit.TOKENS_PER_SECOND)
+                .peer("PEFT, padded to 512", padded)
+                .peer("PEFT, padded to each batch's longest", longest)
+                .ours(Side.DENSE, ours);
+        sparse.forEach(comparison::ours);
+        comparison.finish(device.name().toLowerCase(Locale.ROOT) + "-e2e-" + shape.checkpoint, device, record);
         return 0;
     }
 

@@ -1,5 +1,6 @@
 package dev.penumbra.jmh;
 
+import dev.penumbra.jmh.Comparison.Unit;
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
@@ -9,6 +10,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.StringJoiner;
 import java.util.TreeMap;
+import java.util.stream.Stream;
 import tools.jackson.databind.JsonNode;
 
 /** The README's tables of figures, between two markers, written from the files of {@code jmh/results} and from nothing else. */
@@ -23,12 +25,13 @@ final class ReadmeTable {
     /** The tables of all comparisons, then of the benchmarks in bf16. */
     static String of(List<JsonNode> reports) {
         StringBuilder text = new StringBuilder();
-        List<JsonNode> comparisons = reports.stream().filter(r -> r.has("comparisons")).toList();
+        List<JsonNode> comparisons = reports.stream().filter(r -> r.has("comparison")).toList();
         // A table for each run; below the last of a machine's, what that is.
         Map<String, List<JsonNode>> byConditions = new LinkedHashMap<>();
         comparisons.forEach(r -> byConditions.computeIfAbsent(conditions(r), conditions -> new ArrayList<>()).add(r));
         byConditions.forEach((conditions, measured) -> {
-            measured.forEach(report -> comparisons(text, report));
+            measured.forEach(report -> text.append('`').append(report.required("command").stringValue()).append("`\n\n")
+                    .append(comparison(report)).append('\n'));
             text.append(conditions).append("\n\n");
         });
         Map<String, List<JsonNode>> byBackend = new LinkedHashMap<>();
@@ -64,16 +67,51 @@ final class ReadmeTable {
         return report.required("machine").required("processor") + "; " + report.required("versions").path("backend");
     }
 
-    private static void comparisons(StringBuilder text, JsonNode report) {
-        text.append('`').append(report.required("command").stringValue()).append(
-                "`\n\n| | Penumbra | transformers + PEFT, or what the row names | times better |\n|---|---|---|---|\n");
-        for (JsonNode figure : report.required("comparisons")) {
-            String unit = " " + figure.required("unit").stringValue();
-            row(text, figure.required("what").stringValue(), plain(figure.required("penumbra")) + unit,
-                    plain(figure.required("peer")) + unit,
-                    String.format(Locale.ROOT, "%.2f", figure.required("factor").doubleValue()));
+    /** The peers, then Penumbra beside each of them and beside its own first. */
+    static String comparison(JsonNode report) {
+        JsonNode comparison = report.required("comparison");
+        String label = comparison.required("unit").stringValue();
+        Unit unit = Unit.labelled(label);
+        List<JsonNode> peers = comparison.required("peers").valueStream().toList();
+        List<JsonNode> ours = comparison.required("penumbra").valueStream().toList();
+        boolean memory = peers.getFirst().has("peak_mib");
+        List<String> head = new ArrayList<>(List.of(comparison.required("what").stringValue(), label));
+        peers.forEach(peer -> head.add("faster than " + nameOf(peer)));
+        if (ours.size() > 1) {
+            head.add("faster than " + nameOf(ours.getFirst()));
         }
-        text.append('\n');
+        if (memory) {
+            head.addAll(List.of("peak memory, MiB", "of " + nameOf(peers.getFirst()) + "'s"));
+        }
+        StringBuilder text = new StringBuilder();
+        row(text, head.toArray(String[]::new));
+        text.append("|---".repeat(head.size())).append("|\n");
+        for (JsonNode run : Stream.concat(peers.stream(), ours.stream()).toList()) {
+            boolean peer = peers.contains(run);
+            List<String> cells = new ArrayList<>(List.of(nameOf(run), plain(run.required("value"))));
+            peers.forEach(other -> cells.add(peer ? "" : faster(unit, run, other)));
+            if (ours.size() > 1) {
+                cells.add(peer || run == ours.getFirst() ? "" : faster(unit, run, ours.getFirst()));
+            }
+            if (memory) {
+                cells.add(plain(run.required("peak_mib")));
+                cells.add(peer
+                        ? ""
+                        : String.format(Locale.ROOT, "%.2f", run.required("peak_mib").doubleValue()
+                                / peers.getFirst().required("peak_mib").doubleValue()));
+            }
+            row(text, cells.toArray(String[]::new));
+        }
+        return text.toString();
+    }
+
+    private static String nameOf(JsonNode run) {
+        return run.required("name").stringValue();
+    }
+
+    private static String faster(Unit unit, JsonNode run, JsonNode other) {
+        return String.format(Locale.ROOT, "%.2fx",
+                unit.faster(run.required("value").doubleValue(), other.required("value").doubleValue()));
     }
 
     private static void benchmarks(StringBuilder text, JsonNode report, boolean withCeilings) {

@@ -18,7 +18,8 @@ import tools.jackson.databind.node.ObjectNode;
 /**
  * The files of {@code jmh/results}: what was measured, with the machine, the versions and the command. A file has a list of
  * {@code benchmarks} (benchmark, params; ms, gflops and gbps of one operation, the bytes that it moves, and the parts of a GPU's
- * ceiling, of a copy of its size and of the ceiling with an epilogue) or of {@code comparisons} (what, unit, penumbra, peer).
+ * ceiling, of a copy of its size and of the ceiling with an epilogue) or a {@code comparison} (what, unit; of peers and of Penumbra
+ * each name, value and, where it was measured, peak_mib).
  */
 final class Results {
 

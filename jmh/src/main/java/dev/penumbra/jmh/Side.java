@@ -24,6 +24,9 @@ import tools.jackson.databind.json.JsonMapper;
 record Side(double ms, double tokensPerSecond, double peakMib, double firstLoss, JsonNode versions,
         double othersShare) {
 
+    /** What Penumbra's own dense step is called. */
+    static final String DENSE = "Penumbra, dense";
+
     private static final Path PEER = Results.module().resolve("peers/hf_peft.py");
 
     /** Trains with Penumbra. */

@@ -1,6 +1,7 @@
 package dev.penumbra.jmh;
 
 import dev.penumbra.backend.Device;
+import dev.penumbra.jmh.Comparison.Unit;
 import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import java.nio.file.Path;
@@ -96,21 +97,10 @@ final class StepVsPeftCommand implements Callable<Integer> {
         String what = String.format(Locale.ROOT, "LoRA step, %s, %d x %d%s, %s, %s", shape.checkpoint, batchSize, seqLen,
                 supervised == 1 ? "" : ", " + supervised + " of the tokens supervised",
                 dtype.name().toLowerCase(Locale.ROOT), device == Device.Kind.CPU ? threads + " threads" : "GPU");
-        Comparison comparison = new Comparison(Results.command(spec), ours, peer)
-                .lessIsBetter(what, "ms", ours.ms(), peer.ms())
-                .lessIsBetter("peak memory of that run", "MiB", ours.peakMib(), peer.peakMib());
-        sparse.forEach((lists, side) -> {
-            String named = what + ", " + lists;
-            comparison.with(side).lessIsBetter(named, "ms", side.ms(), peer.ms())
-                    .lessIsBetter(named + ", beside our own dense step", "ms", side.ms(), ours.ms())
-                    .lessIsBetter(named + ", peak memory", "MiB", side.peakMib(), peer.peakMib())
-                    .lessIsBetter(named + ", peak memory beside our own dense step's", "MiB", side.peakMib(),
-                            ours.peakMib());
-        });
-        comparison.print();
-        if (record) {
-            comparison.record(name, device);
-        }
+        Comparison comparison = new Comparison(Results.command(spec), what, Unit.MS).peer("PEFT", peer)
+                .ours(Side.DENSE, ours);
+        sparse.forEach(comparison::ours);
+        comparison.finish(name, device, record);
         return 0;
     }
 }

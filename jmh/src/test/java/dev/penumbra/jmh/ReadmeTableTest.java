@@ -29,14 +29,40 @@ class ReadmeTableTest {
     }
 
     @Test
-    void aComparisonIsARowWithBothFiguresAndTheCommand() {
-        JsonNode report = JSON.readTree("{" + CONDITIONS + """
-                , "comparisons": [{"what": "a step", "unit": "ms", "penumbra": 1500.4, "peer": 2500, "factor": 1.667}]}""");
+    void aComparisonHasARowForEachRunWithTheCommand() {
+        JsonNode report = JSON.readTree("{" + CONDITIONS
+                + """
+                        , "comparison": {"what": "a step", "unit": "ms", "peers": [{"name": "PEFT", "value": 2500, "peak_mib": 1500}],
+                        "penumbra": [{"name": "dense", "value": 1500.4, "peak_mib": 750},
+                        {"name": "sparse", "value": 1000, "peak_mib": 999.8}]}}""");
 
-        assertThat(ReadmeTable.of(List.of(report)))
-                .startsWith("`jmh/run something`\n\n| | Penumbra |")
-                .contains("| a step | 1500 ms | 2500 ms | 1.67 |\n")
-                .contains("2 x A processor; 24 GiB; jvm 25; 2026-01-02.");
+        assertThat(ReadmeTable.of(List.of(report))).isEqualTo("""
+                `jmh/run something`
+
+                | a step | ms | faster than PEFT | faster than dense | peak memory, MiB | of PEFT's |
+                |---|---|---|---|---|---|
+                | PEFT | 2500 |  |  | 1500 |  |
+                | dense | 1500 | 1.67x |  | 750 | 0.50 |
+                | sparse | 1000 | 2.50x | 1.50x | 1000 | 0.67 |
+
+                2 x A processor; 24 GiB; jvm 25; 2026-01-02.
+
+                """);
+    }
+
+    @Test
+    void moreTokensASecondAreFaster() {
+        JsonNode report = JSON.readTree("{" + CONDITIONS + """
+                , "comparison": {"what": "E2E", "unit": "tokens/s", "peers": [{"name": "padded", "value": 50},
+                {"name": "longest", "value": 300}], "penumbra": [{"name": "dense", "value": 900}]}}""");
+
+        assertThat(ReadmeTable.comparison(report)).isEqualTo("""
+                | E2E | tokens/s | faster than padded | faster than longest |
+                |---|---|---|---|
+                | padded | 50.0 |  |  |
+                | longest | 300 |  |  |
+                | dense | 900 | 18.00x | 3.00x |
+                """);
     }
 
     @Test
@@ -92,14 +118,6 @@ class ReadmeTableTest {
                         {"device": "CUDA", "shape": "OPT_1_3B", "batch": "4", "seqLen": "1024", "layer": "OUT"}}]}""");
 
         assertThat(ReadmeTable.of(List.of(report))).contains("| 0.91 of cuBLAS, 0.97 of cuBLAS with residual |\n");
-    }
-
-    @Test
-    void whatRoundsToAThousandHasNoExponent() {
-        JsonNode report = JSON.readTree("{" + CONDITIONS + """
-                , "comparisons": [{"what": "memory", "unit": "MiB", "penumbra": 999.8, "peer": 999.4, "factor": 1.0}]}""");
-
-        assertThat(ReadmeTable.of(List.of(report))).contains("| memory | 1000 MiB | 999 MiB |");
     }
 
     @Test
