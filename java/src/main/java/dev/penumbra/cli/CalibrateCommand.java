@@ -73,6 +73,8 @@ final class CalibrateCommand implements Callable<Integer> {
     public Integer call() throws IOException {
         PrintWriter out = spec.commandLine().getOut();
         options.check(spec.commandLine());
+        Usage.requireFor(spec.commandLine(), attentionBlock != 0, "an --attention-block of 64 or 128",
+                "0, which leaves attention alone", "--attention-budget", "--attention-rank", "--attention-pool-rows");
         CalibrationConfig config = config();
         try (RunLock alone = RunLock.acquire(output);
                 Tokenizer tokenizer = HfTokenizer.load(options.model);

@@ -35,10 +35,10 @@ final class GenerateCommand implements Callable<Integer> {
     @Option(names = "--temperature", defaultValue = "0", paramLabel = "T", description = "What the logits are divided by before a token is drawn; 0: always the likeliest.")
     private double temperature;
 
-    @Option(names = "--top-p", defaultValue = "1", paramLabel = "P", description = "Draw among the likeliest tokens that together have this chance.")
+    @Option(names = "--top-p", defaultValue = "1", paramLabel = "P", description = "Draw among the likeliest tokens that together have this chance; with --temperature.")
     private double topP;
 
-    @Option(names = "--seed", defaultValue = "42", paramLabel = "N", description = "Equal seeds draw equal tokens.")
+    @Option(names = "--seed", defaultValue = "42", paramLabel = "N", description = "Equal seeds draw equal tokens; with --temperature.")
     private long seed;
 
     @Spec
@@ -51,6 +51,7 @@ final class GenerateCommand implements Callable<Integer> {
         Usage.require(line, length >= 0, "a length of 0 or more", length);
         Usage.require(line, temperature >= 0, "a temperature of 0 or more", temperature);
         Usage.require(line, topP > 0 && topP <= 1, "a top-p above 0, at most 1", topP);
+        Usage.requireFor(line, temperature > 0, "a --temperature above 0", "0, which draws nothing", "--top-p", "--seed");
         try (Tokenizer tokenizer = HfTokenizer.load(options.model); Penumbra penumbra = options.load()) {
             LoraAdapter with = adapter == null ? null : penumbra.readAdapter(adapter);
             Generator generator = new Generator(penumbra.model(), with, tokenizer.eosId());

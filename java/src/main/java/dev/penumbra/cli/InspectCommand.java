@@ -40,7 +40,7 @@ final class InspectCommand implements Callable<Integer> {
     @Mixin
     private DataOptions data;
 
-    @Option(names = "--samples", defaultValue = "3", paramLabel = "N", description = "How many samples to print.")
+    @Option(names = "--samples", defaultValue = "3", paramLabel = "N", description = "How many samples to print; without --attention.")
     private int samples;
 
     @Option(names = "--attention", description = "Run one sample and draw its attention into --output, by what --calibration knows.")
@@ -66,12 +66,11 @@ final class InspectCommand implements Callable<Integer> {
         options.check(spec.commandLine());
         data.check(spec.commandLine());
         if (attention) {
+            Usage.requireFor(spec.commandLine(), false, "no --attention", "it: one --sample is drawn", "--samples");
             return drawAttention();
         }
-        for (String option : new String[]{"--calibration", "--adapter", "--output", "--sample", "--coverage", "--budget"}) {
-            Usage.require(spec.commandLine(), !spec.commandLine().getParseResult().hasMatchedOption(option),
-                    "--attention with " + option, "none");
-        }
+        Usage.requireFor(spec.commandLine(), false, "--attention", "none: nothing is computed", "--calibration", "--adapter",
+                "--output", "--sample", "--coverage", "--budget", "--device", "--dtype", "--threads");
         Usage.require(spec.commandLine(), samples >= 0, "a number of samples of 0 or more", samples);
         PrintWriter out = spec.commandLine().getOut();
         try (ModelFolder folder = ModelFolder.open(options.model);

@@ -37,19 +37,19 @@ final class SparsityOptions {
     private @Nullable AttentionPolicy attentionPolicy;
     @Option(names = "--sparsity-pass", defaultValue = "backward", paramLabel = "PASS", description = "What is sparse: backward (the forward pass stays exact) or both.")
     private Pass pass;
-    @Option(names = "--coverage", paramLabel = "X", description = "Part of the MLP blocks' mass to cover, up to 1. Default: 1 with --budget, else 0.9 in the backward pass and 0.99 in both.")
+    @Option(names = "--coverage", paramLabel = "X", description = "Part of the MLP blocks' mass to cover, up to 1; all, exact and seed take none. Default: 1 with --budget, else 0.9 in the backward pass and 0.99 in both.")
     private @Nullable Double coverage;
-    @Option(names = "--budget", defaultValue = "1", paramLabel = "X", description = "Largest part of a layer's MLP blocks to compute, up to 1.")
+    @Option(names = "--budget", defaultValue = "1", paramLabel = "X", description = "Largest part of a layer's MLP blocks to compute, up to 1; all takes none.")
     private double budget;
     @Option(names = "--mlp-block", paramLabel = "N", description = "Neurons of a block: 32, 64 or 128. Default: the calibration's, else 128.")
     private @Nullable Integer block;
-    @Option(names = "--attention-coverage", paramLabel = "X", description = "Part of the attention blocks' softmax mass to cover, up to 1. Default: 1 with --attention-budget, else 0.9 in the backward pass and 0.99 in both.")
+    @Option(names = "--attention-coverage", paramLabel = "X", description = "Part of the attention blocks' softmax mass to cover, up to 1; all, exact, bigbird and longformer take none. Default: 1 with --attention-budget, else 0.9 in the backward pass and 0.99 in both.")
     private @Nullable Double attentionCoverage;
-    @Option(names = "--attention-budget", defaultValue = "1", paramLabel = "X", description = "Largest part of a layer's attention blocks to compute, up to 1, counted on and below the diagonals. bigbird and longformer grow up to it; at 1 they have their papers' sizes.")
+    @Option(names = "--attention-budget", defaultValue = "1", paramLabel = "X", description = "Largest part of a layer's attention blocks to compute, up to 1, counted on and below the diagonals; all and exact take none. bigbird and longformer grow up to it; at 1 they have their papers' sizes.")
     private double attentionBudget;
     @Option(names = "--attention-block", paramLabel = "N", description = "Rows of an attention block: 128, or on the CPU 64. Default: the calibration's, else 128.")
     private @Nullable Integer attentionBlock;
-    @Option(names = "--rows-per-list", defaultValue = "0", paramLabel = "N", description = "Tokens that share a choice of MLP blocks, a multiple of 128; 0: the whole batch.")
+    @Option(names = "--rows-per-list", defaultValue = "0", paramLabel = "N", description = "Tokens that share a choice of MLP blocks, a multiple of 128; 0: the whole batch, as seed has it.")
     private int rowsPerList;
     @Option(names = "--dense-warmup", defaultValue = "0", paramLabel = "X", description = "Part of the steps that come first and are dense.")
     private double denseWarmup;
@@ -57,7 +57,7 @@ final class SparsityOptions {
     private @Nullable Path calibration;
     @Option(names = "--sense-every", defaultValue = "0", paramLabel = "N", description = "Steps between measurements of the true coverage, each of which takes a dense forward pass; 0: none.")
     private int senseEvery;
-    @Option(names = "--adjust-coverage", description = "Ask for more or less than the coverage where measurements find less or more.")
+    @Option(names = "--adjust-coverage", description = "Ask for more or less than a coverage below 1 where measurements find less or more; with --sense-every.")
     private boolean adjust;
 
     /**
@@ -100,8 +100,13 @@ final class SparsityOptions {
                     "--sense-every",
                     "--adjust-coverage");
         }
-        mlp(line, null);
-        attention(line, attention(), null);
+        SparsityConfig ofMlp = mlp(line, null);
+        AttentionConfig ofAttention = attention(line, attention(), null);
+        if (adjust && !ofMlp.adjust() && !ofAttention.adjust() && !(ofMlp.isOff() && ofAttention.isOff())) {
+            throw new ParameterException(line, senseEvery == 0
+                    ? "expected --sense-every with --adjust-coverage, found no measurements that it adjusts by"
+                    : "expected a coverage below 1 with --adjust-coverage, found none that is adjusted");
+        }
     }
 
     /** A run that leaves nothing out, though it was told how much, is not what was meant; one that is told to be off may be. */
@@ -153,28 +158,35 @@ final class SparsityOptions {
                 : policy != null ? AttentionPolicy.nearest(policy) : AttentionPolicy.OFF;
     }
 
-    private double coverage(@Nullable Double asked, double limit) {
-        return asked != null
-                ? asked
-                : limit < 1 ? 1 : pass == Pass.BOTH ? DEFAULT_COVERAGE_BOTH : DEFAULT_COVERAGE_BACKWARD;
+    private double coverage(@Nullable Double asked, double limit, boolean taken) {
+        if (asked != null) {
+            return asked;
+        }
+        return limit < 1 || !taken ? 1 : pass == Pass.BOTH ? DEFAULT_COVERAGE_BOTH : DEFAULT_COVERAGE_BACKWARD;
+    }
+
+    /** Of MLPs and attention, what has a coverage follows what is measured; the option is for both. */
+    private boolean adjusts(double asked) {
+        return adjust && senseEvery > 0 && asked < 1;
     }
 
     private SparsityConfig mlp(CommandLine line, @Nullable Calibration found) {
         if (mlp() == SelectionPolicy.OFF) {
             return SparsityConfig.OFF;
         }
-        return Usage.of(line, () -> new SparsityConfig(mlp(), pass, coverage(coverage, budget), budget,
+        double asked = coverage(coverage, budget, mlp().takesCoverage());
+        return Usage.of(line, () -> new SparsityConfig(mlp(), pass, asked, budget,
                 block != null ? block : found != null ? found.manifest().blockSize() : DEFAULT_BLOCK, rowsPerList,
-                denseWarmup, senseEvery, adjust));
+                denseWarmup, senseEvery, adjusts(asked)));
     }
 
     private AttentionConfig attention(CommandLine line, AttentionPolicy wanted, @Nullable AttentionCalibration known) {
         if (wanted == AttentionPolicy.OFF) {
             return AttentionConfig.OFF;
         }
-        return Usage.of(line, () -> new AttentionConfig(wanted, pass, coverage(attentionCoverage, attentionBudget),
-                attentionBudget,
+        double asked = coverage(attentionCoverage, attentionBudget, wanted.takesCoverage());
+        return Usage.of(line, () -> new AttentionConfig(wanted, pass, asked, attentionBudget,
                 attentionBlock != null ? attentionBlock : known != null ? known.blockSize() : AttentionConfig.DEFAULT_BLOCK,
-                denseWarmup, senseEvery, adjust));
+                denseWarmup, senseEvery, adjusts(asked)));
     }
 }

@@ -74,7 +74,7 @@ final class TrainCommand implements Callable<Integer> {
     private double loraDropout;
     @Option(names = "--targets", defaultValue = "q_proj,v_proj", split = ",", paramLabel = "NAME", description = "Layers that are adapted, among q_proj, k_proj, v_proj, out_proj, fc1 and fc2.")
     private List<String> targets;
-    @Option(names = "--init-adapter", paramLabel = "DIR", description = "Start from this adapter; its r, alpha, dropout and targets hold.")
+    @Option(names = "--init-adapter", paramLabel = "DIR", description = "Start from this adapter, with its r, alpha, dropout and targets.")
     private @Nullable Path initAdapter;
     @Option(names = "--seed", defaultValue = "42", paramLabel = "N", description = "Of the adapter's beginning, the samples' order and dropout; equal seeds and threads give equal bits.")
     private long seed;
@@ -107,6 +107,8 @@ final class TrainCommand implements Callable<Integer> {
         // Before anything is opened, as far as it can be: wrong usage.
         Usage.require(line, report == null || !Files.isDirectory(report), "a file for --report", "the folder " + report);
         model.check(line);
+        Usage.requireFor(line, initAdapter == null, "no --init-adapter", "one, whose own r, alpha, dropout and targets hold",
+                "--lora-r", "--lora-alpha", "--lora-dropout", "--targets");
         Usage.require(line, evalEvery <= 0 || evalData != null, "--eval-data with --eval-every", "none");
         sparsity.check(line);
         Usage.of(line, this::lora);
@@ -120,7 +122,7 @@ final class TrainCommand implements Callable<Integer> {
             Dataset samples = data.read(tokenizer, vocabSize);
             Dataset evaluation = evalData == null ? null : data.read(evalData, tokenizer, vocabSize);
             LoraAdapter adapter = adapter(penumbra);
-            TrainConfig config = config(sparse.mlp(), sparse.attention()).output(output).resume(resume).build();
+            TrainConfig config = config(sparse.mlp(), sparse.attention()).build();
             Trainer trainer = new Trainer(penumbra.model(), adapter, config, samples, evaluation).exposure(calibration)
                     .attentionExposure(sparse.exposure());
             if (!sparse.note().isEmpty()) {
@@ -143,12 +145,11 @@ final class TrainCommand implements Callable<Integer> {
         return initAdapter != null ? penumbra.readAdapter(initAdapter) : penumbra.newAdapter(lora(), seed);
     }
 
-    /** A run that writes nothing. */
     private TrainConfig.Builder config(SparsityConfig mlp, AttentionConfig attention) {
         return TrainConfig.builder().steps(steps).epochs(epochs).batchSize(batchSize).seqLen(data.seqLen).lr(lr)
                 .schedule(schedule).warmupSteps(warmupSteps).weightDecay(weightDecay).clip(clip).gradAccum(gradAccum)
                 .seed(seed).shuffle(!noShuffle).pack(!noPack).baseModel(model.model.toString()).evalEvery(evalEvery)
-                .saveEvery(saveEvery).sparsity(mlp).attention(attention);
+                .saveEvery(saveEvery).output(output).resume(resume).sparsity(mlp).attention(attention);
     }
 
     private void describe(Trainer trainer, Penumbra penumbra, Dataset samples, SparsityOptions.Asked sparse,
@@ -157,7 +158,9 @@ final class TrainCommand implements Callable<Integer> {
         trainer.plan().requireFits(penumbra.model().backend());
         out.flush();
         TimeEstimate estimate = TimeEstimate.measure(penumbra.model(), adapter(penumbra),
-                config(sparse.mlp().withoutWarmup(), sparse.attention().withoutWarmup()).evalEvery(0).saveEvery(0), samples,
+                config(sparse.mlp().withoutWarmup(), sparse.attention().withoutWarmup()).evalEvery(0).saveEvery(0)
+                        .resume(false).output(null),
+                samples,
                 sparse.calibration(), sparse.exposure());
         out.println(String.format(Locale.ROOT,
                 "%d steps of about %.1f ms: %s, without evaluations; measured on %d steps of this run whose result was thrown away",

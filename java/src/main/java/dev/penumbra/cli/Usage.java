@@ -19,6 +19,18 @@ final class Usage {
         }
     }
 
+    /**
+     * Options that would do nothing are not what was meant.
+     *
+     * @param needed what they do something with
+     * @throws ParameterException naming the first of them that was given
+     */
+    static void requireFor(CommandLine line, boolean holds, String needed, String found, String... options) {
+        for (String option : options) {
+            require(line, holds || !line.getParseResult().hasMatchedOption(option), needed + " with " + option, found);
+        }
+    }
+
     /** @throws ParameterException saying what an option's value was expected to be */
     static void require(CommandLine line, boolean holds, String expected, Object found) {
         if (!holds) {

@@ -75,10 +75,6 @@ final class MlpSelection extends BlockSelection {
                 || config.policy() == SelectionPolicy.STATIC;
         rowsPerList = oneList ? capacityRows : config.rowsPerList();
         int lists = lists(capacityRows);
-        if (config.policy() == SelectionPolicy.SEED && lists > 1) {
-            throw new ModelException("expected one list for the whole batch with the seed's rule, found rows per list "
-                    + config.rowsPerList());
-        }
         scores = buffers.activations("block scores", DType.F32, (long) lists * blocks);
         layers = new LayerState[layers()];
         int pooledRows = 0;

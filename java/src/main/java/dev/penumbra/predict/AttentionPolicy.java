@@ -38,14 +38,19 @@ public enum AttentionPolicy {
         return this == OFF || this == EXACT;
     }
 
-    /** Whether blocks are chosen until a part of their mass is covered. */
-    public boolean hasCoverage() {
+    /** Whether blocks are chosen by their mass, or what is expected of it. */
+    public boolean readsMass() {
         return this == ORACLE || this == PREDICTED || this == STATIC;
     }
 
-    /** Whether a coverage and a budget of all would leave nothing out. */
-    public boolean isBounded() {
-        return hasCoverage() || this == RANDOM;
+    /** Whether blocks are taken until a coverage is reached. The layouts of papers grow up to the budget without it. */
+    public boolean takesCoverage() {
+        return readsMass() || this == RANDOM;
+    }
+
+    /** Whether a budget bounds the blocks. */
+    public boolean takesBudget() {
+        return this != ALL && !isDense();
     }
 
     /**

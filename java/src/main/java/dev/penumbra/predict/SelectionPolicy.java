@@ -33,9 +33,17 @@ public enum SelectionPolicy {
         return this == EXACT || this == ORACLE || this == SEED;
     }
 
-    /** Whether a coverage and a budget of all would leave nothing out. */
-    public boolean isBounded() {
+    /**
+     * Whether blocks are taken until a coverage is reached. Without it, {@link #EXACT} and {@link #SEED} take what their rules
+     * give, as far as the budget goes.
+     */
+    public boolean takesCoverage() {
         return this == ORACLE || this == PREDICTED || this == STATIC || this == RANDOM || this == LOW_RANK;
+    }
+
+    /** Whether a budget bounds the blocks. */
+    public boolean takesBudget() {
+        return this != OFF && this != ALL;
     }
 
     /** The word of the command line: low-rank. */

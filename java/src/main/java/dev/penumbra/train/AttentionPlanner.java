@@ -78,16 +78,15 @@ public final class AttentionPlanner {
 
     private static Layer layer(AttentionConfig config, Tables tables, @Nullable AttentionExposure exposure, int i) {
         AttentionPolicy policy = config.policy();
-        // What grows by a rule of its own takes all that the rule gives, as far as the budget goes.
-        double coverage = policy.hasCoverage() || policy == AttentionPolicy.RANDOM ? config.coverage() : 1;
-        double budget = policy == AttentionPolicy.ALL ? 1 : config.budget();
-        if (exposure != null && policy.hasCoverage() && coverage < 1 && budget == 1
+        double coverage = config.coverage();
+        double budget = config.budget();
+        if (exposure != null && policy.readsMass() && coverage < 1 && budget == 1
                 && Arrays.stream(exposure.keptAt(i, coverage)).average().orElse(1) > WORTHWHILE) {
             return Layer.DENSE;
         }
         float[] budgets = budget == 1
                 ? null
-                : exposure != null && policy.hasCoverage()
+                : exposure != null && policy.readsMass()
                         ? budgets(exposure, i, budget)
                         : equal(tables.heads(), budget);
         AttentionPredictor predictor = policy == AttentionPolicy.PREDICTED

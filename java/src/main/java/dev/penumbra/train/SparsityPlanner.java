@@ -66,13 +66,8 @@ public final class SparsityPlanner {
         int size = config.blockSize();
         int blocks = MlpSparsity.blocks(model.mlpNeurons(), size);
         boolean backward = config.pass() == Pass.BACKWARD;
-        int capacity = policy == SelectionPolicy.ALL
-                ? blocks
-                : Math.max(1, (int) Math.ceil(config.budget() * blocks - 1e-9));
-        // What has a rule of its own takes what that gives, as far as there is room.
-        double coverage = policy == SelectionPolicy.ALL || policy == SelectionPolicy.EXACT || policy == SelectionPolicy.SEED
-                ? 1
-                : config.coverage();
+        int capacity = Math.max(1, (int) Math.ceil(config.budget() * blocks - 1e-9));
+        double coverage = config.coverage();
         if (exposure != null && coverage < 1 && policy != SelectionPolicy.RANDOM) {
             double kept = exposure.keptAt(i, size, config.pass(), coverage, config.rowsPerList());
             if (kept * blocks > blocks - 1 && capacity == blocks) {

@@ -21,10 +21,10 @@ import org.jspecify.annotations.Nullable;
  * @param shuffle every epoch in another order, instead of all in the data's
  * @param pack several samples a row, instead of one sample a row padded to the batch's longest
  * @param evalEvery steps between evaluations; 0: only at the end, when there is evaluation data
- * @param saveEvery steps between checkpoints; 0: none
+ * @param saveEvery steps between checkpoints; 0: none but that of a cancelled run; they take an output
  * @param output where the adapter and checkpoints go; null: nothing is written
  * @param baseModel the base model's name or path, written into the adapter's configuration
- * @param resume go on from the output's last checkpoint; where there is none, begin
+ * @param resume go on from the output's last checkpoint; where there is none, begin; takes an output
  * @param sparsity which blocks of MLP neurons steps compute; evaluations are dense
  * @param attention which blocks of keys steps attend to; sparse and sensed in the same steps as the MLPs
  */
@@ -63,6 +63,8 @@ public record TrainConfig(
         require(gradAccum >= 1, "micro-batches of 1 or more a step", gradAccum);
         require(evalEvery >= 0, "steps between evaluations of 0 or more", evalEvery);
         require(saveEvery >= 0, "steps between checkpoints of 0 or more", saveEvery);
+        require(output != null || saveEvery == 0, "an output for checkpoints every " + saveEvery + " steps", "none");
+        require(output != null || !resume, "an output to resume", "none");
         if (!sparsity.isOff() && !attention.isOff()) {
             require(sparsity.denseWarmup() == attention.denseWarmup(),
                     "one dense warm-up of MLPs and attention, which is " + sparsity.denseWarmup(), attention.denseWarmup());

@@ -66,7 +66,8 @@ public final class Trainer {
      * @param model opened or loaded, on the adapter's backend
      * @param adapter is tuned in place
      * @param evaluation data whose loss is told to listeners, or null
-     * @throws IllegalArgumentException when rows are longer than the model's positions, or steps too many to count
+     * @throws IllegalArgumentException when rows are longer than the model's positions, steps too many to count, or evaluations
+     *         asked for without data
      * @throws DataException when no token of the data or of the evaluation's is supervised, or a sample of them is longer than a
      *         row or has a token that the model has not
      */
@@ -75,6 +76,10 @@ public final class Trainer {
         if (config.seqLen() > model.maxPositions()) {
             throw new IllegalArgumentException("expected a sequence length of at most " + model.maxPositions()
                     + ", the model's positions, found " + config.seqLen());
+        }
+        if (config.evalEvery() > 0 && evaluation == null) {
+            throw new IllegalArgumentException(
+                    "expected evaluation data for evaluations every " + config.evalEvery() + " steps, found none");
         }
         this.model = model;
         this.adapter = adapter;

@@ -41,14 +41,31 @@ class MainTest {
             train --model m --data d --output o --attention-sparsity static | expected --calibration DIR with --attention-sparsity static, found none
             train --model m --data d --output o --attention-sparsity seed | Invalid value for option '--attention-sparsity': expected one of off, all, exact, oracle, predicted, static, random, bigbird, longformer, found seed
             train --model m --data d --output o --attention-sparsity oracle --attention-coverage 0 | expected a coverage above 0, at most 1, found 0.0
-            train --model m --data d --output o --attention-sparsity random --attention-coverage 1 | expected a coverage or a budget below 1 for random attention
+            train --model m --data d --output o --attention-sparsity random --attention-coverage 1 | expected a coverage or a budget below 1 for blocks of random attention
             train --model m --data d --output o --attention-sparsity bigbird --attention-budget 2 | expected a budget above 0, at most 1, found 2.0
             train --model m --data d --output o --attention-sparsity oracle --attention-block 32 | expected attention blocks of 64 or 128 rows, found 32
             train --model m --data d --output o --sparsity oracle --coverage 1.5 | expected a coverage above 0, at most 1, found 1.5
             train --model m --data d --output o --sparsity oracle --coverage 1 | expected a coverage or a budget below 1 for oracle blocks
             train --model m --data d --output o --sparsity oracle --mlp-block 48 | expected blocks of 32, 64 or 128 neurons, found 48
             train --model m --data d --output o --sparsity oracle --rows-per-list 100 | expected rows of a list that are a multiple of 128, or 0, found 100
-            train --model m --data d --output o --sparsity oracle --adjust-coverage | expected measurements that a coverage is adjusted by, found none
+            train --model m --data d --output o --sparsity oracle --adjust-coverage | expected --sense-every with --adjust-coverage, found no measurements
+            train --model m --data d --output o --sparsity oracle --budget 0.5 --attention-budget 0.5 --sense-every 2 --adjust-coverage | expected a coverage below 1 with --adjust-coverage, found none
+            train --model m --data d --output o --mlp-sparsity exact --sense-every 2 --adjust-coverage | expected a coverage below 1 with --adjust-coverage, found none
+            train --model m --data d --output o --sparsity exact --coverage 0.5 | expected a coverage of 1 for exact blocks, which are not chosen by one, found 0.5
+            train --model m --data d --output o --sparsity all --coverage 0.5 | expected a coverage of 1 for all blocks, which are not chosen by one, found 0.5
+            train --model m --data d --output o --sparsity seed --coverage 0.5 | expected a coverage of 1 for seed blocks, which are not chosen by one, found 0.5
+            train --model m --data d --output o --sparsity all --budget 0.5 | expected a budget of 1 for all blocks, which are not bounded by one, found 0.5
+            train --model m --data d --output o --sparsity exact --attention-coverage 0.5 | expected a coverage of 1 for blocks of exact attention, which are not chosen by one, found 0.5
+            train --model m --data d --output o --attention-sparsity longformer --attention-coverage 0.5 | expected a coverage of 1 for blocks of longformer attention, which are not chosen by one, found 0.5
+            train --model m --data d --output o --attention-sparsity exact --attention-budget 0.5 | expected a budget of 1 for blocks of exact attention, which are not bounded by one, found 0.5
+            train --model m --data d --output o --attention-sparsity all --attention-budget 0.5 | expected a budget of 1 for blocks of all attention, which are not bounded by one, found 0.5
+            train --model m --data d --output o --sparsity seed --rows-per-list 256 | expected one list for the whole batch, 0 rows per list, for seed blocks, found 256
+            train --model m --data d --output o --init-adapter a --lora-r 4 | expected no --init-adapter with --lora-r, found one, whose own r, alpha, dropout and targets hold
+            generate --model m --prompt p --top-p 0.5 | expected a --temperature above 0 with --top-p, found 0, which draws nothing
+            generate --model m --prompt p --seed 1 | expected a --temperature above 0 with --seed, found 0, which draws nothing
+            inspect --model m --data d --threads 2 | expected --attention with --threads, found none: nothing is computed
+            inspect --model m --data d --attention --calibration c --output o --samples 2 | expected no --attention with --samples, found it: one --sample is drawn
+            calibrate --model m --data d --output o --attention-block 0 --attention-rank 8 | expected an --attention-block of 64 or 128 with --attention-rank, found 0, which leaves attention alone
             train --model m --data d --output o --coverage 0.9 | expected --mlp-sparsity or --sparsity with --coverage, found none
             train --model m --data d --output o --attention-sparsity oracle --budget 0.5 | expected --mlp-sparsity or --sparsity with --budget, found none
             train --model m --data d --output o --mlp-sparsity oracle --attention-budget 0.5 | expected --attention-sparsity or --sparsity with --attention-budget, found none

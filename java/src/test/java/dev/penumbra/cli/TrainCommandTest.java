@@ -112,7 +112,7 @@ class TrainCommandTest {
     @Test
     void anInitialAdapterGoesOnWhereItWasAndGivesItsOwnRank() throws IOException {
         trained("first", "--steps", "30", "--lr", "3e-3", "--lora-r", "4", "--metrics", path("first.jsonl"));
-        trained("second", "--steps", "2", "--lora-r", "16", "--init-adapter", path("first"), "--metrics",
+        trained("second", "--steps", "2", "--init-adapter", path("first"), "--metrics",
                 path("second.jsonl"));
         assertThat(losses("second.jsonl").getFirst()).isLessThan(0.8 * losses("first.jsonl").getFirst());
         assertThat(JSON.readTree(Files.readString(folder.resolve("second/adapter_config.json"))).path("r").asInt())
@@ -217,18 +217,21 @@ class TrainCommandTest {
         trainedOn("dense", with(options, "--metrics", path("dense.jsonl")));
         double dense = losses("dense.jsonl").getLast();
         for (String policy : List.of("all", "exact", "oracle", "random", "bigbird", "longformer")) {
-            Outcome outcome = trainedOn(policy, with(options, "--attention-sparsity", policy, "--attention-budget", "0.8",
-                    "--attention-block", "64", "--dense-warmup", "0.34", "--sense-every", "2", "--metrics",
+            boolean whole = policy.equals("all") || policy.equals("exact");
+            Outcome outcome = trainedOn(policy, with(options, "--attention-sparsity", policy, "--attention-budget",
+                    whole ? "1" : "0.8", "--attention-block", "64", "--dense-warmup", "0.34", "--sense-every", "2",
+                    "--metrics",
                     path(policy + ".jsonl"), "--report", path(policy + ".html")));
             List<JsonNode> told = metrics(policy + ".jsonl");
             assertThat(told).hasSize(6).allSatisfy(line -> assertThat(line.has("mlp_kept")).isFalse());
             assertThat(told.get(1).has("attention_kept")).isFalse();
             String page = Files.readString(folder.resolve(policy + ".html"));
-            assertThat(page).contains(policy + " pass=backward coverage=1.0 budget=0.8 block=64");
+            assertThat(page)
+                    .contains(policy + " pass=backward coverage=1.0 budget=" + (whole ? "1.0" : "0.8") + " block=64");
             if (!policy.equals("exact")) {
                 assertThat(outcome.out()).contains("attention ");
                 assertThat(page).contains("Kept part of the attention blocks");
-                assertThat(told.get(2).path("attention_kept").asDouble()).isBetween(0.5, policy.equals("all") ? 1 : 0.82);
+                assertThat(told.get(2).path("attention_kept").asDouble()).isBetween(0.5, whole ? 1 : 0.82);
                 assertThat(told.get(2).path("attention_kept_by_layer")).hasSize(6);
                 assertThat(told.get(2).path("attention_true_coverage").asDouble()).isBetween(0.5, 1.0001);
                 assertThat(told.get(3).has("attention_true_coverage")).isFalse();

@@ -54,8 +54,10 @@ final class AttentionFixture {
                 layers, 50, POSITIONS, HIDDEN, preNorm, false), Set.copyOf(targets), neuron -> false, List.of(), 0, lengths);
     }
 
+    /** A coverage and a budget, where the policy takes them. */
     static AttentionConfig config(AttentionPolicy policy, Pass pass, double coverage, double budget) {
-        return new AttentionConfig(policy, pass, coverage, budget, BLOCK, 0, 1, false);
+        return new AttentionConfig(policy, pass, policy.takesCoverage() ? coverage : 1, policy.takesBudget() ? budget : 1,
+                BLOCK, 0, 1, false);
     }
 
     /**

@@ -76,7 +76,7 @@ class AttentionPassTest {
             Result dense = f.dense();
             for (Pass pass : Pass.values()) {
                 ModelPass all = f.open(null,
-                        AttentionFixture.sparsity(f, AttentionFixture.config(AttentionPolicy.ALL, pass, 1, 0.2)));
+                        AttentionFixture.sparsity(f, AttentionFixture.config(AttentionPolicy.ALL, pass, 1, 1)));
                 requireEqual(name + " " + pass + " pre-norm " + preNorm, f.run(all, Mode.SPARSE, null), dense, 2e-5);
                 assertThat(summaries(f, all)).containsExactly(1, 1, 0, 1, 1, 0);
                 // Every block that weighs anything, by the true masses.

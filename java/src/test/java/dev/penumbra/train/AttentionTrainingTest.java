@@ -40,7 +40,8 @@ class AttentionTrainingTest {
     }
 
     private static AttentionConfig attention(AttentionPolicy policy, Pass pass) {
-        return new AttentionConfig(policy, pass, 0.95, 0.7, AttentionFixture.BLOCK, 0.2, 3, false);
+        return new AttentionConfig(policy, pass, policy.takesCoverage() ? 0.95 : 1, policy.takesBudget() ? 0.7 : 1,
+                AttentionFixture.BLOCK, 0.2, 3, false);
     }
 
     private static TrainConfig.Builder config(AttentionConfig attention) {

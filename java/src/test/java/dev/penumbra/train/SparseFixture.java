@@ -122,8 +122,10 @@ final class SparseFixture implements AutoCloseable {
         return Dataset.of(samples);
     }
 
+    /** A coverage and a budget, where the policy takes them. */
     static SparsityConfig config(SelectionPolicy policy, Pass pass, double coverage, double budget, int rowsPerList) {
-        return new SparsityConfig(policy, pass, coverage, budget, BLOCK, rowsPerList, 0, 1, false);
+        return new SparsityConfig(policy, pass, policy.takesCoverage() ? coverage : 1, policy.takesBudget() ? budget : 1,
+                BLOCK, rowsPerList, 0, 1, false);
     }
 
     /** Every layer's, with predictors of random numbers where the policy has some. */

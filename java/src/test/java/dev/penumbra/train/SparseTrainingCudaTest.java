@@ -63,7 +63,8 @@ class SparseTrainingCudaTest {
             "STATIC, BOTH, 32, 0, BF16, 1e-2", "ORACLE, BACKWARD, 32, 256, BF16, 2e-2"})
     void stepsHaveTheLossesOfTheCpu(SelectionPolicy policy, Pass pass, int block, int rows, DType dtype, double tolerance)
             throws IOException {
-        SparsityConfig sparsity = new SparsityConfig(policy, pass, 1, 0.5, block, rows, 0.2, 8, false);
+        SparsityConfig sparsity = new SparsityConfig(policy, pass, 1, policy.takesBudget() ? 0.5 : 1, block, rows, 0.2, 8,
+                false);
         List<StepMetrics> cpu = train(Device.CPU, dtype, sparsity, 0.1).steps();
         List<StepMetrics> cuda = train(Device.cuda(0), dtype, sparsity, 0.1).steps();
         double worst = 0;

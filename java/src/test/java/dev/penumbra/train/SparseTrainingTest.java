@@ -118,7 +118,8 @@ class SparseTrainingTest {
     @EnumSource(value = SelectionPolicy.class, names = {"RANDOM", "STATIC", "SEED"})
     void aResumedRunContinuesToTheLossesOfAnUninterruptedOne(SelectionPolicy policy) throws IOException {
         // Static lists by weights alone miss their coverage, and the run asks for more as it finds out.
-        SparsityConfig sparsity = new SparsityConfig(policy, Pass.BOTH, 0.7, policy == SelectionPolicy.RANDOM ? 0.5 : 1,
+        SparsityConfig sparsity = new SparsityConfig(policy, Pass.BOTH, policy.takesCoverage() ? 0.7 : 1,
+                policy == SelectionPolicy.RANDOM ? 0.5 : 1,
                 SparseFixture.BLOCK, 0, 0, 2, policy == SelectionPolicy.STATIC);
         List<Double> whole;
         try (SparseFixture f = fixture(cpu())) {

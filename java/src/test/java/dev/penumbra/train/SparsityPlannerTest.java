@@ -100,7 +100,7 @@ class SparsityPlannerTest {
                     SparseFixture.config(SelectionPolicy.ORACLE, Pass.BOTH, 1, 0.41, 0), plain());
             assertThat(capacities(planned)).containsExactly(3, 3, 3);
             assertThat(planned.layers()).allSatisfy(layer -> assertThat(layer.coverage()).isEqualTo(1));
-            assertThat(capacities(f.sparsity(SparseFixture.config(SelectionPolicy.ALL, Pass.BOTH, 1, 0.2, 0))))
+            assertThat(capacities(f.sparsity(SparseFixture.config(SelectionPolicy.ALL, Pass.BOTH, 1, 1, 0))))
                     .containsExactly(5, 5, 5);
         }
     }

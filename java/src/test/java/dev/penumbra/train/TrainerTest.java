@@ -384,6 +384,20 @@ class TrainerTest {
     }
 
     @Test
+    void whatWouldDoNothingIsRefused() throws IOException {
+        assertThatThrownBy(() -> config().saveEvery(2).build()).isInstanceOf(IllegalArgumentException.class)
+                .hasMessage("expected an output for checkpoints every 2 steps, found none");
+        assertThatThrownBy(() -> config().resume(true).build()).isInstanceOf(IllegalArgumentException.class)
+                .hasMessage("expected an output to resume, found none");
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            assertThatThrownBy(
+                    () -> new Trainer(f.model, adapter(f, arena, 0), config().evalEvery(2).build(), data(12), null))
+                    .isInstanceOf(IllegalArgumentException.class)
+                    .hasMessage("expected evaluation data for evaluations every 2 steps, found none");
+        }
+    }
+
+    @Test
     void aTrainerRunsTheSameRunAgain() throws IOException {
         try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
             LoraAdapter adapter = adapter(f, arena, 0.1);
