@@ -107,14 +107,15 @@ final class DemoCommand implements Callable<Integer> {
                 }
                 try (Penumbra penumbra = Penumbra.open(folder, Device.CPU, threads, DType.BF16, calibration.orders())) {
                     penumbra.model().load();
-                    tune(penumbra, calibration, train, tokenizer, out);
+                    tune(penumbra, alone, calibration, train, tokenizer, out);
                 }
             }
         }
         return 0;
     }
 
-    private void tune(Penumbra penumbra, Calibration calibration, Dataset train, Tokenizer tokenizer, PrintWriter out)
+    private void tune(Penumbra penumbra, RunLock alone, Calibration calibration, Dataset train, Tokenizer tokenizer,
+            PrintWriter out)
             throws IOException {
         // No name, food and price together are on both sides.
         List<Pair> held = new RestaurantGenerator(2).pairs(200, true);
@@ -129,9 +130,9 @@ final class DemoCommand implements Callable<Integer> {
                 null);
         int steps = stepsIn(seconds / 2.0, estimate.stepMs());
         out.println("Dense:");
-        Tuned dense = train(penumbra, config(steps), train, null, heldOut, out);
+        Tuned dense = train(penumbra, null, config(steps), train, null, heldOut, out);
         out.println("Sparse:  the backward pass skips the blocks of neurons that its gradient hardly uses");
-        Tuned sparse = train(penumbra,
+        Tuned sparse = train(penumbra, alone,
                 config(steps).sparsity(SPARSITY).output(output).baseModel(penumbra.directory().toString()),
                 train, calibration, heldOut, out);
 
@@ -152,12 +153,18 @@ final class DemoCommand implements Callable<Integer> {
         requireFall(before, after);
     }
 
-    private static Tuned train(Penumbra penumbra, TrainConfig.Builder config, Dataset data,
+    /** @param held the output, where there is one */
+    private static Tuned train(Penumbra penumbra, @Nullable RunLock held, TrainConfig.Builder config, Dataset data,
             @Nullable Calibration calibration, Dataset heldOut, PrintWriter out) {
         LoraAdapter adapter = penumbra.newAdapter(LORA, 1);
         List<StepMetrics> metrics = new ArrayList<>();
         Trainer trainer = new Trainer(penumbra.model(), adapter, config.build(), data, null).exposure(calibration);
-        trainer.listener(metrics::add).listener(new Progress(out, trainer.totalSteps())).run();
+        trainer.listener(metrics::add).listener(new Progress(out, trainer.totalSteps()));
+        if (held == null) {
+            trainer.run();
+        } else {
+            trainer.run(held);
+        }
         return new Tuned(adapter, metrics, Evaluator.loss(penumbra.model(), adapter, heldOut, BATCH, SEQ_LEN));
     }
 

@@ -131,7 +131,7 @@ final class TrainCommand implements Callable<Integer> {
             if (dryRun) {
                 describe(trainer, penumbra, samples, sparse, out);
             } else {
-                train(trainer, penumbra, sparse, out, () -> attention(penumbra, adapter, samples, sparse));
+                train(trainer, alone, penumbra, sparse, out, () -> attention(penumbra, adapter, samples, sparse));
             }
         }
         return 0;
@@ -178,7 +178,7 @@ final class TrainCommand implements Callable<Integer> {
                 .orElse("");
     }
 
-    private void train(Trainer trainer, Penumbra penumbra, SparsityOptions.Asked sparse, PrintWriter out,
+    private void train(Trainer trainer, RunLock alone, Penumbra penumbra, SparsityOptions.Asked sparse, PrintWriter out,
             Supplier<String> figures) throws IOException {
         out.println("The model's own dropout is not applied; the adapter's is.");
         List<StepMetrics> steps = new ArrayList<>();
@@ -191,7 +191,7 @@ final class TrainCommand implements Callable<Integer> {
             if (file != null) {
                 trainer.listener(file);
             }
-            StepMetrics last = trainer.run();
+            StepMetrics last = trainer.run(alone);
             if (report != null && last != null) {
                 AtomicFiles.writeString(report, Report.html("Penumbra: " + output.getFileName(), steps,
                         figures.get(), facts(penumbra, sparse)));

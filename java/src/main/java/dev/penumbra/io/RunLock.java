@@ -16,9 +16,11 @@ public final class RunLock implements AutoCloseable {
 
     private static final String NAME = ".lock";
 
+    private final Path folder;
     private final FileChannel channel;
 
-    private RunLock(FileChannel channel) {
+    private RunLock(Path folder, FileChannel channel) {
+        this.folder = folder;
         this.channel = channel;
     }
 
@@ -57,7 +59,12 @@ public final class RunLock implements AutoCloseable {
             channel.close();
             throw failure;
         }
-        return new RunLock(channel);
+        return new RunLock(folder, channel);
+    }
+
+    /** As it was given. */
+    public Path folder() {
+        return folder;
     }
 
     /** Gives the folder back; the empty lock file stays, since removing it would race with the next run. */

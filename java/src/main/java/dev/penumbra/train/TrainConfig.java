@@ -22,7 +22,7 @@ import org.jspecify.annotations.Nullable;
  * @param pack several samples a row, instead of one sample a row padded to the batch's longest
  * @param evalEvery steps between evaluations; 0: only at the end, when there is evaluation data
  * @param saveEvery steps between checkpoints; 0: none but that of a cancelled run; they take an output
- * @param output where the adapter and checkpoints go; null: nothing is written
+ * @param output the folder of the adapter and of checkpoints, which a run holds for itself; null: nothing is written
  * @param baseModel the base model's name or path, written into the adapter's configuration
  * @param resume go on from the output's last checkpoint; where there is none, begin; takes an output
  * @param sparsity which blocks of MLP neurons steps compute; evaluations are dense

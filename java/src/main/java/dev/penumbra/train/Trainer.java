@@ -13,6 +13,7 @@ import dev.penumbra.data.DataException;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.Sample;
 import dev.penumbra.io.PeftAdapter;
+import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.model.LanguageModel;
 import dev.penumbra.model.MemoryPlan;
@@ -233,16 +234,41 @@ public final class Trainer {
     }
 
     /**
-     * Trains to the last step, or until {@link #cancel}, and writes the adapter where there is an output. Loads the model's
-     * weights where that is not done.
+     * Trains to the last step, or until {@link #cancel}, and writes the adapter where there is an output, whose folder it holds
+     * against other runs until it returns. Loads the model's weights where that is not done.
      *
      * @return metrics of the last step; null when it did none: because none was left, and the adapter of the last checkpoint is
      *         written then, or because it was cancelled before, and nothing is; {@link #stepsDone} tells which
      * @throws dev.penumbra.model.ModelException before anything is loaded, when the plan does not fit into memory
      * @throws TrainingException when a loss or gradient is not finite, naming the step; checkpoints before it stay. When the
      *         output has checkpoints that this run does not resume, or cannot
+     * @throws UncheckedIOException when another run holds the output, or it cannot be written
      */
     public @Nullable StepMetrics run() {
+        if (config.output() == null) {
+            return train();
+        }
+        try (RunLock own = RunLock.acquire(config.output())) {
+            return train();
+        } catch (IOException failure) {
+            throw new UncheckedIOException(failure.getMessage(), failure);
+        }
+    }
+
+    /**
+     * As {@link #run()}, in an output that the caller holds already and goes on holding.
+     *
+     * @throws IllegalArgumentException when what is held is not the output's folder
+     */
+    public @Nullable StepMetrics run(RunLock held) {
+        if (!held.folder().equals(config.output())) {
+            throw new IllegalArgumentException(
+                    "expected to hold the output " + config.output() + ", found " + held.folder());
+        }
+        return train();
+    }
+
+    private @Nullable StepMetrics train() {
         plan().requireFits(backend);
         try {
             model.load();

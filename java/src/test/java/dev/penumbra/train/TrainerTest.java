@@ -15,6 +15,7 @@ import dev.penumbra.data.Batches;
 import dev.penumbra.data.DataException;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.Sample;
+import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
 import dev.penumbra.model.KeyValueCache;
@@ -26,6 +27,7 @@ import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.lang.foreign.Arena;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -137,7 +139,7 @@ class TrainerTest {
             trainer.cancel();
             assertThat(trainer.run()).isNull();
             assertThat(trainer.stepsDone()).isZero();
-            assertThat(dir).isEmptyDirectory();
+            assertThat(dir.toFile().list()).containsExactly(".lock");
             assertThat(train(f, adapter(f, arena, 0), config().output(dir).build(), -1)).as("a new run there").hasSize(6);
         }
     }
@@ -380,6 +382,32 @@ class TrainerTest {
             assertThatThrownBy(trainer::run).isInstanceOf(TrainingException.class).hasMessageContaining("step 4");
             assertThat(dir.resolve("checkpoint-2/state.json")).exists();
             assertThat(dir.resolve("adapter_model.safetensors")).doesNotExist();
+        }
+    }
+
+    @Test
+    void aSecondRunOnTheSameOutputIsRefusedUntilTheFirstEnds(@TempDir Path dir) throws IOException {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            TrainConfig config = config().output(dir).build();
+            Trainer first = new Trainer(f.model, adapter(f, arena, 0), config, data(12), null);
+            Trainer second = new Trainer(f.model, adapter(f, arena, 0), config, data(12), null);
+            List<Integer> refused = new ArrayList<>();
+            first.listener(m -> {
+                assertThatThrownBy(second::run).isInstanceOf(UncheckedIOException.class)
+                        .hasMessage(dir + ": expected a folder that no other run writes to, found one that holds it");
+                refused.add(m.step());
+            }).run();
+            assertThat(refused).hasSize(6);
+            assertThat(second.run()).isNotNull();
+            try (RunLock held = RunLock.acquire(dir)) {
+                assertThatThrownBy(second::run).isInstanceOf(UncheckedIOException.class);
+                assertThat(second.run(held)).isNotNull();
+                assertThatThrownBy(second::run).as("it goes on holding").isInstanceOf(UncheckedIOException.class);
+                Trainer elsewhere = new Trainer(f.model, adapter(f, arena, 0), config().output(dir.resolve("b")).build(),
+                        data(12), null);
+                assertThatThrownBy(() -> elsewhere.run(held)).isInstanceOf(IllegalArgumentException.class)
+                        .hasMessage("expected to hold the output " + dir.resolve("b") + ", found " + dir);
+            }
         }
     }
 
