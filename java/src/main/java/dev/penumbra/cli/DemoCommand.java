@@ -133,7 +133,7 @@ final class DemoCommand implements Callable<Integer> {
         Tuned dense = train(penumbra, null, config(steps), train, null, heldOut, out);
         out.println("Sparse:  the backward pass skips the blocks of neurons that its gradient hardly uses");
         Tuned sparse = train(penumbra, alone,
-                config(steps).sparsity(SPARSITY).output(output).baseModel(penumbra.directory().toString()),
+                config(steps).sparsity(SPARSITY).output(output),
                 train, calibration, heldOut, out);
 
         Skill after = skill(penumbra, penumbra.readAdapter(output), tokenizer, heldOut, prompt);

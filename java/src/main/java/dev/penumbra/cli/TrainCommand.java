@@ -148,7 +148,7 @@ final class TrainCommand implements Callable<Integer> {
     private TrainConfig.Builder config(SparsityConfig mlp, AttentionConfig attention) {
         return TrainConfig.builder().steps(steps).epochs(epochs).batchSize(batchSize).seqLen(data.seqLen).lr(lr)
                 .schedule(schedule).warmupSteps(warmupSteps).weightDecay(weightDecay).clip(clip).gradAccum(gradAccum)
-                .seed(seed).shuffle(!noShuffle).pack(!noPack).baseModel(model.model.toString()).evalEvery(evalEvery)
+                .seed(seed).shuffle(!noShuffle).pack(!noPack).evalEvery(evalEvery)
                 .saveEvery(saveEvery).output(output).resume(resume).sparsity(mlp).attention(attention);
     }
 

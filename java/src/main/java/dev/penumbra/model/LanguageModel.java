@@ -8,6 +8,7 @@ import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
+import java.nio.file.Path;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
 
@@ -23,6 +24,9 @@ public interface LanguageModel extends AutoCloseable {
 
     /** The longest sample the learned positions allow. */
     int maxPositions();
+
+    /** The folder that it was read from, which its adapters name as their base model. */
+    Path directory();
 
     /** Every layer that an adapter may sit on, in the forward pass's order. */
     List<AdaptableLayer> adaptableLayers();

@@ -9,6 +9,7 @@ import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
@@ -135,6 +136,11 @@ public final class Opt implements LanguageModel {
     }
 
     @Override
+    public Path directory() {
+        return folder.directory();
+    }
+
+    @Override
     public List<AdaptableLayer> adaptableLayers() {
         return List.copyOf(adaptable);
     }
@@ -214,5 +220,12 @@ public final class Opt implements LanguageModel {
     /** The weights live as long as the arena they were loaded into; nothing else is held. */
     @Override
     public void close() {
+    }
+
+    @Override
+    public String toString() {
+        return "OPT of " + config.numHiddenLayers() + " layers, hidden size " + config.hiddenSize() + ", "
+                + config.numAttentionHeads() + " heads, " + config.ffnDim() + " neurons, in " + dtype + " on "
+                + backend.device() + (loaded == null ? ", not loaded" : "");
     }
 }

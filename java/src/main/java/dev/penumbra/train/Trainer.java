@@ -179,6 +179,10 @@ public final class Trainer {
         return options;
     }
 
+    private String baseModel() {
+        return config.baseModel().isEmpty() ? model.directory().toString() : config.baseModel();
+    }
+
     private PassShape shape() {
         return PassShape.ofRows(config.batchSize(), config.seqLen(), true);
     }
@@ -511,7 +515,7 @@ public final class Trainer {
             Checkpoints.State reached = new Checkpoints.State(step, batches.epoch(), batches.index(), config.seed(),
                     microBatch, sparsity == null ? 0 : sparsity.mlpTightness(),
                     sparsity == null ? 0 : sparsity.attentionTightness(), settings());
-            Path folder = Checkpoints.save(config.output(), adapter, config.baseModel(), state.m, state.v, reached);
+            Path folder = Checkpoints.save(config.output(), adapter, baseModel(), state.m, state.v, reached);
             savedStep = step;
             listeners.forEach(l -> l.onSave(step, folder));
         }
@@ -531,7 +535,7 @@ public final class Trainer {
             return;
         }
         try (Arena arena = Arena.ofConfined()) {
-            PeftAdapter.write(config.output(), adapter.config(), config.baseModel(), adapter.toHost(arena));
+            PeftAdapter.write(config.output(), adapter.config(), baseModel(), adapter.toHost(arena));
         }
         float[] first = probe(adapter);
         try (Arena arena = Arena.ofShared(); PeftAdapter written = PeftAdapter.read(config.output())) {

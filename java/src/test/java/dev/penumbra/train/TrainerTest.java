@@ -15,6 +15,7 @@ import dev.penumbra.data.Batches;
 import dev.penumbra.data.DataException;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.Sample;
+import dev.penumbra.io.PeftAdapter;
 import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
@@ -407,6 +408,19 @@ class TrainerTest {
                         data(12), null);
                 assertThatThrownBy(() -> elsewhere.run(held)).isInstanceOf(IllegalArgumentException.class)
                         .hasMessage("expected to hold the output " + dir.resolve("b") + ", found " + dir);
+            }
+        }
+    }
+
+    @Test
+    void anAdapterNamesTheModelsFolderAsItsBaseUnlessToldAnother(@TempDir Path dir) throws IOException {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            train(f, adapter(f, arena, 0), config().output(dir.resolve("a")).build(), -1);
+            train(f, adapter(f, arena, 0), config().output(dir.resolve("b")).baseModel("facebook/opt-125m").build(), 3);
+            try (PeftAdapter own = PeftAdapter.read(dir.resolve("a"));
+                    PeftAdapter told = PeftAdapter.read(dir.resolve("b/checkpoint-3"))) {
+                assertThat(own.baseModel()).isEqualTo(PeftFixture.COMMITTED.resolve("pre-norm").toString());
+                assertThat(told.baseModel()).isEqualTo("facebook/opt-125m");
             }
         }
     }
