@@ -143,12 +143,21 @@ public final class Penumbra implements AutoCloseable {
         }
     }
 
-    /** Frees the device and all that lives there: model and adapters must not be used after. */
+    /** Frees the device and all that lives there: model and adapters must not be used after. A second time does nothing. */
     @Override
     public void close() {
+        if (!arena.scope().isAlive()) {
+            return;
+        }
         model.close();
         arena.close();
         backend.close();
         folder.close();
+    }
+
+    /** The folder and what was read from it. */
+    @Override
+    public String toString() {
+        return directory() + ": " + model;
     }
 }

@@ -106,9 +106,16 @@ public abstract sealed class WeightsFile implements AutoCloseable permits Safete
         return entry;
     }
 
-    /** Unmaps the file; its tensors throw from then on. */
+    /** Unmaps the file; its tensors throw from then on. A second time does nothing. */
     @Override
     public final void close() {
-        arena.close();
+        if (arena.scope().isAlive()) {
+            arena.close();
+        }
+    }
+
+    @Override
+    public String toString() {
+        return file + ": " + entries.size() + " tensors";
     }
 }

@@ -7,6 +7,7 @@ import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.SplittableRandom;
 import java.util.function.IntFunction;
+import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
 /** What the choices of MLPs' blocks and of attention's have in common: how much lists are asked for, and what is told of them. */
@@ -141,5 +142,11 @@ abstract class BlockSelection {
             }
         }
         return all == 0 ? 1 : covered / all;
+    }
+
+    @Override
+    public String toString() {
+        long sparse = IntStream.range(0, layers).filter(this::isSparse).count();
+        return "blocks to choose in " + sparse + " of " + layers + " layers";
     }
 }

@@ -47,13 +47,17 @@ final class LoadedBatch {
     /**
      * Uploads a batch.
      *
-     * @throws IllegalArgumentException when it is empty or larger than the pass
+     * @throws IllegalArgumentException when it is empty or larger than the pass, or a sample longer
      * @throws ModelException when it has tokens or positions that the model does not
      */
     void load(Batch batch) {
         int given = batch.ids().length;
-        if (given == 0 || given > capacity || batch.rows().length > capacity || batch.samples() > capacity) {
-            throw new IllegalArgumentException("expected 1 to " + capacity + " tokens in a batch, found " + given);
+        if (given == 0 || given > shape.tokens() || batch.rows().length > capacity || batch.samples() > capacity) {
+            throw new IllegalArgumentException("expected 1 to " + shape.tokens() + " tokens in a batch, found " + given);
+        }
+        if (batch.maxSeqlen() > shape.maxSeqlen()) {
+            throw new IllegalArgumentException("expected samples of at most " + shape.maxSeqlen()
+                    + " tokens, as the pass was opened for, found one of " + batch.maxSeqlen());
         }
         requireKnown(batch);
         givenRows = given;
@@ -74,6 +78,13 @@ final class LoadedBatch {
         inputs.set(Input.ROWS_OF_BANDS,
                 bands().stream().mapToInt(band -> Math.clamp(valid - (long) band.from(), 0, bandRows)).toArray());
         inputs.upload(backend);
+    }
+
+    /** @throws IllegalStateException before the first batch */
+    void requireLoaded() {
+        if (rows == 0) {
+            throw new IllegalStateException("expected a loaded batch, found none");
+        }
     }
 
     /** Kernels look tokens and positions up as they are. */

@@ -17,7 +17,7 @@ public interface ModelPass {
      * Uploads a batch. Dropout is drawn when {@code dropout} is not null and the adapter has some; random blocks are drawn
      * from it too.
      *
-     * @throws IllegalArgumentException when the batch is empty or larger than the pass
+     * @throws IllegalArgumentException when the batch is empty or larger than the pass, or a sample longer
      * @throws IllegalStateException when blocks are to be chosen and the pass was opened without any to choose
      * @throws ModelException when the batch has tokens or positions that the model does not
      */
@@ -34,7 +34,11 @@ public interface ModelPass {
      */
     Object signature();
 
-    /** Runs the loaded batch up to the head's input. */
+    /**
+     * Runs the loaded batch up to the head's input.
+     *
+     * @throws IllegalStateException when none was loaded
+     */
     void forward();
 
     /** Loads a batch and runs it up to the head's input. */

@@ -147,6 +147,7 @@ final class OptPass implements ModelPass {
     }
 
     private void forward(Run run) {
+        batch.requireLoaded();
         embedding.forward(batch.of(activations.input(0)));
         for (int i = 0; i < activations.layers(); i++) {
             attention.forward(i, run);
@@ -197,7 +198,7 @@ final class OptPass implements ModelPass {
     @Override
     public void sense() {
         if (!senses()) {
-            throw new IllegalStateException("expected a pass opened to sense its coverage, found one without");
+            throw new IllegalStateException("expected a pass opened to sense its coverage, found one with senseEvery=0");
         }
         forward(Run.SENSING);
     }
@@ -246,5 +247,18 @@ final class OptPass implements ModelPass {
         public void tighten(int steps) {
             selection.tighten(steps);
         }
+
+        @Override
+        public String toString() {
+            return selection.toString();
+        }
+    }
+
+    @Override
+    public String toString() {
+        return "pass of up to " + shape.tokens() + " tokens, samples of up to " + shape.maxSeqlen()
+                + (shape.training() ? ", forward and backward" : ", forward")
+                + (selection == null ? "" : ", MLPs: " + selection)
+                + (attentionSelection == null ? "" : ", attention: " + attentionSelection);
     }
 }

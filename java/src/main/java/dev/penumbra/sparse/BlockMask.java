@@ -3,6 +3,7 @@ package dev.penumbra.sparse;
 import java.util.BitSet;
 import java.util.List;
 import java.util.Locale;
+import java.util.Objects;
 
 /** Which blocks of keys each block of queries of one sample attends to, head by head, on the host. */
 public final class BlockMask {
@@ -82,12 +83,21 @@ public final class BlockMask {
         return blocks;
     }
 
+    /**
+     * Whether a head's query block attends to a key block; to none after itself.
+     *
+     * @throws IndexOutOfBoundsException when there is no such head or block
+     */
     public boolean keeps(int head, int query, int key) {
+        Objects.checkIndex(head, heads);
+        Objects.checkIndex(query, blocks);
+        Objects.checkIndex(key, blocks);
         return kept.get((head * blocks + query) * blocks + key);
     }
 
     /** Blocks that a head keeps. */
     public int count(int head) {
+        Objects.checkIndex(head, heads);
         int from = head * blocks * blocks;
         return kept.get(from, from + blocks * blocks).cardinality();
     }

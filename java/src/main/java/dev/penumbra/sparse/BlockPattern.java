@@ -3,6 +3,7 @@ package dev.penumbra.sparse;
 import java.util.Arrays;
 import java.util.BitSet;
 import java.util.Locale;
+import java.util.Objects;
 
 /**
  * One causal layout of width x width blocks, with its index tables: which key blocks each query block attends to, and which
@@ -74,7 +75,14 @@ public final class BlockPattern {
         return width;
     }
 
+    /**
+     * Whether a query block attends to a key block; to none after itself.
+     *
+     * @throws IndexOutOfBoundsException when there is no such block
+     */
     public boolean keeps(int query, int key) {
+        Objects.checkIndex(query, width);
+        Objects.checkIndex(key, width);
         return kept.get(query * width + key);
     }
 

@@ -91,4 +91,19 @@ class PatternPoolTest {
         assertThatThrownBy(() -> PatternPool.atomic(4).with(PatternPool.atomic(4).patterns()))
                 .hasMessageContaining("expected patterns of different names");
     }
+
+    @Test
+    void blocksThatAreNoneAreRefused() {
+        BlockMask mask = BlockMask.of(2, 4, (head, i, j) -> true);
+        assertThat(mask.keeps(1, 3, 0)).isTrue();
+        assertThat(mask.keeps(1, 0, 3)).as("after the query").isFalse();
+        int[][] outside = {{2, 0, 0}, {-1, 0, 0}, {0, 4, 0}, {0, 0, 5}};
+        for (int[] at : outside) {
+            assertThatThrownBy(() -> mask.keeps(at[0], at[1], at[2])).isInstanceOf(IndexOutOfBoundsException.class);
+        }
+        assertThatThrownBy(() -> mask.count(2)).isInstanceOf(IndexOutOfBoundsException.class);
+        BlockPattern pattern = BlockPattern.of("all", 4, (i, j) -> true);
+        assertThat(pattern.keeps(3, 1)).isTrue();
+        assertThatThrownBy(() -> pattern.keeps(0, 5)).isInstanceOf(IndexOutOfBoundsException.class);
+    }
 }

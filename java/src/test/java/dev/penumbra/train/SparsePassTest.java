@@ -8,6 +8,8 @@ import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.Backends;
 import dev.penumbra.backend.Device;
 import dev.penumbra.backend.FakeBackend;
+import dev.penumbra.data.Batch;
+import dev.penumbra.data.Sample;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.model.MemoryPlan;
 import dev.penumbra.model.MlpObserver;
@@ -407,6 +409,15 @@ class SparsePassTest {
     @Test
     void whatAPassWasNotOpenedForIsRefused() throws IOException {
         try (SparseFixture f = new SparseFixture(folder, backend("cpu"), true)) {
+            assertThatThrownBy(() -> f.open(null).forward()).isInstanceOf(IllegalStateException.class)
+                    .hasMessage("expected a loaded batch, found none");
+            ModelPass small = f.model.openPass(f.arena, null, new PassShape(5, 3, false));
+            assertThatThrownBy(() -> small.load(Batch.of(new Sample(new int[6], new boolean[6])), null))
+                    .isInstanceOf(IllegalArgumentException.class)
+                    .hasMessage("expected 1 to 5 tokens in a batch, found 6");
+            assertThatThrownBy(() -> small.load(Batch.of(new Sample(new int[4], new boolean[4])), null))
+                    .isInstanceOf(IllegalArgumentException.class)
+                    .hasMessage("expected samples of at most 3 tokens, as the pass was opened for, found one of 4");
             assertThatThrownBy(() -> f.open(null).load(f.batch(), null, Mode.SPARSE))
                     .isInstanceOf(IllegalStateException.class)
                     .hasMessageContaining("expected a pass that was opened to choose blocks");
