@@ -131,10 +131,7 @@ final class InspectCommand implements Callable<Integer> {
             String name = String.valueOf(options.model.toAbsolutePath().normalize().getFileName());
             AtomicFiles.writeString(output, AttentionPage.html("Attention of " + name, about, looks, known.pool()));
             out.println(about);
-            looks.forEach(look -> out.printf(Locale.ROOT,
-                    "layer %2d: %s keeps %.1f%% of the blocks, %.1f%% of the mass; best %.1f%%%n",
-                    look.layer(), look.isPredicted() ? "predictor" : "mean", 100 * look.chosen().keptPart(),
-                    100 * look.chosenMass(), 100 * look.trueMass()));
+            looks.forEach(out::println);
             out.println("saved " + output);
         }
         out.flush();

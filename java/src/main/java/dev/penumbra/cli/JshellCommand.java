@@ -17,10 +17,14 @@ final class JshellCommand implements Callable<Integer> {
     static final String IMPORTS = """
             import dev.penumbra.*;
             import dev.penumbra.backend.*;
+            import dev.penumbra.backend.op.*;
             import dev.penumbra.data.*;
+            import dev.penumbra.expose.*;
             import dev.penumbra.io.*;
             import dev.penumbra.lora.*;
             import dev.penumbra.model.*;
+            import dev.penumbra.predict.*;
+            import dev.penumbra.sparse.*;
             import dev.penumbra.tensor.*;
             import dev.penumbra.train.*;
             import java.io.*;

@@ -58,4 +58,10 @@ public record Batch(int[] ids, int[] positions, int[] cuSeqlens, int[] rows, int
     public int samples() {
         return cuSeqlens.length - 1;
     }
+
+    @Override
+    public String toString() {
+        return "batch of " + samples() + " samples, " + realTokens + " of " + tokens() + " tokens real, the longest of "
+                + maxSeqlen + ", " + rows.length + " supervised";
+    }
 }

@@ -30,6 +30,11 @@ public interface Dataset {
             public String describe(int index) {
                 return "sample " + index;
             }
+
+            @Override
+            public String toString() {
+                return kept.size() + " samples";
+            }
         };
     }
 }

@@ -150,4 +150,9 @@ public final class HfTokenizer implements Tokenizer {
     public void close() {
         tokenizer.close();
     }
+
+    @Override
+    public String toString() {
+        return "tokenizer, start " + bosId + ", end " + eosId + ", padding " + padId;
+    }
 }

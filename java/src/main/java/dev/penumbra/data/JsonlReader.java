@@ -110,6 +110,11 @@ public final class JsonlReader {
             public String describe(int index) {
                 return name + " line " + lines.get(index);
             }
+
+            @Override
+            public String toString() {
+                return name + ": " + samples.size() + " samples";
+            }
         };
     }
 

@@ -29,4 +29,9 @@ public record Sample(int[] ids, boolean[] supervised) {
         }
         return count;
     }
+
+    @Override
+    public String toString() {
+        return "sample of " + length() + " tokens, " + supervisedCount() + " supervised";
+    }
 }

@@ -260,4 +260,10 @@ public final class AttentionCalibration implements AttentionExposure {
                 Calibration.floats(file, at + "bias", 2, heads, figures.rank()),
                 Calibration.floats(file, at + "distance", heads, figures.width()), figures.poolRows(), figures.blockSize());
     }
+
+    @Override
+    public String toString() {
+        return "attention of " + heads() + " heads in blocks of " + blockSize() + ", samples of up to " + width()
+                + " blocks";
+    }
 }

@@ -19,6 +19,7 @@ import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Locale;
 import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
@@ -164,5 +165,11 @@ public record AttentionLook(int layer, boolean isPredicted, BlockMask chosen, Bl
         Tensor device = backend.allocate(arena, host.dtype(), host.shape());
         backend.upload(host, device);
         return device;
+    }
+
+    @Override
+    public String toString() {
+        return String.format(Locale.ROOT, "layer %2d: %s keeps %.1f%% of the blocks, %.1f%% of the mass; best %.1f%%", layer,
+                isPredicted ? "predictor" : "mean", 100 * chosen.keptPart(), 100 * chosenMass, 100 * trueMass);
     }
 }

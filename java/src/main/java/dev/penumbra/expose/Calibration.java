@@ -358,4 +358,10 @@ public final class Calibration implements MlpExposure {
             throw new IllegalStateException("expected SHA-256, which every Java platform has", missing);
         }
     }
+
+    @Override
+    public String toString() {
+        return "calibration of " + layers() + " layers of " + neurons() + " neurons in blocks of " + manifest.blockSize()
+                + (attention == null ? ", without attention" : ", with " + attention);
+    }
 }

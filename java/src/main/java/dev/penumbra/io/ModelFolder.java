@@ -234,4 +234,9 @@ public final class ModelFolder implements AutoCloseable {
         files.clear();
         fileOf.clear();
     }
+
+    @Override
+    public String toString() {
+        return directory + ": " + fileOf.size() + " tensors";
+    }
 }

@@ -160,4 +160,9 @@ public final class PeftAdapter implements AutoCloseable {
     public void close() {
         file.close();
     }
+
+    @Override
+    public String toString() {
+        return file + ", " + config;
+    }
 }

@@ -242,4 +242,11 @@ public final class LoraAdapter {
     private String key(Site site, String matrix) {
         return prefix + site.layer().name() + ".lora_" + matrix + ".weight";
     }
+
+    @Override
+    public String toString() {
+        return "adapter of rank " + config.r() + " on " + sites.size() + " layers ("
+                + String.join(", ", config.targetModules())
+                + "), " + parameterCount() + " parameters";
+    }
 }

@@ -57,6 +57,53 @@ class JshellCommandTest {
     }
 
     @Test
+    void whatAShellShowsOfAModelItsDataAndItsBlocksIsReadable() throws IOException {
+        Path model = Cli.model(folder);
+        Path data = Cli.data(folder.resolve("data.jsonl"), 3);
+        Outcome outcome = run(
+                """
+                        var folder = Path.of(args[0]);
+                        var penumbra = Penumbra.open(folder, Device.CPU, 1, DType.F32);
+                        var tokenizer = HfTokenizer.load(folder);
+                        var data = JsonlReader.read(Path.of(args[1]), tokenizer, new JsonlOptions(64, false, JsonlOptions.LossOn.COMPLETION, 4096));
+                        System.out.println(penumbra);
+                        System.out.println(penumbra.folder());
+                        System.out.println(penumbra.model().backend());
+                        System.out.println(tokenizer);
+                        System.out.println(data);
+                        System.out.println(data.get(0));
+                        System.out.println(Batch.of(data.get(0)));
+                        System.out.println(penumbra.newAdapter(LoraConfig.ofRank(4), 1));
+                        penumbra.model().load();
+                        var arena = Arena.ofShared();
+                        var half = new SparsityConfig(SelectionPolicy.RANDOM, SparsityConfig.Pass.BOTH, 1, 0.5, 128, 0, 0, 0, false);
+                        var sparsity = SparsityPlanner.plan(penumbra.model(), half, null);
+                        var pass = penumbra.model().openPass(arena, null, new PassShape(64, 64, false), PassOptions.sparse(sparsity));
+                        System.out.println(pass);
+                        System.out.println(pass.blockChoice());
+                        System.out.println(PatternPool.atomic(8).union(0, 3).mask(4));
+                        Class<?>[] known = {Calibration.class, AttentionLook.class, BlockList.class};
+                        arena.close();
+                        tokenizer.close();
+                        penumbra.close();
+                        """,
+                model.toString(), data.toString());
+        assertThat(outcome.err()).isEmpty();
+        assertThat(outcome.out().lines()).containsExactly(
+                model + ": OPT of 6 layers, hidden size 256, 4 heads, 1024 neurons, in F32 on cpu, not loaded",
+                model + ": 100 tensors",
+                "backend on cpu",
+                "tokenizer, start 2, end 2, padding 1",
+                data + ": 3 samples",
+                "sample of 16 tokens, 11 supervised",
+                "batch of 1 samples, 16 of 16 tokens real, the longest of 16, 11 supervised",
+                "adapter of rank 4 on 12 layers (q_proj, v_proj), 24576 parameters",
+                "pass of up to 64 tokens, samples of up to 64, forward, MLPs: blocks to choose in 6 of 6 layers",
+                "blocks to choose in 6 of 6 layers",
+                "mask of 1 heads over 4 blocks, 90.0% kept");
+    }
+
+    @Test
     void memoryOfAConfinedArenaIsThereInLaterSnippets() throws IOException {
         Outcome outcome = run("""
                 var arena = Arena.ofConfined();

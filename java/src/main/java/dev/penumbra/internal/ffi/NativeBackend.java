@@ -326,4 +326,9 @@ public final class NativeBackend implements Backend {
             throw new IllegalStateException("expected an open backend: this one of " + device + " was closed");
         }
     }
+
+    @Override
+    public String toString() {
+        return "backend on " + device;
+    }
 }
