@@ -27,6 +27,7 @@ final class AttentionReport {
                 a.blockSize(), a.samples(), a.heldOutSamples(), a.blocks());
         text.append('\n');
         line(text, "Blocks that hold a part of a head's mass, in %% of those on and below the diagonal, head by head");
+        line(text, "(mean: of all samples; worst: the one that needs most, of those at least half as long as the longest)");
         line(text, "layer   mass           %s", numbers(a.heads()));
         for (int i = 0; i < a.layers().size(); i++) {
             AttentionLayer layer = a.layers().get(i);

@@ -16,10 +16,10 @@ final class DataOptions {
     @Option(names = "--data", required = true, paramLabel = "FILE", description = "JSON Lines: a line has text, or prompt and completion, or messages of role and content, or context and completion as token ids.")
     Path data;
 
-    @Option(names = "--seq-len", defaultValue = "512", paramLabel = "N", description = "Tokens of a row, the most of a sample; at most the model's positions.")
+    @Option(names = "--seq-len", defaultValue = "512", paramLabel = "N", description = "Tokens of a row, the most of a sample; at most the model's positions. A text that is longer becomes several samples.")
     int seqLen;
 
-    @Option(names = "--truncate", description = "Cut longer samples instead of refusing them.")
+    @Option(names = "--truncate", description = "Cut other samples that are longer instead of refusing them.")
     boolean truncate;
 
     @Option(names = "--loss", defaultValue = "completion", paramLabel = "TOKENS", description = "Which tokens are supervised: completion or all.")

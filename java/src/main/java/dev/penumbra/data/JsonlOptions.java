@@ -3,8 +3,8 @@ package dev.penumbra.data;
 /**
  * How lines become samples.
  *
- * @param seqLen the longest sample, in tokens
- * @param truncate cut longer samples instead of refusing them
+ * @param seqLen the longest sample, in tokens; a plain text that is longer becomes several
+ * @param truncate cut others that are longer instead of refusing them
  * @param lossOn which tokens are supervised
  * @param vocabSize tokens given as numbers must be below this
  */
