@@ -47,6 +47,13 @@ class LayersTest {
             .resideInAnyPackage("dev.penumbra.internal.ffi.penumbra..", "dev.penumbra.internal.ffi.cuda..");
 
     @ArchTest
+    static final ArchRule programsDoWithoutWhatTheCommandLineBrings = noClasses()
+            .that().resideOutsideOfPackage("dev.penumbra.cli..")
+            .should().dependOnClassesThat()
+            .resideInAnyPackage("picocli..", "tools.jackson.dataformat..")
+            .because("these dependencies are optional");
+
+    @ArchTest
     static final ArchRule onlyBackendsOpensNativeOnes = noClasses()
             .that().resideOutsideOfPackage("dev.penumbra.internal.ffi..")
             .and().doNotBelongToAnyOf(Backends.class)
