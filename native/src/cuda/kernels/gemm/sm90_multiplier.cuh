@@ -61,6 +61,7 @@ class Multiplier {
     drain();
     fence();
     if (add_) return;
+    asm volatile("");  // so that this stays a branch, not a selection for each sum
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
 #pragma unroll
