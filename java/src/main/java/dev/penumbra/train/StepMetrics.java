@@ -1,5 +1,6 @@
 package dev.penumbra.train;
 
+import java.util.Locale;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -29,5 +30,17 @@ public record StepMetrics(
     public StepMetrics(int step, double loss, double lr, double gradNorm, int realTokens, double tokensPerSecond,
             double stepMs) {
         this(step, loss, lr, gradNorm, realTokens, tokensPerSecond, stepMs, null, null);
+    }
+
+    /** A line for people; a sparse step's ends with the parts of its blocks that it computed. */
+    @Override
+    public String toString() {
+        return String.format(Locale.ROOT, "step %d  loss %.4f  lr %.2e  gradient norm %.3g  %.0f tokens/s  %.1f ms%s%s",
+                step, loss,
+                lr, gradNorm, tokensPerSecond, stepMs, kept("MLP", sparsity), kept("attention", attention));
+    }
+
+    private static String kept(String of, @Nullable StepSparsity sparsity) {
+        return sparsity == null ? "" : String.format(Locale.ROOT, "  %s %.0f%%", of, 100 * sparsity.meanKept());
     }
 }
