@@ -1,4 +1,6 @@
 // LayerNorm, LoRA, cross-entropy, embedding and AdamW against double.
+#include <cstring>
+
 #include "harness.h"
 
 using namespace test;
@@ -136,6 +138,17 @@ void cross_entropy(pnb_context* context, int32_t dtype, int64_t m, int64_t hidde
   auto p = params<pnb_linear_cross_entropy_params>();
   p.x = x.t, p.weight = weight, p.rows = row_indices.t, p.targets = targets.t, p.grad_scale = scale.t, p.loss = loss.t, p.dx = dx.t;
   ok(pnb_linear_cross_entropy_workspace(context, &p, &p.workspace.bytes), what);
+  auto planned = p;
+  pnb_weight* description = nullptr;
+  wp.storage = nullptr;
+  ok(pnb_weight_create(context, &wp, &description), what);
+  planned.weight = description;
+  for (pnb_tensor* t : {&planned.x, &planned.rows, &planned.targets, &planned.grad_scale, &planned.loss, &planned.dx}) {
+    t->data = nullptr;
+  }
+  ok(pnb_linear_cross_entropy_workspace(context, &planned, &planned.workspace.bytes), what);
+  expect(planned.workspace.bytes == p.workspace.bytes, what + ": a description asks for another workspace than its weight");
+  pnb_weight_destroy(description);
   std::vector<char> workspace(p.workspace.bytes + 256);
   p.workspace.data = workspace.data() + (256 - reinterpret_cast<uintptr_t>(workspace.data()) % 256);
   ok(pnb_linear_cross_entropy(context, &p), what);
@@ -241,6 +254,26 @@ void misuse(pnb_context* context) {
 
 }  // namespace
 
+// Where a processor keeps a block's logits in its caches, a plan has no room for all of them.
+void cross_entropy_in_caches(pnb_context* context) {
+  const char* processor = nullptr;
+  ok(pnb_context_describe(context, &processor), "describe");
+  if (!std::strstr(processor, "AVX-512 bf16,")) return;
+  const int64_t rows = 512, hidden = 768, vocab = 50272;
+  pnb_tensor part{nullptr, PNB_DTYPE_BF16, 2, {vocab, hidden}, {hidden, 1}};
+  auto wp = params<pnb_weight_params>();
+  wp.dtype = PNB_DTYPE_BF16, wp.uses = PNB_WEIGHT_FORWARD | PNB_WEIGHT_BACKWARD, wp.parts = &part, wp.part_count = 1;
+  pnb_weight* weight = nullptr;
+  ok(pnb_weight_create(context, &wp, &weight), "a description");
+  auto p = params<pnb_linear_cross_entropy_params>();
+  p.x = p.dx = {nullptr, PNB_DTYPE_BF16, 2, {rows, hidden}, {hidden, 1}}, p.weight = weight;
+  p.rows = p.targets = {nullptr, PNB_DTYPE_I32, 1, {rows}, {1}}, p.grad_scale = p.loss = {nullptr, PNB_DTYPE_F32, 1, {1}, {1}};
+  uint64_t bytes = 0;
+  ok(pnb_linear_cross_entropy_workspace(context, &p, &bytes), "workspace of a large head");
+  expect(bytes < 128 * vocab * sizeof(float), "cross-entropy: a workspace of " + std::to_string(bytes) + " bytes");
+  pnb_weight_destroy(weight);
+}
+
 int main() {
   pnb_context* context = test::context();
   for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
@@ -258,6 +291,7 @@ int main() {
     }());
     embedding(context, dtype);
   }
+  cross_entropy_in_caches(context);
   layer_norm(context, PNB_DTYPE_F32, PNB_DTYPE_BF16, 3, 39, true);
   layer_norm(context, PNB_DTYPE_F32, PNB_DTYPE_BF16, 5, 96, false);
   lora(context, PNB_DTYPE_F32, PNB_DTYPE_BF16, 65, 300, 77, 4);

@@ -59,10 +59,10 @@ class CpuBackend final : public Backend {
   void layer_norm_backward(const pnb_layer_norm_backward_params& p) override { cpu::layer_norm_backward(p, threads_); }
   void embedding(const pnb_embedding_params& p) override { cpu::embedding(p, threads_); }
   void linear_cross_entropy(const pnb_linear_cross_entropy_params& p) override {
-    cpu::linear_cross_entropy(gemm_, p, threads_);
+    cpu::linear_cross_entropy(matmul_, gemm_, p, threads_);
   }
   uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p) override {
-    return cpu::linear_cross_entropy_workspace(p, threads_);
+    return cpu::linear_cross_entropy_workspace(matmul_, p, threads_);
   }
   void activation_mass(const pnb_activation_mass_params& p) override { cpu::activation_mass(p, threads_); }
   uint64_t activation_mass_workspace(const pnb_activation_mass_params&) override { return 0; }

@@ -112,12 +112,11 @@ void gradient_row(float* row, double sum, int32_t target, float grad_scale, int3
 
 }  // namespace
 
-uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p, int threads) {
-  // A described weight does not tell its layout.
-  return std::max(Layout(p).bytes, p.weight->dtype == PNB_DTYPE_BF16 ? strip_cross_entropy_workspace(p, threads) : 0);
+uint64_t linear_cross_entropy_workspace(Matmul& matmul, const pnb_linear_cross_entropy_params& p, int threads) {
+  return serves_strip_cross_entropy(matmul, p) ? strip_cross_entropy_workspace(p, threads) : Layout(p).bytes;
 }
 
-void linear_cross_entropy(Gemm& gemm, const pnb_linear_cross_entropy_params& p, int threads) {
+void linear_cross_entropy(Matmul& matmul, Gemm& gemm, const pnb_linear_cross_entropy_params& p, int threads) {
   const auto* weight = static_cast<const PackedWeight*>(p.weight);
   const int32_t* rows = static_cast<const int32_t*>(p.rows.data);
   const int32_t* targets = static_cast<const int32_t*>(p.targets.data);
@@ -147,7 +146,7 @@ void linear_cross_entropy(Gemm& gemm, const pnb_linear_cross_entropy_params& p, 
     zero.d = p.dx;
     pnb::cpu::fill(zero, threads);
   }
-  if (serves_strip_cross_entropy(p)) {
+  if (serves_strip_cross_entropy(matmul, p)) {
     *static_cast<float*>(p.loss.data) += static_cast<float>(strip_cross_entropy(p, supervised, threads));
     return;
   }

@@ -6,7 +6,7 @@
 
 namespace pnb::cpu {
 
-void linear_cross_entropy(Gemm& gemm, const pnb_linear_cross_entropy_params& p, int threads);
-uint64_t linear_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p, int threads);
+void linear_cross_entropy(Matmul& matmul, Gemm& gemm, const pnb_linear_cross_entropy_params& p, int threads);
+uint64_t linear_cross_entropy_workspace(Matmul& matmul, const pnb_linear_cross_entropy_params& p, int threads);
 
 }  // namespace pnb::cpu

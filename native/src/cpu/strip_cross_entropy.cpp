@@ -207,10 +207,11 @@ struct Block {
 
 }  // namespace
 
-bool serves_strip_cross_entropy(const pnb_linear_cross_entropy_params& p) {
-  const auto* weight = static_cast<const PackedWeight*>(p.weight);
-  return has_avx512_bf16() && weight->dtype == PNB_DTYPE_BF16 && PackedWeight::tiled(weight->forward) &&
-         (!present(p.dx) || PackedWeight::tiled(weight->backward));
+bool serves_strip_cross_entropy(Matmul& matmul, const pnb_linear_cross_entropy_params& p) {
+  // A query tells by its shape alone that dx is wanted.
+  bool gradient = p.dx.rank > 0 && (p.weight->uses & PNB_WEIGHT_BACKWARD) != 0;
+  return has_avx512_bf16() && p.weight->dtype == PNB_DTYPE_BF16 && PackedWeight::tiled(matmul, *p.weight, PNB_WEIGHT_FORWARD) &&
+         (!gradient || PackedWeight::tiled(matmul, *p.weight, PNB_WEIGHT_BACKWARD));
 }
 
 uint64_t strip_cross_entropy_workspace(const pnb_linear_cross_entropy_params& p, int threads) {

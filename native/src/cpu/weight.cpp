@@ -94,21 +94,26 @@ Desc packed(Matmul& matmul, int64_t k, int64_t n, dnnl::memory::data_type type) 
   return fastest == tiled_desc(k, n, type) ? fastest : plain;
 }
 
+// How W [out, in] lies for a use.
+Desc desc_of(Matmul& matmul, int64_t out, int64_t in, int32_t dtype, int32_t use) {
+  auto type = dnnl_type(dtype);
+  bool forward = use == PNB_WEIGHT_FORWARD;
+  // Without a bf16 matmul the weight stays plain: every product widens it first.
+  bool plain = dtype == PNB_DTYPE_BF16 && !matmul.bf16();
+  if (!plain) return forward ? packed(matmul, in, out, type) : packed(matmul, out, in, type);
+  return forward ? Desc({in, out}, type, dnnl::memory::dims{1, in}) : Desc({out, in}, type, dnnl::memory::format_tag::ab);
+}
+
 Layout layout_of(Matmul& matmul, const pnb_weight_params& p) {
   Layout layout;
   layout.in = p.parts[0].shape[1];
   for (int i = 0; i < p.part_count; ++i) layout.out += p.parts[i].shape[0];
-  auto type = dnnl_type(p.dtype);
-  // Without a bf16 matmul the weight stays plain: every product widens it first.
-  bool plain = p.dtype == PNB_DTYPE_BF16 && !matmul.bf16();
   if (p.uses & PNB_WEIGHT_FORWARD) {
-    layout.forward = plain ? Desc({layout.in, layout.out}, type, dnnl::memory::dims{1, layout.in})
-                           : packed(matmul, layout.in, layout.out, type);
+    layout.forward = desc_of(matmul, layout.out, layout.in, p.dtype, PNB_WEIGHT_FORWARD);
     layout.forward_bytes = aligned(layout.forward.get_size());
   }
   if (p.uses & PNB_WEIGHT_BACKWARD) {
-    layout.backward = plain ? Desc({layout.out, layout.in}, type, dnnl::memory::format_tag::ab)
-                            : packed(matmul, layout.out, layout.in, type);
+    layout.backward = desc_of(matmul, layout.out, layout.in, p.dtype, PNB_WEIGHT_BACKWARD);
     layout.backward_bytes = aligned(layout.backward.get_size());
   }
   return layout;
@@ -134,6 +139,11 @@ std::vector<char> stacked(const pnb_weight_params& p, int64_t out, int64_t in) {
 }
 
 }  // namespace
+
+bool PackedWeight::tiled(Matmul& matmul, const pnb_weight& weight, int32_t use) {
+  if (!weight.described) return tiled(static_cast<const PackedWeight&>(weight).matrix(use));
+  return desc_of(matmul, weight.out, weight.in, weight.dtype, use).get_inner_nblks() > 0;
+}
 
 Matrix PackedWeight::listed(int32_t use, std::span<const Run> runs, int64_t neurons, int64_t most, Scratch& scratch,
                             int threads) const {

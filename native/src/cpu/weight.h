@@ -18,6 +18,9 @@ struct PackedWeight final : pnb_weight {
 
   const Matrix& matrix(int32_t use) const { return use == PNB_WEIGHT_FORWARD ? forward : backward; }
 
+  // Whether a weight, or what the description of one would be packed as, lies in tiles for a use that it has.
+  static bool tiled(Matmul& matmul, const pnb_weight& weight, int32_t use);
+
   // The same operand made of the neurons in `runs` only, one after another, `neurons` of them; gathered into `scratch`, which
   // is given room for `most`.
   Matrix listed(int32_t use, std::span<const Run> runs, int64_t neurons, int64_t most, Scratch& scratch, int threads) const;
