@@ -14,6 +14,7 @@ import dev.penumbra.predict.AttentionSparsity;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.Arrays;
+import java.util.EnumSet;
 import java.util.IdentityHashMap;
 import java.util.Map;
 import org.jspecify.annotations.Nullable;
@@ -122,7 +123,10 @@ final class AttentionSelection extends BlockSelection {
         mass = anyMass ? masses("attention mass") : null;
         pooled = pooledRows == 0
                 ? null
-                : buffers.activations("pooled for attention's predictors", DType.F32, (long) pooledRows * hidden);
+                : buffers.passing(
+                        // Where no norm comes before the attention, the one that ends the layer below pools for it.
+                        normBeforeFirst ? EnumSet.of(Stage.ATTENTION) : EnumSet.of(Stage.MLP, Stage.ATTENTION), DType.F32,
+                        (long) pooledRows * hidden);
         stagedTable = config.policy() == AttentionPolicy.RANDOM
                 ? buffers.stage("staged attention table", DType.F32, heads, width, width)
                 : null;

@@ -7,57 +7,46 @@ import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.util.Objects;
+import java.util.Set;
 import org.jspecify.annotations.Nullable;
 
 /**
  * Where a pass's buffers come from. The same code lays a pass out twice: once to plan, where tensors are descriptions that
  * nothing may read and operations only say what workspace they need, and once to run.
+ *
+ * <p>What lives within some {@link Stage}s of a pass only, operations' workspace among it, shares memory with what lives within
+ * others.
  */
-public final class Buffers {
+public class Buffers {
 
     private static final long ALIGNMENT = 256;
 
     private final Backend backend;
     private final @Nullable Arena owner;
     private final @Nullable MemoryPlan plan;
-    private long workspaceBytes;
-    private @Nullable Tensor workspace;
-    private long passingBytes;
-    private long aloneBytes;
-    private @Nullable Tensor passing;
+    private final @Nullable Tensor shared;
+    /** Bytes of shared memory that tensors have, by stage. */
+    private final long[] taken = new long[Stage.values().length];
+    /** Bytes that planned operations need beside these. */
+    private final long[] workspaceBytes = new long[taken.length];
+    private Stage stage = Stage.EMBEDDING;
 
-    /**
-     * Bytes that planning found.
-     *
-     * @param workspace the largest of the operations that {@link #run} ran
-     * @param passing room for all {@link #passing} tensors, and for the workspace of what {@link #runAlone} ran
-     */
-    record Sizes(long workspace, long passing) {
-    }
-
-    private Buffers(Backend backend, @Nullable Arena owner, @Nullable MemoryPlan plan) {
+    Buffers(Backend backend, @Nullable Arena owner, @Nullable MemoryPlan plan, long sharedBytes) {
         this.backend = backend;
         this.owner = owner;
         this.plan = plan;
+        shared = sharedBytes == 0
+                ? null
+                : backend.allocate(Objects.requireNonNull(owner), DType.U8, Shape.of(sharedBytes));
     }
 
     public static Buffers planning(Backend backend, MemoryPlan plan) {
-        return new Buffers(backend, null, plan);
+        return new Buffers(backend, null, plan, 0);
     }
 
-    public static Buffers allocating(Backend backend, Arena owner, long workspaceBytes) {
-        return allocating(backend, owner, new Sizes(workspaceBytes, 0));
-    }
-
-    static Buffers allocating(Backend backend, Arena owner, Sizes sizes) {
-        Buffers buffers = new Buffers(backend, owner, null);
-        buffers.workspace = buffers.bytes(sizes.workspace);
-        buffers.passing = buffers.bytes(sizes.passing);
-        return buffers;
-    }
-
-    private @Nullable Tensor bytes(long count) {
-        return count == 0 ? null : backend.allocate(Objects.requireNonNull(owner), DType.U8, Shape.of(count));
+    /** @param sharedBytes what planning found */
+    public static Buffers allocating(Backend backend, Arena owner, long sharedBytes) {
+        return new Buffers(backend, owner, null, sharedBytes);
     }
 
     /** Whether operations are planned, not run. */
@@ -80,17 +69,22 @@ public final class Buffers {
     }
 
     /**
-     * Memory of what lives within a layer's forward or backward pass only, to begin with in any state. What is
-     * {@link #runAlone run alone} has its workspace there.
+     * Memory of what lives within the given stages only: its contents, to begin with in any state, last as long as one of these
+     * follows another. All of it is asked for before the first operation.
      */
-    Tensor passing(DType dtype, long... dims) {
+    Tensor passing(Set<Stage> stages, DType dtype, long... dims) {
         Shape shape = Shape.of(dims);
-        long from = passingBytes;
-        long bytes = shape.size() * dtype.byteSize();
-        passingBytes = Math.ceilDiv(from + bytes, ALIGNMENT) * ALIGNMENT;
+        long from = stages.stream().mapToLong(in -> taken[in.ordinal()]).max().orElseThrow();
+        long to = from + shape.size() * dtype.byteSize();
+        stages.forEach(in -> taken[in.ordinal()] = Math.ceilDiv(to, ALIGNMENT) * ALIGNMENT);
         return plan != null
                 ? Tensor.planned(dtype, shape)
-                : Objects.requireNonNull(passing).slice(0, from, from + bytes).as(dtype).reshape(dims);
+                : Objects.requireNonNull(shared).slice(0, from, to).as(dtype).reshape(dims);
+    }
+
+    /** Begins a stage: what is run from now on belongs to it. */
+    void begin(Stage next) {
+        stage = next;
     }
 
     /** Memory with contents that are there from the start, rounded to a float dtype. */
@@ -119,40 +113,26 @@ public final class Buffers {
     /** Runs an operation, or, while planning, takes note of the workspace it needs. */
     public void run(Operation operation) {
         if (plan != null) {
-            workspaceBytes = Math.max(workspaceBytes, backend.workspaceBytes(operation));
+            int at = stage.ordinal();
+            workspaceBytes[at] = Math.max(workspaceBytes[at], backend.workspaceBytes(operation));
         } else {
             backend.run(operation);
         }
     }
 
-    /** As {@link #run}, of an operation outside of all layers, whose workspace is {@link #workspaceAlone}. */
-    void runAlone(Operation operation) {
-        if (plan != null) {
-            aloneBytes = Math.max(aloneBytes, backend.workspaceBytes(operation));
-        } else {
-            backend.run(operation);
-        }
-    }
-
-    /** As {@link #workspace}, of what is run alone. */
-    @Nullable
-    Tensor workspaceAlone() {
-        return passing;
-    }
-
-    /** The workspace of operations that run; null where they need none, or are only planned. */
+    /** The workspace of operations that run in the stage that was begun; null where they need none, or are only planned. */
     @Nullable
     public Tensor workspace() {
-        return workspace;
+        long from = taken[stage.ordinal()];
+        return shared == null || from >= shared.shape().size() ? null : shared.slice(0, from, shared.shape().size());
     }
 
-    /** The largest workspace of the operations that were planned. */
-    public long workspaceBytes() {
-        return workspaceBytes;
-    }
-
-    /** What was planned. */
-    Sizes sizes() {
-        return new Sizes(workspaceBytes, Math.max(passingBytes, aloneBytes));
+    /** Bytes of shared memory that planning found. */
+    public long sharedBytes() {
+        long most = 0;
+        for (int i = 0; i < taken.length; i++) {
+            most = Math.max(most, taken[i] + workspaceBytes[i]);
+        }
+        return most;
     }
 }

@@ -15,6 +15,8 @@ import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.Arrays;
+import java.util.EnumSet;
+import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -86,7 +88,7 @@ final class MlpSelection extends BlockSelection {
                         predictor == null ? 0 : Math.ceilDiv(capacityRows, predictor.poolRows()));
             }
         }
-        pooled = pooledRows == 0 ? null : buffers.passing(DType.F32, (long) pooledRows * hidden);
+        pooled = pooledRows == 0 ? null : buffers.passing(EnumSet.of(Stage.MLP), DType.F32, (long) pooledRows * hidden);
         neuronMass = config.policy() == SelectionPolicy.SEED || senses()
                 ? buffers.activations("neuron mass", DType.F32, sparsity.neurons())
                 : null;
@@ -155,6 +157,11 @@ final class MlpSelection extends BlockSelection {
     /** Whether what a layer writes by lists has no room for all neurons. */
     boolean isCompact(int layer) {
         return isSparse(layer) && !isBackwardOnly() && width(layer) < sparsity.neurons();
+    }
+
+    /** Whether {@link #isCompact} holds of some layer. */
+    boolean hasCompact() {
+        return IntStream.range(0, layers()).anyMatch(this::isCompact);
     }
 
     /** Columns of a layer's compact activation. */

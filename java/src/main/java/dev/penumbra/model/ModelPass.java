@@ -47,7 +47,11 @@ public interface ModelPass {
         forward();
     }
 
-    /** loss[0] += the sum of −log p(target) over the batch's supervised tokens. Follows {@link #forward}. */
+    /**
+     * loss[0] += the sum of −log p(target) over the batch's supervised tokens. Follows {@link #forward}.
+     *
+     * @throws IllegalStateException when no forward pass of the loaded batch went before, or its gradients were taken
+     */
     void addLoss(Tensor loss);
 
     /**
@@ -56,10 +60,15 @@ public interface ModelPass {
      *
      * @param gradScale f32 [1] on the device
      * @param grad f32, flat, laid out as the adapter's parameters
+     * @throws IllegalStateException as {@link #addLoss}
      */
     void addLossAndGradients(Tensor loss, Tensor gradScale, Tensor grad);
 
-    /** logits[tokens, vocab], f32, of the batch's first rows: {@code =}. Follows {@link #forward}. */
+    /**
+     * logits[tokens, vocab], f32, of the batch's first rows: {@code =}. Follows {@link #forward}.
+     *
+     * @throws IllegalStateException as {@link #addLoss}
+     */
     void logits(Tensor logits);
 
     /**

@@ -207,8 +207,8 @@ public final class Opt implements LanguageModel {
     @Override
     public ModelPass openPass(Arena owner, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options) {
         requireLoaded();
-        Buffers.Sizes sizes = OptPass.plan(this, adapter, shape, options, new MemoryPlan());
-        return new OptPass(this, adapter, shape, options, Buffers.allocating(backend, owner, sizes));
+        long shared = OptPass.plan(this, adapter, shape, options, new MemoryPlan());
+        return new OptPass(this, adapter, shape, options, Buffers.allocating(backend, owner, shared));
     }
 
     @Override

@@ -5,7 +5,9 @@ import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraAdapter.Site;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
+import java.util.EnumSet;
 import java.util.List;
+import java.util.Set;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -24,9 +26,12 @@ final class OptActivations {
     private final @Nullable Tensor dBranch;
     private final @Nullable Tensor dQkv;
 
-    /** @param lowest first layer that has a backward pass */
+    /**
+     * @param lowest first layer that has a backward pass
+     * @param recomputes whether some layer's backward pass computes fc1's output again
+     */
     OptActivations(Opt model, @Nullable LoraAdapter adapter, Buffers buffers, PassShape shape, int lowest,
-            ReluMasks reluMasks) {
+            boolean recomputes, ReluMasks reluMasks) {
         OptConfig config = model.config();
         int capacity = shape.capacity();
         int h = config.hiddenSize();
@@ -35,8 +40,9 @@ final class OptActivations {
         layers = new LayerBuffers[count];
         this.reluMasks = reluMasks;
         DType residual = model.backend().residualDType(model.dtype());
-        productInput = config.doLayerNormBefore() || residual != model.dtype()
-                ? buffers.passing(model.dtype(), capacity, h)
+        boolean preNorm = config.doLayerNormBefore();
+        productInput = preNorm || residual != model.dtype()
+                ? buffers.passing(readsProductInput(preNorm, recomputes), model.dtype(), capacity, h)
                 : null;
         LayerBuffers shared = lowest == 0
                 ? null
@@ -54,9 +60,26 @@ final class OptActivations {
             }
         }
         boolean training = shape.training();
-        dX = training ? buffers.activations("d hidden", model.dtype(), capacity, h) : null;
-        dBranch = training ? buffers.passing(model.dtype(), capacity, h) : null;
-        dQkv = training ? buffers.passing(model.dtype(), capacity, 3L * h) : null;
+        dX = training
+                ? buffers.passing(EnumSet.of(Stage.HEAD, Stage.MLP_BACKWARD, Stage.ATTENTION_BACKWARD), model.dtype(),
+                        capacity, h)
+                : null;
+        dBranch = training
+                ? buffers.passing(EnumSet.of(Stage.MLP_BACKWARD, Stage.ATTENTION_BACKWARD), model.dtype(), capacity, h)
+                : null;
+        dQkv = training ? buffers.passing(EnumSet.of(Stage.ATTENTION_BACKWARD), model.dtype(), capacity, 3L * h) : null;
+    }
+
+    /** Where the backward pass needs a norm's output, adapters read it from the norm's input as it is in memory. */
+    private static Set<Stage> readsProductInput(boolean preNorm, boolean recomputes) {
+        Set<Stage> stages = EnumSet.of(Stage.ATTENTION, Stage.MLP);
+        if (!preNorm || recomputes) {
+            stages.add(Stage.MLP_BACKWARD);
+        }
+        if (!preNorm) {
+            stages.add(Stage.ATTENTION_BACKWARD);
+        }
+        return stages;
     }
 
     private static List<Site> sites(@Nullable LoraAdapter adapter, int layer) {

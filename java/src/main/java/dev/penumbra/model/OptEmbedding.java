@@ -2,6 +2,7 @@ package dev.penumbra.model;
 
 import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.tensor.Tensor;
+import java.util.EnumSet;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
 
@@ -20,7 +21,8 @@ final class OptEmbedding {
         this.batch = batch;
         this.ops = ops;
         embedded = model.config().hasProjection()
-                ? buffers.activations("embedded", model.dtype(), batch.capacity(), model.config().wordEmbedProjDim())
+                ? buffers.passing(EnumSet.of(Stage.EMBEDDING), model.dtype(), batch.capacity(),
+                        model.config().wordEmbedProjDim())
                 : null;
     }
 

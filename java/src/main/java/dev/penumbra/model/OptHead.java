@@ -4,6 +4,7 @@ import dev.penumbra.backend.op.Gemm;
 import dev.penumbra.backend.op.LinearCrossEntropy;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
+import java.util.EnumSet;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
 
@@ -34,12 +35,12 @@ final class OptHead {
         rstd = buffers.activations("final rstd", DType.F32, capacity);
         hidden = weights.finalNorm == null && last.dtype() == model.dtype()
                 ? last
-                : buffers.activations("head input", model.dtype(), capacity, config.hiddenSize());
+                : buffers.passing(EnumSet.of(Stage.HEAD), model.dtype(), capacity, config.hiddenSize());
         projected = config.hasProjection()
-                ? buffers.activations("projected", model.dtype(), capacity, config.wordEmbedProjDim())
+                ? buffers.passing(EnumSet.of(Stage.HEAD), model.dtype(), capacity, config.wordEmbedProjDim())
                 : null;
         dProjected = training && config.hasProjection()
-                ? buffers.activations("d projected", model.dtype(), capacity, config.wordEmbedProjDim())
+                ? buffers.passing(EnumSet.of(Stage.HEAD), model.dtype(), capacity, config.wordEmbedProjDim())
                 : null;
     }
 
@@ -61,15 +62,15 @@ final class OptHead {
 
     /** loss[0] += the sum of −log p(target) over the supervised rows. */
     void addLoss(Tensor loss) {
-        buffers.runAlone(new LinearCrossEntropy(input(), weights.head, batch.supervisedRows(), batch.targets(), null, loss,
-                null, buffers.workspaceAlone()));
+        buffers.run(new LinearCrossEntropy(input(), weights.head, batch.supervisedRows(), batch.targets(), null, loss,
+                null, buffers.workspace()));
     }
 
     /** Loss as {@link #addLoss}, and dx = gradScale[0] · its gradient by the last layer's output. */
     void addLossAndGradient(Tensor loss, Tensor gradScale, Tensor dx) {
         Tensor dInput = dProjected == null ? dx : batch.of(dProjected);
-        buffers.runAlone(new LinearCrossEntropy(input(), weights.head, batch.supervisedRows(), batch.targets(), gradScale,
-                loss, dInput, buffers.workspaceAlone()));
+        buffers.run(new LinearCrossEntropy(input(), weights.head, batch.supervisedRows(), batch.targets(), gradScale,
+                loss, dInput, buffers.workspace()));
         if (dProjected != null) {
             ops.linearBackward(dInput, weights.projectOut, List.of(), null, dx);
         }

@@ -9,6 +9,7 @@ import dev.penumbra.backend.op.LayerNormForward.Pooling;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
+import java.util.EnumSet;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
 
@@ -62,7 +63,7 @@ final class OptMlp {
         long capacity = batch.capacity();
         long elements = Math.max((long) batch.bandRows() * config.ffnDim(),
                 selection == null ? 0 : capacity * selection.widest());
-        scratch = buffers.passing(model.dtype(), elements);
+        scratch = buffers.passing(EnumSet.of(Stage.MLP, Stage.MLP_BACKWARD), model.dtype(), elements);
         kept = new Tensor[layers];
         boolean anyKept = false;
         for (int i = reach.lowest(); i < layers; i++) {
@@ -72,7 +73,7 @@ final class OptMlp {
                         capacity * (isCompact(i) ? selection.width(i) : config.ffnDim()));
             }
         }
-        gradient = anyKept ? buffers.passing(model.dtype(), elements) : scratch;
+        gradient = anyKept ? buffers.passing(EnumSet.of(Stage.MLP_BACKWARD), model.dtype(), elements) : scratch;
         observed = observer == null || observer.poolRows() == 0
                 ? null
                 : buffers.activations("pooled for MLPs' observer", DType.F32,

@@ -21,6 +21,7 @@ final class OptPass implements ModelPass {
 
     private final OptConfig config;
     private final PassShape shape;
+    private final Buffers buffers;
     private final LoadedBatch batch;
     private final AdapterTerms adapters;
     private final GradientReach reach;
@@ -32,12 +33,15 @@ final class OptPass implements ModelPass {
     private final OptMlpSublayer mlp;
     private final OptHead head;
     private Mode mode = Mode.DENSE;
+    /** Whether the head's input is that of the loaded batch: the backward pass writes over it. */
+    private boolean hasHeadInput;
 
     OptPass(Opt model, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options, Buffers buffers) {
         if (shape.training() && adapter == null) {
             throw new IllegalArgumentException("expected an adapter to train, found none");
         }
         this.shape = shape;
+        this.buffers = buffers;
         config = model.config();
         int capacity = shape.capacity();
         boolean training = shape.training();
@@ -55,6 +59,7 @@ final class OptPass implements ModelPass {
                 : new AttentionSelection(options.attention(), model.backend(), buffers, batch, shape, config,
                         reach.first(reach::reachesQkv));
         activations = new OptActivations(model, adapter, buffers, shape, lowest,
+                selection != null && selection.hasCompact(),
                 new ReluMasks(buffers, config, shape, lowest, selection, bandRows));
         PassOps ops = new PassOps(buffers, batch);
         embedding = new OptEmbedding(model, buffers, batch, ops);
@@ -65,8 +70,8 @@ final class OptPass implements ModelPass {
         head = new OptHead(model, buffers, batch, ops, activations.output(activations.layers() - 1), training);
     }
 
-    /** Plans a pass; returns what its buffers are to be allocated with. */
-    static Buffers.Sizes plan(Opt model, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options,
+    /** Plans a pass; returns the bytes that its stages share, which its buffers are to be allocated with. */
+    static long plan(Opt model, @Nullable LoraAdapter adapter, PassShape shape, PassOptions options,
             MemoryPlan plan) {
         Buffers planning = Buffers.planning(model.backend(), plan);
         OptPass pass = new OptPass(model, adapter, shape, options, planning);
@@ -81,16 +86,15 @@ final class OptPass implements ModelPass {
                 pass.attentionSelection.begin(pass.batch.samples());
             }
             pass.forward(mode == Mode.DENSE && pass.senses() ? Run.SENSING : pass.run());
+            pass.addLoss(scalar);
+            pass.logits(Tensor.planned(DType.F32, Shape.of(shape.capacity(), model.vocabSize())));
             if (shape.training()) {
                 pass.addLossAndGradients(scalar, scalar, grad);
             }
         }
-        pass.addLoss(scalar);
-        pass.logits(Tensor.planned(DType.F32, Shape.of(shape.capacity(), model.vocabSize())));
-        Buffers.Sizes sizes = planning.sizes();
-        plan.add(MemoryPlan.Kind.WORKSPACE, "workspace", sizes.workspace());
-        plan.add(MemoryPlan.Kind.WORKSPACE, "within a layer, or the head's workspace", sizes.passing());
-        return sizes;
+        long shared = planning.sharedBytes();
+        plan.add(MemoryPlan.Kind.WORKSPACE, "of a stage at a time", shared);
+        return shared;
     }
 
     private boolean hasLists() {
@@ -107,6 +111,7 @@ final class OptPass implements ModelPass {
             throw new IllegalStateException("expected a pass that was opened to choose blocks, found a dense one");
         }
         mode = wanted;
+        hasHeadInput = false;
         batch.load(given);
         if (mode == Mode.SPARSE && selection != null) {
             selection.draw(dropout);
@@ -148,30 +153,49 @@ final class OptPass implements ModelPass {
 
     private void forward(Run run) {
         batch.requireLoaded();
+        buffers.begin(Stage.EMBEDDING);
         embedding.forward(batch.of(activations.input(0)));
         for (int i = 0; i < activations.layers(); i++) {
+            buffers.begin(Stage.ATTENTION);
             attention.forward(i, run);
+            buffers.begin(Stage.MLP);
             mlp.forward(i, run);
         }
+        buffers.begin(Stage.HEAD);
         head.forward();
+        hasHeadInput = true;
+    }
+
+    private void requireHeadInput() {
+        if (!hasHeadInput) {
+            throw new IllegalStateException(
+                    "expected a forward pass of the loaded batch, found none, or one whose gradients were taken");
+        }
     }
 
     @Override
     public void addLoss(Tensor loss) {
+        requireHeadInput();
         if (batch.supervised() > 0) {
+            buffers.begin(Stage.HEAD);
             head.addLoss(loss);
         }
     }
 
     @Override
     public void addLossAndGradients(Tensor loss, Tensor gradScale, Tensor grad) {
+        requireHeadInput();
         if (batch.supervised() == 0) {
             return;
         }
+        hasHeadInput = false;
+        buffers.begin(Stage.HEAD);
         head.addLossAndGradient(loss, gradScale, batch.of(activations.dX()));
         for (int i = activations.layers() - 1; i >= reach.lowest(); i--) {
+            buffers.begin(Stage.MLP_BACKWARD);
             mlp.backward(i, grad, run());
             if (reach.reachesAttention(i)) {
+                buffers.begin(Stage.ATTENTION_BACKWARD);
                 attention.backward(i, grad, run());
             }
         }
@@ -179,6 +203,8 @@ final class OptPass implements ModelPass {
 
     @Override
     public void logits(Tensor logits) {
+        requireHeadInput();
+        buffers.begin(Stage.HEAD);
         head.logits(logits);
     }
 

@@ -2,6 +2,7 @@ package dev.penumbra.model;
 
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
+import java.util.EnumSet;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -46,7 +47,9 @@ final class ReluMasks {
                     ? buffers.activations("layers." + i + ".relu mask", DType.U8, capacity, bytes[i])
                     : shared.slice(0, 0, (long) capacity * bytes[i]).reshape(capacity, bytes[i]);
         }
-        passing = anyCompact ? buffers.passing(DType.U8, bandRows, byNeuron) : null;
+        passing = anyCompact
+                ? buffers.passing(EnumSet.of(Stage.MLP, Stage.MLP_BACKWARD), DType.U8, bandRows, byNeuron)
+                : null;
     }
 
     private static boolean isSaved(int layer, int lowest, PassShape shape) {

@@ -56,8 +56,8 @@ final class OptimizerState {
     static long plan(MemoryPlan plan, LoraAdapter adapter, TrainConfig config) {
         Buffers planning = Buffers.planning(adapter.backend(), plan);
         new OptimizerState(planning, adapter, config).update();
-        plan.add(MemoryPlan.Kind.WORKSPACE, "optimizer workspace", planning.workspaceBytes());
-        return planning.workspaceBytes();
+        plan.add(MemoryPlan.Kind.WORKSPACE, "optimizer workspace", planning.sharedBytes());
+        return planning.sharedBytes();
     }
 
     static OptimizerState allocate(Arena owner, LoraAdapter adapter, TrainConfig config) {

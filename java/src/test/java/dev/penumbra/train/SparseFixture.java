@@ -39,7 +39,7 @@ import java.util.function.IntPredicate;
 import java.util.function.UnaryOperator;
 import org.jspecify.annotations.Nullable;
 
-/** A random model with MLPs of a few blocks, an adapter with matrices that are not zero, and samples, in f32. */
+/** A random model with MLPs of a few blocks, an adapter with matrices that are not zero, and samples. */
 final class SparseFixture implements AutoCloseable {
 
     static final int BLOCK = 32;
@@ -56,6 +56,7 @@ final class SparseFixture implements AutoCloseable {
     final LoraAdapter adapter;
     final Dataset data;
 
+    private final int hidden;
     private final int positions;
     private final int tokens;
 
@@ -75,15 +76,24 @@ final class SparseFixture implements AutoCloseable {
         this(folder, backend, sizes(preNorm, layers), targets, dead, orders, dropout, new int[0]);
     }
 
-    /** @param lengths the samples'; none: of seven, that are drawn */
     SparseFixture(Path folder, Backend backend, RandomOpt sizes, Set<String> targets, IntPredicate dead,
             List<NeuronOrder> orders, double dropout, int... lengths) throws IOException {
+        this(folder, backend, sizes, DType.F32, targets, dead, orders, dropout, lengths);
+    }
+
+    /**
+     * @param dtype products are computed in
+     * @param lengths the samples'; none: of seven, that are drawn
+     */
+    SparseFixture(Path folder, Backend backend, RandomOpt sizes, DType dtype, Set<String> targets, IntPredicate dead,
+            List<NeuronOrder> orders, double dropout, int... lengths) throws IOException {
         this.backend = backend;
+        hidden = sizes.hidden();
         positions = sizes.positions();
         Random random = new Random(17);
         sizes.write(folder, random, dead);
         files = ModelFolder.open(folder);
-        Opt opt = Opt.open(backend, arena, files, DType.F32, orders);
+        Opt opt = Opt.open(backend, arena, files, dtype, orders);
         opt.load();
         model = opt;
         adapter = LoraAdapter.create(backend, arena, new LoraConfig(3, 6, dropout, targets, false), model.adaptableLayers(),
@@ -136,7 +146,6 @@ final class SparseFixture implements AutoCloseable {
         SparsityConfig plain = new SparsityConfig(SelectionPolicy.ORACLE, config.pass(), config.coverage(), config.budget(),
                 config.blockSize(), config.rowsPerList(), 0, config.senseEvery(), false);
         Random random = new Random(5);
-        int hidden = sizes(true, 1).hidden();
         return changed(new MlpSparsity(config, model.mlpNeurons(), SparsityPlanner.plan(model, plain, null).layers()),
                 layer -> new MlpSparsity.Layer(layer.capacity(), layer.coverage(), null,
                         new LowRankPredictor(4, hidden, BLOCKS, gaussian(random, 4 * hidden), gaussian(random, 4 * BLOCKS),

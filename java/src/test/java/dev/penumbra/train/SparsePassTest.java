@@ -22,6 +22,8 @@ import dev.penumbra.predict.MlpSparsity;
 import dev.penumbra.predict.SelectionPolicy;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.predict.SparsityConfig.Pass;
+import dev.penumbra.tensor.DType;
+import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import dev.penumbra.train.SparseFixture.Result;
 import java.io.IOException;
@@ -32,6 +34,7 @@ import java.util.Arrays;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
+import org.assertj.core.api.ThrowableAssert.ThrowingCallable;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -402,6 +405,33 @@ class SparsePassTest {
                     assertThat(((FakeBackend) f.backend).allocatedBytes() - before).as(policy + " " + pass)
                             .isEqualTo(plan.deviceBytes());
                 }
+            }
+        }
+    }
+
+    /** The backward pass writes over the head's input, and a batch that is only loaded has none. */
+    @ParameterizedTest
+    @ValueSource(booleans = {true, false})
+    void lossesGradientsAndLogitsNeedAForwardPassOfTheirOwn(boolean preNorm) throws IOException {
+        try (SparseFixture f = new SparseFixture(folder, backend("cpu"), preNorm)) {
+            Tensor scalar = f.backend.allocate(f.arena, DType.F32, Shape.of(1));
+            Tensor grad = f.backend.allocate(f.arena, DType.F32, f.adapter.parameters().shape());
+            Tensor logits = f.backend.allocate(f.arena, DType.F32, Shape.of(1, f.model.vocabSize()));
+            ModelPass pass = f.open(null);
+            List<ThrowingCallable> calls = List.of(() -> pass.addLoss(scalar),
+                    () -> pass.addLossAndGradients(scalar, scalar, grad), () -> pass.logits(logits));
+            pass.load(f.batch(), null);
+            for (ThrowingCallable call : calls) {
+                assertThatThrownBy(call).isInstanceOf(IllegalStateException.class)
+                        .hasMessageStartingWith("expected a forward pass of the loaded batch");
+            }
+            pass.forward();
+            pass.addLoss(scalar);
+            pass.logits(logits);
+            pass.addLossAndGradients(scalar, scalar, grad);
+            for (ThrowingCallable call : calls) {
+                assertThatThrownBy(call).isInstanceOf(IllegalStateException.class)
+                        .hasMessageStartingWith("expected a forward pass of the loaded batch");
             }
         }
     }
