@@ -60,6 +60,11 @@ final class AdapterTerms {
         }
     }
 
+    /** As {@link #load}, of a batch with dropout, where the adapter has some, or without: for plans. */
+    void describe(boolean dropout) {
+        dropping = dropout && adapter != null && adapter.config().loraDropout() > 0;
+    }
+
     /** Whether the batch is computed with dropout. */
     boolean isDropping() {
         return dropping;

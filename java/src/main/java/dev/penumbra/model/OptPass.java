@@ -85,11 +85,15 @@ final class OptPass implements ModelPass {
                 pass.batch.describeSamples(pass.attentionSelection.mostSamples());
                 pass.attentionSelection.begin(pass.batch.samples());
             }
-            pass.forward(mode == Mode.DENSE && pass.senses() ? Run.SENSING : pass.run());
-            pass.addLoss(scalar);
-            pass.logits(Tensor.planned(DType.F32, Shape.of(shape.capacity(), model.vocabSize())));
-            if (shape.training()) {
-                pass.addLossAndGradients(scalar, scalar, grad);
+            // Adapters of one input share a pass over it, but not where each drops something else: either may need more.
+            for (boolean dropout : new boolean[]{false, true}) {
+                pass.adapters.describe(dropout);
+                pass.forward(mode == Mode.DENSE && pass.senses() ? Run.SENSING : pass.run());
+                pass.addLoss(scalar);
+                pass.logits(Tensor.planned(DType.F32, Shape.of(shape.capacity(), model.vocabSize())));
+                if (shape.training()) {
+                    pass.addLossAndGradients(scalar, scalar, grad);
+                }
             }
         }
         long shared = planning.sharedBytes();

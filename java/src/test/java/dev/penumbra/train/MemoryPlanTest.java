@@ -7,6 +7,8 @@ import dev.penumbra.ChildJvm;
 import dev.penumbra.Penumbra;
 import dev.penumbra.backend.Device;
 import dev.penumbra.backend.FakeBackend;
+import dev.penumbra.backend.op.LoraGradients;
+import dev.penumbra.backend.op.Operation;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.Sample;
 import dev.penumbra.io.ModelFolder;
@@ -15,6 +17,7 @@ import dev.penumbra.lora.LoraConfig;
 import dev.penumbra.model.MemoryPlan;
 import dev.penumbra.model.ModelException;
 import dev.penumbra.model.Opt;
+import dev.penumbra.model.PassShape;
 import dev.penumbra.model.RandomOpt;
 import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.AttentionPolicy;
@@ -30,6 +33,7 @@ import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.Random;
+import java.util.Set;
 import java.util.concurrent.atomic.AtomicLong;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -103,6 +107,33 @@ class MemoryPlanTest {
             AtomicLong allocated = new AtomicLong();
             trainer.listener(step -> allocated.set(backend.allocatedBytes())).run();
             assertThat(plan.deviceBytes()).as(plan.details()).isEqualTo(allocated.get());
+        }
+    }
+
+    /** Whichever needs more of an operation: a step with dropout or one without. */
+    @ParameterizedTest
+    @ValueSource(booleans = {true, false})
+    void aPlanHasRoomForStepsWithDropoutAndWithout(boolean dropoutNeedsMore) throws IOException {
+        long much = 1 << 20;
+        Random random = new Random(3);
+        RandomOpt.draw(random).write(dir.resolve("model"), random);
+        try (FakeBackend backend = new FakeBackend() {
+            @Override
+            public long workspaceBytes(Operation operation) {
+                return operation instanceof LoraGradients op && op.dropout() != null == dropoutNeedsMore
+                        ? much
+                        : super.workspaceBytes(operation);
+            }
+        };
+                Arena arena = Arena.ofShared();
+                ModelFolder folder = ModelFolder.open(dir.resolve("model"))) {
+            Opt model = Opt.open(backend, arena, folder, DType.F32);
+            LoraAdapter adapter = LoraAdapter.create(backend, arena,
+                    new LoraConfig(2, 4, 0.1, Set.copyOf(LoraConfig.OPT_TARGETS), false),
+                    model.adaptableLayers(), model.peftPrefix(), 1);
+            MemoryPlan plan = new MemoryPlan();
+            model.planPass(plan, adapter, new PassShape(8, 4, true));
+            assertThat(plan.bytes(MemoryPlan.Kind.WORKSPACE)).as(plan.details()).isGreaterThanOrEqualTo(much);
         }
     }
 
