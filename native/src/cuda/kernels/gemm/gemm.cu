@@ -17,6 +17,7 @@ struct TileKernels {
   sm90::TileProduct bf16[2];
   sm90::TileProduct wide_bf16[2];
   sm90::TileProduct f32[2];  // d in f32
+  sm90::TileProduct wide_f32;  // bare, ranges of k; b contiguous along n
   sm90::TileProduct exponentials;  // b contiguous along k
   sm90::TileProduct tandem[2];          // wide tiles; terms without dropout as k steps, d in bf16
   sm90::TileProduct relay[2];           // likewise, tiles that are not wide
@@ -32,6 +33,7 @@ const TileKernels& tile_kernels(Arch arch) {
   static const TileKernels kSm90 = {{sm90::forward_bf16, sm90::backward_bf16},
                                     {sm90::forward_wide_bf16, sm90::backward_wide_bf16},
                                     {sm90::forward_f32, sm90::backward_f32},
+                                    sm90::backward_wide_f32,
                                     sm90::forward_exponentials,
                                     {sm90::tandem_forward, sm90::tandem_backward},
                                     {sm90::relay_forward, sm90::relay_backward},
@@ -48,9 +50,12 @@ const TileKernels& tile_kernels(Arch arch) {
   fail(PNB_ERROR_INTERNAL, "gemm: no kernels for this architecture");
 }
 
+constexpr int kMostRanges = 4;
+constexpr int64_t kLeastRange = 2048;  // of k: of shorter ones a tile's end takes too large a part
+
 // How much of the last wave of tiles' time is used: 1 when the tiles fill all multiprocessors every time.
 double filled(const Product& p, int tile, int multiprocessors) {
-  int64_t tiles = static_cast<int64_t>((p.m + 127) / 128) * ((p.n + tile - 1) / tile);
+  int64_t tiles = static_cast<int64_t>((p.m + 127) / 128) * ((p.n + tile - 1) / tile) * p.ranges;
   int64_t waves = (tiles + multiprocessors - 1) / multiprocessors;
   return static_cast<double>(tiles) / static_cast<double>(waves * multiprocessors);
 }
@@ -78,8 +83,10 @@ sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& devi
     if (e.dropout()) return kernels.blocks_dropout[!along_k];
     return wide_fills ? kernels.tandem_blocks[!along_k] : kernels.relay_blocks[!along_k];
   }
-  if (p.d_dtype == PNB_DTYPE_F32) return kernels.f32[!along_k];
   bool long_k = p.k >= kernels.wide_k;
+  if (p.d_dtype == PNB_DTYPE_F32) {
+    return long_k && wide_fills && !along_k && e.bare() ? kernels.wide_f32 : kernels.f32[!along_k];
+  }
   if (!e.dropout() && mask_of_words(p)) {
     // Terms cost more in the other kernels' ends. Without any, a residual keeps the tandem's lower half waiting for longer than
     // its tile gains, and a long k makes little of wide_bf16's end.
@@ -195,6 +202,25 @@ void Gemm::run(const pnb_gemm_params& given) {
     return tile_kernel(p, along_k, device_)(p, device_.multiprocessors, stream);
   }
   plain_product(p, stream);
+}
+
+void Gemm::run(const pnb_gemm_params& given, int ranges) {
+  Product p = product(given);
+  p.ranges = ranges;
+  tile_kernels(device_.arch).wide_f32(p, device_.multiprocessors, stream_of(given.stream));
+}
+
+int Gemm::ranges(int64_t m, int64_t n, int64_t k) const {
+  const TileKernels& kernels = tile_kernels(device_.arch);
+  Product p;
+  p.m = static_cast<int32_t>(m), p.n = static_cast<int32_t>(n);
+  int best = 1;
+  double most = 0.0;
+  for (p.ranges = 1; p.ranges <= kMostRanges && k >= p.ranges * kLeastRange; p.ranges *= 2) {
+    double part = filled(p, kernels.wide_tile, device_.multiprocessors);
+    if (part > most) best = p.ranges, most = part;
+  }
+  return best;
 }
 
 void Gemm::run(const pnb_gemm_params& given, const Exponentials& exponentials) {

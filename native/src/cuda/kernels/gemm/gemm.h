@@ -27,6 +27,12 @@ class Gemm {
   void run(const pnb_gemm_params& p);
   uint64_t workspace(const pnb_gemm_params& p);
 
+  // d[i] = the bare product over the i-th of `ranges` equal ranges of k, + residual[i]: d and residual are [ranges, m, n] in f32,
+  // and given as their first [m, n]. For a weight's backward use whose operands copies can read, ranges' beginnings among them.
+  void run(const pnb_gemm_params& p, int ranges);
+  // As many ranges as fill the device best: few, where they do as well as more.
+  int ranges(int64_t m, int64_t n, int64_t k) const;
+
   // d becomes the bare product's exponentials.
   void run(const pnb_gemm_params& p, const Exponentials& exponentials);
   // Whether the operands allow that.

@@ -51,6 +51,8 @@ struct Epilogue {
   bool mask_compact = false;  // whether its bits lie as columns of a compact d do
   Exponentials exponentials;  // only with no kind, term, bias or residual
 
+  bool bare() const { return kind == PNB_EPILOGUE_NONE && term_count == 0 && bias == nullptr; }
+
   // Whether some term has dropout.
   bool dropout() const {
     bool any = false;
@@ -84,6 +86,7 @@ struct Product {
   Epilogue epilogue;
   Gather gather = Gather::kNone;  // kColumns: n is compact, as d is; kSteps: k is, as a is
   Blocks blocks;
+  int32_t ranges = 1;  // that k is divided into, of equal size; d and residual are [ranges, m, n] then, without gaps
 
   // Columns that bias, terms and a mask that is not compact have.
   int32_t epilogue_columns() const { return gather == Gather::kColumns ? blocks.neurons : n; }

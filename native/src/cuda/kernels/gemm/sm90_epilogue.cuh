@@ -90,8 +90,14 @@ struct FactorStorage {
   alignas(16) float bias[kTileN];
 };
 
+// Of a bare product.
+template <int kTileM, int kTileN>
+struct FactorStorage<kTileM, kTileN, 0> {
+  static constexpr int kRanks = 0;
+};
+
 // CUTLASS's epilogue, which first adds low-rank terms and bias to a tile's accumulators and applies the activation, or, where
-// kExponentials, exponentiates them and does nothing else.
+// kExponentials, exponentiates them and does nothing else. Without room for factors the product is bare.
 template <class Base, class Shared, int kTileM, int kTileN, bool kExponentials>
 class FusedEpilogue : public Base {
  public:
@@ -122,7 +128,7 @@ class FusedEpilogue : public Base {
     tile.thread_column = cute::get<1>(coordinates(cute::Int<0>{}));
 
     if constexpr (kExponentials) exponentiate(accumulators, tile);
-    else finish(accumulators, mma, thread, tile, shared.thread);
+    else if constexpr (kRanks > 0) finish(accumulators, mma, thread, tile, shared.thread);
     return Base::store(load_pipeline, load_state, store_pipeline, store_state, shape, tile_shape, coord, accumulators, mma, thread,
                        shared, subtile);
   }

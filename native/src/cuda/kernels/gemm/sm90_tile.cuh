@@ -25,6 +25,7 @@ struct PingPong {
   static constexpr int kThreads = 128;      // that share a tile
   static constexpr int kBuffers = 4;
   static constexpr int kRanks = 15;  // six stages of the mainloop leave 16 KB: 15 ranks of both factors and the bias
+  static constexpr bool kRanges = false;
   using MainloopSchedule = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
 };
 
@@ -36,7 +37,15 @@ struct Cooperative {
   static constexpr int kThreads = 256;
   static constexpr int kBuffers = 3;
   static constexpr int kRanks = 5;  // four stages leave 11 KB
+  static constexpr bool kRanges = false;
   using MainloopSchedule = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+};
+
+// The same for bare products in f32, whose steps on the way out are twice as large, and for ranges of k.
+struct CooperativeRanges : Cooperative {
+  static constexpr int kBuffers = 2;
+  static constexpr int kRanks = 0;  // four stages leave 1 KB
+  static constexpr bool kRanges = true;
 };
 
 template <Contiguous kB, class ElementD, class Config, bool kExponentials = false>
@@ -67,7 +76,8 @@ struct TileGemm {
       typename cutlass::gemm::collective::CollectiveBuilder<cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, RowMajor,
                                                             8, Element, LayoutB, 8, float, TileShape, ClusterShape, Carveout,
                                                             typename Config::MainloopSchedule>::CollectiveOp;
-  using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int>, CollectiveMainloop, CollectiveEpilogue>;
+  using ProblemShape = std::conditional_t<Config::kRanges, cute::Shape<int, int, int, int>, cute::Shape<int, int, int>>;
+  using Kernel = cutlass::gemm::kernel::GemmUniversal<ProblemShape, CollectiveMainloop, CollectiveEpilogue>;
 
   // Tiles across before the next row of them: their operands are still in L2 when they are read again. The scheduler
   // computes whole groups, so that one which does not divide the tiles would compute some for nothing.
@@ -79,25 +89,31 @@ struct TileGemm {
   }
 
   static void run(const Product& p, int multiprocessors, cudaStream_t stream) {
-    constexpr int64_t kOneBatch = 0;  // the stride from a batch to the next
+    // CUTLASS's batches are ranges of k. The strides from one to the next, of a single one 0: others are bound to 16 bytes.
+    int64_t range = p.ranges > 1 ? p.k / p.ranges : 0, rows = p.ranges > 1 ? p.m : 0;
     typename Kernel::Arguments arguments{};
-    arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
-    arguments.problem_shape = {p.m, p.n, p.k};
+    if constexpr (Config::kRanges) {
+      arguments.mode = cutlass::gemm::GemmUniversalMode::kBatched;
+      arguments.problem_shape = {p.m, p.n, p.k / p.ranges, p.ranges};
+    } else {
+      arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
+      arguments.problem_shape = {p.m, p.n, p.k};
+    }
     arguments.mainloop.ptr_A = static_cast<const Element*>(p.a.data);
-    arguments.mainloop.dA = cute::make_stride(p.a.row_stride, cute::_1{}, kOneBatch);
+    arguments.mainloop.dA = cute::make_stride(p.a.row_stride, cute::_1{}, range);
     arguments.mainloop.ptr_B = static_cast<const Element*>(p.b.data);
     if constexpr (kB == Contiguous::kAlongK) {
-      arguments.mainloop.dB = cute::make_stride(p.b.column_stride, cute::_1{}, kOneBatch);
+      arguments.mainloop.dB = cute::make_stride(p.b.column_stride, cute::_1{}, range);
     } else {
-      arguments.mainloop.dB = cute::make_stride(cute::_1{}, p.b.row_stride, kOneBatch);
+      arguments.mainloop.dB = cute::make_stride(cute::_1{}, p.b.row_stride, range * p.b.row_stride);
     }
     bool residual = p.residual.data != nullptr;
     const Matrix& source = residual ? p.residual : p.d;
     arguments.epilogue.thread = {p.epilogue, residual};
     arguments.epilogue.ptr_C = static_cast<const ElementD*>(source.data);
-    arguments.epilogue.dC = cute::make_stride(source.row_stride, cute::_1{}, kOneBatch);
+    arguments.epilogue.dC = cute::make_stride(source.row_stride, cute::_1{}, rows * source.row_stride);
     arguments.epilogue.ptr_D = static_cast<const ElementD*>(p.d.data);
-    arguments.epilogue.dD = cute::make_stride(p.d.row_stride, cute::_1{}, kOneBatch);
+    arguments.epilogue.dD = cute::make_stride(p.d.row_stride, cute::_1{}, rows * p.d.row_stride);
     arguments.hw_info.sm_count = multiprocessors;
     arguments.scheduler.max_swizzle_size = group((p.m + kTileM - 1) / kTileM, (p.n + kTileN - 1) / kTileN);
 

@@ -18,5 +18,6 @@ void forward_f32(const Product& p, int multiprocessors, cudaStream_t stream);
 void backward_bf16(const Product& p, int multiprocessors, cudaStream_t stream);
 void backward_wide_bf16(const Product& p, int multiprocessors, cudaStream_t stream);
 void backward_f32(const Product& p, int multiprocessors, cudaStream_t stream);
+void backward_wide_f32(const Product& p, int multiprocessors, cudaStream_t stream);  // the only one that takes ranges
 
 }  // namespace pnb::cuda::sm90
