@@ -191,6 +191,29 @@ void head(int64_t m, int64_t h, int64_t vocab, int64_t n, int32_t dtype, float s
   if (with_dx) close(dx.values(), dxs, exact ? 1e-5 : 4 * rounding_error(dxs, dtype), what + " dx");
 }
 
+// Who asks for the largest call's workspace has room for every smaller one, and for the loss alone.
+void head_workspace(int64_t h, int64_t vocab) {
+  for (int32_t dtype : {PNB_DTYPE_F32, PNB_DTYPE_BF16}) {
+    float some = 0.0f;
+    pnb_weight weight;
+    weight.out = vocab, weight.in = h, weight.dtype = dtype, weight.uses = PNB_WEIGHT_FORWARD | PNB_WEIGHT_BACKWARD;
+    auto p = params<pnb_linear_cross_entropy_params>();
+    p.weight = &weight, p.x = {&some, dtype, 2, {4096, h}, {h, 1}};
+    uint64_t most = 0;
+    for (int64_t n = 1; n <= 4096; ++n) {
+      p.rows = p.targets = {&some, PNB_DTYPE_I32, 1, {n}, {1}};
+      p.dx = p.x;
+      uint64_t bytes = backend().linear_cross_entropy_workspace(p);
+      p.dx = {};
+      uint64_t of_loss = backend().linear_cross_entropy_workspace(p);
+      expect(bytes >= std::max(most, of_loss), named("workspace", n, vocab, dtype) + ": expected at least " +
+                                                   std::to_string(std::max(most, of_loss)) + " bytes, found " +
+                                                   std::to_string(bytes));
+      most = bytes;
+    }
+  }
+}
+
 void adamw(int64_t n, float max_norm) {
   Tensor param(PNB_DTYPE_F32, {n}), grad(PNB_DTYPE_F32, {n}), m(PNB_DTYPE_F32, {n}), v(PNB_DTYPE_F32, {n}),
       norm(PNB_DTYPE_F32, {1}, 0);
@@ -253,6 +276,12 @@ int main(int argc, char**) {
     head(2100, 64, 520, 2054, dtype), head(200, 64, 520, 150, dtype, 1.5f), head(70, 64, 520, 50, dtype, 0.1f, false);
     head(200, 64, 520, 150, dtype, 30.0f);
   }
+  // The vocabulary in parts, with a last one of a few columns, which ranges divide or not; without a gradient; in chunks of a
+  // softmax.
+  head(1100, 64, 17000, 1050, PNB_DTYPE_BF16), head(1100, 64, 17024, 1050, PNB_DTYPE_BF16);
+  head(1030, 64, 34000, 1024, PNB_DTYPE_BF16, 0.1f, false), head(700, 64, 30001, 650, PNB_DTYPE_BF16);
+  head(400, 64, 34001, 350, PNB_DTYPE_F32);
+  head_workspace(64, 34001), head_workspace(2048, 50272);
   adamw(1, 1), adamw(10007, 0), adamw(300001, 0.5);
   return finish("ops");
 }

@@ -259,16 +259,16 @@ void choice(Norm& norm, int64_t blocks) {
 }
 
 // The head of a vocabulary of OPT's size with its cross-entropy, every token supervised.
-void head(int64_t h, int64_t vocab) {
+void head(int64_t tokens, int64_t h, int64_t vocab) {
   FrozenWeights weight(vocab, h);
-  auto x = activations(kTokens, h);
-  Tensor dx(PNB_DTYPE_BF16, {kTokens, h}, 0.0), rows(PNB_DTYPE_I32, {kTokens}, 0.0), targets(PNB_DTYPE_I32, {kTokens}, 0.0);
+  Tensor x(PNB_DTYPE_BF16, {tokens, h}), dx(PNB_DTYPE_BF16, {tokens, h}, 0.0);
+  Tensor rows(PNB_DTYPE_I32, {tokens}, 0.0), targets(PNB_DTYPE_I32, {tokens}, 0.0);
   Tensor scale(PNB_DTYPE_F32, {1}), loss(PNB_DTYPE_F32, {1});
-  std::vector<double> row_values(kTokens), target_values(kTokens);
-  for (int64_t i = 0; i < kTokens; ++i) row_values[i] = static_cast<double>(i), target_values[i] = static_cast<double>(i * 37 % vocab);
-  rows.set(row_values), targets.set(target_values), scale.set({1.0 / kTokens});
+  std::vector<double> row_values(tokens), target_values(tokens);
+  for (int64_t i = 0; i < tokens; ++i) row_values[i] = static_cast<double>(i), target_values[i] = static_cast<double>(i * 37 % vocab);
+  rows.set(row_values), targets.set(target_values), scale.set({1.0 / static_cast<double>(tokens)});
   auto p = params<pnb_linear_cross_entropy_params>();
-  p.x = x->t, p.weight = weight.weights[0].get(), p.rows = rows.t, p.targets = targets.t, p.grad_scale = scale.t, p.loss = loss.t;
+  p.x = x.t, p.weight = weight.weights[0].get(), p.rows = rows.t, p.targets = targets.t, p.grad_scale = scale.t, p.loss = loss.t;
   p.dx = dx.t;
   Workspace space(backend().linear_cross_entropy_workspace(p));
   p.workspace = space.w;
@@ -277,15 +277,20 @@ void head(int64_t h, int64_t vocab) {
     backend().linear_cross_entropy(p);
   };
   double us = microseconds(call, 8);
-  std::printf("head and cross-entropy, h %lld, vocabulary %lld %26.2f us %8.0f TFLOP/s\n", static_cast<long long>(h),
-              static_cast<long long>(vocab), us, 4e-6 * static_cast<double>(kTokens * h * vocab) / us);
+  std::printf("head and cross-entropy, %lld rows, h %lld, vocabulary %lld, workspace %.1f MiB %12.2f us %8.0f TFLOP/s\n",
+              static_cast<long long>(tokens), static_cast<long long>(h), static_cast<long long>(vocab),
+              static_cast<double>(space.w.bytes) / 0x1p20, us, 4e-6 * static_cast<double>(tokens * h * vocab) / us);
+}
+
+void heads() {
+  for (int64_t tokens : {512, 2048, 4096}) head(tokens, 2048, 50272);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   backend();
-  if (argc > 1 && std::string(argv[1]) == "head") return head(2048, 50272), 0;
+  if (argc > 1 && std::string(argv[1]) == "head") return heads(), 0;
   copies();
   for (int64_t h : {768, 2560}) {
     Norm norm(h);
@@ -298,5 +303,5 @@ int main(int argc, char** argv) {
   }
   lora(2048, 4, 2), lora(2048, 8, 2), lora(2048, 16, 1), lora(768, 4, 2), lora(2560, 4, 2);
   masses();
-  head(2048, 50272);
+  heads();
 }

@@ -24,14 +24,19 @@ using Row = Pack<__nv_bfloat16, 8>;
 constexpr int kRowThreads = 256;  // of the passes that move rows
 constexpr float kTargetBelow = 92.0f;  // binary orders
 
-// to[i] = from[rows[i]], zero where a row is padding, and the shifts of those rows' exponents. A target outside of the vocabulary
-// makes its row's shift, and what follows from it, NaN.
+// to[i] = from[rows[i]], zero where a row is padding; the shifts of those rows' exponents; and left_out [parts, rows], the rows'
+// targets counted from the first of each part's columns of the vocabulary. A target outside of the vocabulary makes its row's
+// shift, and what follows from it, NaN.
 static __global__ void gather_with_shifts(const __nv_bfloat16* from, int64_t from_stride, const int32_t* rows, int64_t m,
                                           const int32_t* targets, const __nv_bfloat16* weight, int64_t weight_stride,
-                                          int64_t vocab, __nv_bfloat16* to, int64_t h, float* shifts) {
+                                          int64_t vocab, int64_t columns, int64_t parts, __nv_bfloat16* to, int64_t h,
+                                          float* shifts, int32_t* left_out) {
   __shared__ float shared[kWarp];
   int64_t row = rows[blockIdx.x], target = targets[blockIdx.x];
   bool taken = row >= 0 && row < m, known = taken && target >= 0 && target < vocab;
+  for (int64_t i = threadIdx.x; i < parts; i += kRowThreads) {
+    left_out[i * gridDim.x + blockIdx.x] = known ? static_cast<int32_t>(target - i * columns) : -1;
+  }
   float logit = 0.0f;
   for (int64_t i = threadIdx.x * 8; i < h; i += kRowThreads * 8) {
     float x[8] = {}, w[8] = {};
@@ -47,11 +52,23 @@ static __global__ void gather_with_shifts(const __nv_bfloat16* from, int64_t fro
   if (threadIdx.x == 0) shifts[blockIdx.x] = taken && !known ? NAN : logit * 1.4426950408889634f + kTargetBelow;
 }
 
-// A row's loss out of the sums of its exponentials, and its gradient out of the sum of weights that these made; no gradient
-// where dx is absent.
-static __global__ void finish_rows(const float* sums, int tiles, const int32_t* rows, int64_t m, const int32_t* targets,
-                                   const __nv_bfloat16* weight, int64_t weight_stride, int64_t vocab, const float* grad_scale,
-                                   const __nv_bfloat16* from, __nv_bfloat16* dx, int64_t dx_stride, int64_t h, float* losses) {
+// The sums of a chunk's exponentials over tiles of columns: [rows, tiles of a part] for each part of the vocabulary.
+struct Sums {
+  const float* data;
+  int tiles, tiles_of_part;  // all; of a part but for the last
+
+  __device__ float get(int64_t row, int64_t rows, int tile) const {
+    int first = tile / tiles_of_part * tiles_of_part;
+    return data[first * rows + row * min(tiles_of_part, tiles - first) + tile - first];
+  }
+};
+
+// A row's loss out of the sums of its exponentials, and its gradient out of the sum of weights that these made, `from`
+// [ranges, rows, h]; no gradient where dx is absent.
+template <typename From>
+__global__ void finish_rows(Sums sums, const int32_t* rows, int64_t m, const int32_t* targets, const __nv_bfloat16* weight,
+                            int64_t weight_stride, int64_t vocab, const float* grad_scale, const From* from, int ranges,
+                            __nv_bfloat16* dx, int64_t dx_stride, int64_t h, float* losses) {
   __shared__ float shared[kWarp];
   int64_t row = rows[blockIdx.x], target = targets[blockIdx.x];
   if (row < 0 || row >= m) {
@@ -60,7 +77,7 @@ static __global__ void finish_rows(const float* sums, int tiles, const int32_t* 
   }
   bool known = target >= 0 && target < vocab;
   float others = 0.0f;
-  for (int i = threadIdx.x; i < tiles; i += kRowThreads) others += sums[static_cast<int64_t>(blockIdx.x) * tiles + i];
+  for (int i = threadIdx.x; i < sums.tiles; i += kRowThreads) others += sums.get(blockIdx.x, gridDim.x, i);
   others = block_sum(others, shared);
   float all = others + exp2f(-kTargetBelow);
   if (threadIdx.x == 0) {
@@ -71,8 +88,13 @@ static __global__ void finish_rows(const float* sums, int tiles, const int32_t* 
   if (dx == nullptr) return;
   float scale = *grad_scale / all, of_target = *grad_scale * (others / all);
   for (int64_t i = threadIdx.x * 8; i < h; i += kRowThreads * 8) {
-    float d[8], w[8] = {};
-    to_floats(Row::load(from + blockIdx.x * h + i), d);
+    float d[8] = {}, w[8] = {};
+    for (int range = 0; range < ranges; ++range) {
+      float of_range[8];
+      to_floats(Pack<From, 8>::load(from + (static_cast<int64_t>(range) * gridDim.x + blockIdx.x) * h + i), of_range);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) d[j] += of_range[j];
+    }
     if (known) to_floats(Row::load(weight + target * weight_stride + i), w);
 #pragma unroll
     for (int j = 0; j < 8; ++j) d[j] = scale * d[j] - of_target * w[j];
