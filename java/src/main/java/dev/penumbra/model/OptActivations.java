@@ -29,9 +29,10 @@ final class OptActivations {
     /**
      * @param lowest first layer that has a backward pass
      * @param recomputes whether some layer's backward pass computes fc1's output again
+     * @param dX the gradient of a layer's output, and of its input then; null where none is computed
      */
     OptActivations(Opt model, @Nullable LoraAdapter adapter, Buffers buffers, PassShape shape, int lowest,
-            boolean recomputes, ReluMasks reluMasks) {
+            boolean recomputes, ReluMasks reluMasks, @Nullable Tensor dX) {
         OptConfig config = model.config();
         int capacity = shape.capacity();
         int h = config.hiddenSize();
@@ -39,6 +40,7 @@ final class OptActivations {
         x = new Tensor[count + 1];
         layers = new LayerBuffers[count];
         this.reluMasks = reluMasks;
+        this.dX = dX;
         DType residual = model.backend().residualDType(model.dtype());
         boolean preNorm = config.doLayerNormBefore();
         productInput = preNorm || residual != model.dtype()
@@ -60,10 +62,6 @@ final class OptActivations {
             }
         }
         boolean training = shape.training();
-        dX = training
-                ? buffers.passing(EnumSet.of(Stage.HEAD, Stage.MLP_BACKWARD, Stage.ATTENTION_BACKWARD), model.dtype(),
-                        capacity, h)
-                : null;
         dBranch = training
                 ? buffers.passing(EnumSet.of(Stage.MLP_BACKWARD, Stage.ATTENTION_BACKWARD), model.dtype(), capacity, h)
                 : null;

@@ -6,6 +6,7 @@ import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.util.ArrayList;
+import java.util.EnumSet;
 import java.util.List;
 import java.util.function.BooleanSupplier;
 import java.util.function.Supplier;
@@ -46,6 +47,12 @@ final class OptPass implements ModelPass {
         int capacity = shape.capacity();
         boolean training = shape.training();
         int lowest = training ? adapter.sites().getFirst().layer().layer() : config.numHiddenLayers();
+        // Before all that lives within some stages: the head's, which needs most, then has no gap in front of it.
+        Tensor dX = training
+                ? buffers.passing(EnumSet.of(Stage.HEAD, Stage.MLP_BACKWARD, Stage.ATTENTION_BACKWARD), model.dtype(),
+                        capacity,
+                        config.hiddenSize())
+                : null;
         adapters = new AdapterTerms(model.backend(), buffers, adapter, capacity, training);
         reach = new GradientReach(adapters, lowest);
         selection = options.sparsity() == null || options.sparsity().config().isOff()
@@ -60,7 +67,7 @@ final class OptPass implements ModelPass {
                         reach.first(reach::reachesQkv));
         activations = new OptActivations(model, adapter, buffers, shape, lowest,
                 selection != null && selection.hasCompact(),
-                new ReluMasks(buffers, config, shape, lowest, selection, bandRows));
+                new ReluMasks(buffers, config, shape, lowest, selection, bandRows), dX);
         PassOps ops = new PassOps(buffers, batch);
         embedding = new OptEmbedding(model, buffers, batch, ops);
         OptAttention heads = new OptAttention(config, buffers, batch, attentionSelection, options.attentionObserver());

@@ -56,8 +56,13 @@ final class AttentionFixture {
 
     /** A coverage and a budget, where the policy takes them. */
     static AttentionConfig config(AttentionPolicy policy, Pass pass, double coverage, double budget) {
+        return config(policy, pass, coverage, budget, BLOCK);
+    }
+
+    /** Likewise, with blocks of another size. */
+    static AttentionConfig config(AttentionPolicy policy, Pass pass, double coverage, double budget, int block) {
         return new AttentionConfig(policy, pass, policy.takesCoverage() ? coverage : 1, policy.takesBudget() ? budget : 1,
-                BLOCK, 0, 1, false);
+                block, 0, 1, false);
     }
 
     /**
@@ -108,11 +113,16 @@ final class AttentionFixture {
     }
 
     static Found found(LanguageModel model) {
-        return new Found(model.mlpLayers(), HEADS, BLOCK, WIDTH, 0);
+        return found(model, BLOCK);
+    }
+
+    private static Found found(LanguageModel model, int block) {
+        return new Found(model.mlpLayers(), HEADS, block, Math.ceilDiv(POSITIONS, block), 0);
     }
 
     static AttentionSparsity sparsity(SparseFixture f, AttentionConfig config) {
-        return AttentionPlanner.plan(f.model, config, POSITIONS, config.policy().needsCalibration() ? found(f.model) : null);
+        return AttentionPlanner.plan(f.model, config, POSITIONS,
+                config.policy().needsCalibration() ? found(f.model, config.blockSize()) : null);
     }
 
     /** A mask that is the same in every layer and sample. */

@@ -66,7 +66,7 @@ class StagesCudaTest {
                 3)) {
             StagesTest.requireSame(f, PassOptions.sparse(
                     f.sparsity(SparseFixture.config(SelectionPolicy.PREDICTED, pass, 1, 0.4, 0)),
-                    AttentionFixture.sparsity(f, AttentionFixture.config(policy, pass, 0.9, 0.7))), true);
+                    AttentionFixture.sparsity(f, AttentionFixture.config(policy, pass, 0.9, 0.7, 128))), true);
         }
     }
 }
