@@ -48,11 +48,10 @@ final class OptPass implements ModelPass {
         boolean training = shape.training();
         int lowest = training ? adapter.sites().getFirst().layer().layer() : config.numHiddenLayers();
         // Before all that lives within some stages: the head's, which needs most, then has no gap in front of it.
-        Tensor dX = training
-                ? buffers.passing(EnumSet.of(Stage.HEAD, Stage.MLP_BACKWARD, Stage.ATTENTION_BACKWARD), model.dtype(),
-                        capacity,
-                        config.hiddenSize())
-                : null;
+        Tensor dX = !training
+                ? null
+                : buffers.passing(EnumSet.of(Stage.HEAD, Stage.MLP_BACKWARD, Stage.ATTENTION_BACKWARD), model.dtype(),
+                        capacity, config.hiddenSize());
         adapters = new AdapterTerms(model.backend(), buffers, adapter, capacity, training);
         reach = new GradientReach(adapters, lowest);
         selection = options.sparsity() == null || options.sparsity().config().isOff()

@@ -28,8 +28,7 @@ class StagesCudaTest {
     Path folder;
 
     private SparseFixture open(DType dtype, boolean preNorm, int embedding, Set<String> targets, double dropout,
-            int positions,
-            int... lengths) throws IOException {
+            int positions, int... lengths) throws IOException {
         RandomOpt sizes = new RandomOpt(WIDTH, 2, SparseFixture.BLOCK * SparseFixture.BLOCKS, 3, VOCABULARY, positions,
                 embedding, preNorm, false);
         return new SparseFixture(folder, Backends.open(Device.cuda(0), 0, true), sizes, dtype, targets, neuron -> false,
@@ -62,8 +61,7 @@ class StagesCudaTest {
     @CsvSource({"true, BOTH, ORACLE", "true, BACKWARD, ORACLE", "true, BACKWARD, RANDOM", "false, BOTH, BIGBIRD"})
     void attentionByListsNeedsNoMore(boolean preNorm, Pass pass, AttentionPolicy policy) throws IOException {
         try (SparseFixture f = open(DType.BF16, preNorm, WIDTH, SparseFixture.ALL, 0, AttentionFixture.POSITIONS, 330, 130,
-                65,
-                3)) {
+                65, 3)) {
             StagesTest.requireSame(f, PassOptions.sparse(
                     f.sparsity(SparseFixture.config(SelectionPolicy.PREDICTED, pass, 1, 0.4, 0)),
                     AttentionFixture.sparsity(f, AttentionFixture.config(policy, pass, 0.9, 0.7, 128))), true);
