@@ -23,10 +23,10 @@ struct Budget {
   int64_t rows, logits_bytes;
 };
 
-// Beside whole logits what the layers keep of few rows is little. 8 x 99 tiles of 128 x 128 fill 132 multiprocessors six times,
-// and four times 99 are OPT's vocabulary.
+// Beside whole logits what the layers keep of few rows is little. 8 x 66 tiles of 128 x 128 fill 132 multiprocessors four times,
+// and six times 66 are OPT's vocabulary.
 constexpr int64_t kFewRows = 2048;
-constexpr Budget kFew = {1024, 1024 * 99 * 128 * sizeof(__nv_bfloat16)};
+constexpr Budget kFew = {1024, 1024 * 66 * 128 * sizeof(__nv_bfloat16)};
 
 // 16 x 393 tiles of 128 x 128 over OPT's vocabulary fill them to 99%, and 16 x 8 of the wide tiles over a width of 2048 to 97%;
 // the logits take 196 MiB of bf16.
