@@ -15,7 +15,6 @@ namespace {
 // An architecture's tensor-core kernels, [whether b is contiguous along n].
 struct TileKernels {
   sm90::TileProduct bf16[2];
-  sm90::TileProduct wide_bf16[2];
   sm90::TileProduct f32[2];  // d in f32
   sm90::TileProduct wide_f32;  // bare, ranges of k; b contiguous along n
   sm90::TileProduct exponentials;  // b contiguous along k
@@ -25,13 +24,12 @@ struct TileKernels {
   sm90::TileProduct relay_blocks[2];    // likewise, tiles that are not wide
   sm90::TileProduct blocks_dropout[2];  // some term has dropout
   int tile, wide_tile;                  // columns of a tile; both have 128 rows
-  int wide_k;       // from this k on, the wide tile's better reuse outweighs wide_bf16's epilogue, which nothing hides
+  int long_k;       // from this k on, the wide tile's better reuse outweighs an end that nothing hides
   int relay_ranks;  // from so many on, terms cost less as k steps than as multiply-adds in the epilogue
 };
 
 const TileKernels& tile_kernels(Arch arch) {
   static const TileKernels kSm90 = {{sm90::forward_bf16, sm90::backward_bf16},
-                                    {sm90::forward_wide_bf16, sm90::backward_wide_bf16},
                                     {sm90::forward_f32, sm90::backward_f32},
                                     sm90::backward_wide_f32,
                                     sm90::forward_exponentials,
@@ -83,18 +81,16 @@ sm90::TileProduct tile_kernel(const Product& p, bool along_k, const Device& devi
     if (e.dropout()) return kernels.blocks_dropout[!along_k];
     return wide_fills ? kernels.tandem_blocks[!along_k] : kernels.relay_blocks[!along_k];
   }
-  bool long_k = p.k >= kernels.wide_k;
+  bool long_k = p.k >= kernels.long_k;
   if (p.d_dtype == PNB_DTYPE_F32) {
     return long_k && wide_fills && !along_k && e.bare() ? kernels.wide_f32 : kernels.f32[!along_k];
   }
   if (!e.dropout() && mask_of_words(p)) {
-    // Terms cost more in the other kernels' ends. Without any, a residual keeps the tandem's lower half waiting for longer than
-    // its tile gains, and a long k makes little of wide_bf16's end.
-    bool cheap_end = e.term_count > 0 || (!long_k && p.residual.data == nullptr);
-    if (wide_fills && cheap_end) return kernels.tandem[!along_k];
+    // Terms cost more in the other kernels' ends. Without any, where k is short, a residual takes what the tandem's tile gains.
+    if (wide_fills && (e.term_count > 0 || long_k || p.residual.data == nullptr)) return kernels.tandem[!along_k];
     if (many_ranks(e, kernels.relay_ranks)) return kernels.relay[!along_k];
   }
-  return long_k && e.term_count == 0 && wide_fills ? kernels.wide_bf16[!along_k] : kernels.bf16[!along_k];
+  return kernels.bf16[!along_k];
 }
 
 // Strides of a dimension of size 1 say nothing: they become what a contiguous matrix would have.

@@ -1,6 +1,6 @@
 // What feeds the warpgroups of a persistent product on sm_90: one warp of a block fills a ring of stages by bulk tensor copies,
-// one looks tiles up and two write the steps of low-rank terms. Two blocks one above the other form a cluster: each copies one
-// half of b's tile to both.
+// one looks tiles up and sends what became of them to d, and two write the steps of low-rank terms, or make ReLU's masks. Two
+// blocks one above the other form a cluster: each copies one half of b's tile to both.
 //
 // A list of active blocks changes where a copy reads the weight and how many tiles or steps there are, and nothing else: a
 // stage's part of b comes in boxes of at most a block's rows, each with its own coordinate, and the tile itself is that of
@@ -22,7 +22,8 @@ constexpr int kTurn = 3;  // and 4: whose wgmmas are next, of which tile
 constexpr int kTermsWritten = 5;
 
 struct FedArgs {
-  CUtensorMap a, b, residual, d;
+  CUtensorMap a, b, residual, d;  // the residual's of parts' halves where panels are whole
+  CUtensorMap d_halves;            // there, too
   Schedule schedule;
   Blocks blocks;
   Finish finish;
@@ -141,41 +142,90 @@ struct Feed {
   using Ring = hopper::Ring<Shape::kStages>;
   using Shared = FedShared<Shape>;
 
-  // One warp's work.
-  __device__ static void look_up(const FedArgs& args, TileQueue& queue) {
+  // One warp's work: looks tiles up, two ahead of the one whose parts it sends to d, and asks for parts' residuals.
+  template <class Finish>
+  __device__ static void look_up_and_send(const FedArgs& args, Shared& shared) {
+    constexpr int kParts = Shape::Part::kWhole ? 1 : 2;  // of a tile
+    TileQueue& queue = shared.queue;
     int lane = static_cast<int>(threadIdx.x) % 32;
+    Walk<kGather, kTileN> walk(args.schedule, args.blocks, args.k);
     hopper::Ring<kTilesAhead> ring;
-    for (Walk<kGather, kTileN> walk(args.schedule, args.blocks, args.k);; walk.next()) {
-      TileInfo tile{};
-      tile.valid = walk.valid();
-      if (walk.valid()) {
-        tile.row = walk.row();
-        tile.column = walk.column();
-        tile.slices = walk.slices();
-        tile.term_slices = term_slices<kGather, kTileN>(args.finish.epilogue, tile.column);
-        tile.end = kGather == Gather::kColumns ? walk.active() : args.finish.n;
-        if constexpr (kGather == Gather::kColumns) {
-          static_assert(kTileN <= kListedPanels * kPanelColumns, "a tile's panels have their places");
-#pragma unroll
-          for (int p = 0; p < kTileN / kPanelColumns; ++p) {
-            tile.origin[p] = ActiveBlocks(args.blocks, tile.row).neuron(tile.column + p * kPanelColumns);
-          }
-        }
-        if constexpr (kGather == Gather::kSteps) {
-          // So that the one thread that will read the list finds it in the first cache.
-          ActiveBlocks active(args.blocks, tile.row);
-          for (int place = lane * 32; place < active.count(); place += 32 * 32) active.touch(place);
-        }
-      }
+    bool all = false;
+    auto tell_next = [&] {
+      if (all) return;
+      all = !walk.valid();
+      TileInfo tile = look_up(args, walk, lane);
       queue.empty[ring.slot].wait(ring.parity ^ 1);
       if (lane == 0) {
         queue.tiles[ring.slot] = tile;
         queue.full[ring.slot].arrive();
       }
       __syncwarp();
-      if (!tile.valid) return;
       ring.advance();
+      walk.next();
+    };
+    auto ask = [&](const TileInfo& tile, int warpgroup, int half) {
+      if (tile.valid) Finish::fetch_residual(args.finish, args.residual, shared.finish, tile, warpgroup, half);
+    };
+    auto tell_bias = [&](const TileInfo& tile, int turn) {
+      if (tile.valid) Finish::tell_bias(args.finish, shared.finish, tile, turn, lane);
+    };
+    tell_next();
+    tell_bias(queue.tiles[0], 0);
+    if (lane < 2) ask(queue.tiles[0], 0, lane);
+    tell_next();
+    // Only this warp writes tiles, so one that it has told stays until it tells the fourth after that.
+    int part = 0, turn = 0;
+    for (hopper::Ring<kTilesAhead> at; queue.tiles[at.slot].valid; at.advance()) {
+      const TileInfo& tile = queue.tiles[at.slot];
+      const TileInfo& next = queue.tiles[(at.slot + 1) % kTilesAhead];
+      tell_bias(next, turn ^= 1);  // the tile before this, which had its place, has begun long since
+      tell_next();
+#pragma unroll 1
+      for (int i = 0; i < kParts; ++i, part ^= 1) {
+        if (lane == 0) {
+          const TileInfo& after = i + 1 < kParts ? tile : next;
+          auto left = [&](int half) {
+            ask(after, part ^ 1, half);
+            shared.finish.left[part][half].arrive();
+          };
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            shared.finish.rounded[half].wait(static_cast<uint32_t>(part));
+            Finish::send(args.finish, args.d_halves, args.d, shared.finish, tile, part, half);
+          }
+          Finish::template wait_sent<1>();
+          left(0);
+          Finish::template wait_sent<0>();
+          left(1);
+        }
+        __syncwarp();
+      }
     }
+  }
+
+  __device__ static TileInfo look_up(const FedArgs& args, const Walk<kGather, kTileN>& walk, int lane) {
+    TileInfo tile{};
+    tile.valid = walk.valid();
+    if (!walk.valid()) return tile;
+    tile.row = walk.row();
+    tile.column = walk.column();
+    tile.slices = walk.slices();
+    tile.term_slices = term_slices<kGather, kTileN>(args.finish.epilogue, tile.column);
+    tile.end = kGather == Gather::kColumns ? walk.active() : args.finish.n;
+    if constexpr (kGather == Gather::kColumns) {
+      static_assert(kTileN <= kListedPanels * kPanelColumns, "a tile's panels have their places");
+#pragma unroll
+      for (int p = 0; p < kTileN / kPanelColumns; ++p) {
+        tile.origin[p] = ActiveBlocks(args.blocks, tile.row).neuron(tile.column + p * kPanelColumns);
+      }
+    }
+    if constexpr (kGather == Gather::kSteps) {
+      // So that the one thread that will read the list finds it in the first cache.
+      ActiveBlocks active(args.blocks, tile.row);
+      for (int place = lane * 32; place < active.count(); place += 32 * 32) active.touch(place);
+    }
+    return tile;
   }
 
   // Where W's boxes of a step begin. They are asked for while the step before is copied.
@@ -294,7 +344,27 @@ struct Feed {
       reader.release(tile);
     }
   }
+
+  // Without terms: the masks of parts on their way.
+  template <class Finish>
+  __device__ static void make_masks(const FedArgs& args, Shared& shared, int thread) {
+    TileReader reader(shared.queue);
+    for (;;) {
+      const TileInfo& tile = reader.next();
+      if (!tile.valid) return;
+#pragma unroll 1
+      for (int part = 0; part < 2; ++part) {
+        Finish finish(args.finish, shared.finish, tile, part, thread);
+        shared.finish.rounded[0].wait(static_cast<uint32_t>(part));
+        finish.template make_mask<0>();
+        shared.finish.rounded[1].wait(static_cast<uint32_t>(part));
+        finish.template make_mask<1>();
+      }
+      reader.release(tile);
+    }
+  }
 };
+static_assert(kMaskThreads == kTermThreads, "the same threads");
 
 // Consumers: their Shape, what they read by, and their consume().
 template <class Consumers>
@@ -312,15 +382,19 @@ __global__ void __launch_bounds__(kFedThreads, 1) fed_kernel(const __grid_consta
   if (threadIdx.x == 0) {
     hopper::prefetch_map(args.a);
     hopper::prefetch_map(args.b);
-    hopper::prefetch_map(args.d);
+    hopper::prefetch_map(args.d_halves);
     for (int i = 0; i < Shape::kStages; ++i) {
       shared.full[i].init(1);
       shared.empty[i].init(static_cast<uint32_t>(args.schedule.cluster * Shape::kReaders));
     }
     shared.term_stage.init(1);
     shared.terms_written.init(1);
-    shared.finish.residual.init(1);
-    shared.finish.left.init(static_cast<uint32_t>(Consumers::Finish::kLeaving));
+    for (hopper::Barrier& biased : shared.finish.biased) biased.init(32);
+    for (int half = 0; half < 2; ++half) {
+      shared.finish.residual[half].init(1);
+      shared.finish.rounded[half].init(hopper::kWarpgroup);
+      for (auto& left : shared.finish.left) left[half].init(Consumers::Finish::leaving(args.finish));
+    }
     shared.queue.init(kQueueReaders);
     hopper::fence_barrier_init();
   }
@@ -332,7 +406,9 @@ __global__ void __launch_bounds__(kFedThreads, 1) fed_kernel(const __grid_consta
     if (warp == 0) {
       if (elected()) Feed::produce(args, shared, rank);
     } else if (warp == 1) {
-      Feed::look_up(args, shared.queue);
+      Feed::template look_up_and_send<typename Consumers::Finish>(args, shared);
+    } else if (Consumers::Finish::kMaskApart && args.finish.mask_apart) {
+      Feed::template make_masks<typename Consumers::Finish>(args, shared, static_cast<int>(threadIdx.x) - 64);
     } else {
       Feed::write_terms(args, shared, static_cast<int>(threadIdx.x) - 64);
     }
@@ -373,7 +449,12 @@ void run_fed(const Product& p, int multiprocessors, cudaStream_t stream) {
     args.b = operand_map(p.b.data, kGather == Gather::kSteps ? p.blocks.neurons : p.k, p.n, p.b.row_stride, box);
   }
   args.d = result_map(p.d.data, p.m, p.n, p.d.row_stride, Part::kRows);
-  args.residual = args.finish.residual_copied ? result_map(p.residual.data, p.m, p.n, p.residual.row_stride, Part::kRows) : args.d;
+  auto halves = [&](const Matrix& x) {
+    return args.finish.whole_panels ? panels_map(x.data, p.m, p.n, x.row_stride, Part::kRows, Part::kHalfPanels)
+                                    : result_map(x.data, p.m, p.n, x.row_stride, Part::kRows);
+  };
+  args.d_halves = halves(p.d);
+  args.residual = args.finish.residual_copied ? halves(p.residual) : args.d;
 
   auto kernel = fed_kernel<Consumers>;
   allow_shared_memory(kernel, sizeof(FedShared<Shape>), "gemm");

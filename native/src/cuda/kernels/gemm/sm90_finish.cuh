@@ -1,10 +1,11 @@
-// What a warpgroup does with a tile's sums: terms with dropout, bias, activation and its mask, residual, rounding, and the
-// bulk copy to d.
+// What a warpgroup does with a tile's sums: terms with dropout, bias, activation and its mask, residual, rounding. Another warp
+// sends the part to d, so that the warpgroup's next wgmmas begin sooner.
 //
 // A thread of warp w has rows 16 w + lane / 4 + {0, 8} of each 64 rows that its warpgroup has, and columns 2 (lane % 4) + {0, 1} of
 // each eight: sums[i][4 j + 2 y + x] is row 64 i + 16 w + lane / 4 + 8 y, column 8 j + 2 (lane % 4) + x.
 #pragma once
 
+#include "cuda/kernels/gemm/sm90_maps.h"
 #include "cuda/kernels/gemm/sm90_schedule.cuh"
 #include "cuda/kernels/hopper.cuh"
 
@@ -19,6 +20,10 @@ struct TilePart {
   static constexpr int kRows = kRows_, kColumns = kColumns_;
   static constexpr int kPanels = kColumns / kPanelColumns;
   static constexpr int kPanelBytes = kRows * kPanelColumns * 2;
+  // It goes to d in halves: the other warpgroup's first half follows when this one's has left.
+  static constexpr int kHalfPanels = kPanels / 2;
+  static constexpr int kHalfBytes = kHalfPanels * kPanelBytes;
+  static constexpr int kHalfColumns = kHalfPanels * kPanelColumns;
   static constexpr bool kWhole = kRows == kTileM;
 
   // Its first row.
@@ -32,27 +37,43 @@ struct Finish {
   const __nv_bfloat16* residual;
   int64_t residual_stride;
   bool residual_copied;  // by bulk copies; else threads read it, because terms' factors take the room
+  bool whole_panels;     // d's and the residual's maps hold parts, in one box each
+  bool mask_apart;       // ReLU's mask is made from a part that is on its way, by threads that have no wgmmas to start
 };
 
 inline Finish finish_of(const Product& p) {
   Finish finish{p.epilogue, p.m, p.n, p.epilogue_columns(), static_cast<const __nv_bfloat16*>(p.residual.data),
                 p.residual.row_stride};
+  finish.whole_panels = whole_panels(p.n);
   finish.residual_copied = p.residual.data != nullptr && !p.epilogue.dropout();
+  finish.mask_apart = p.epilogue.kind == PNB_EPILOGUE_RELU && p.epilogue.mask != nullptr && p.epilogue.term_count == 0 &&
+                      p.residual.data == nullptr;
   return finish;
 }
+
+constexpr int kMaskThreads = 64;  // that make a mask apart
 
 // One part on its way is enough: the other warpgroup's is a main loop away, or can wait. At a multiple of 1024 bytes.
 template <class Part>
 struct FinishShared {
   char part[Part::kPanels * Part::kPanelBytes];
-  float bias[2][Part::kColumns];  // each warpgroup's
-  hopper::Barrier residual;       // has come for the next part
-  hopper::Barrier left;           // the part before has left for d
+  float bias[2][Part::kColumns];  // of tiles in turn; a panel's in the order of bias_place
+  hopper::Barrier biased[2];      // a tile's bias is there
+  // By the part's half.
+  hopper::Barrier residual[2];  // has come for the next part
+  hopper::Barrier rounded[2];   // it is there, for who sends it to d and who makes its mask
+  hopper::Barrier left[2][2];   // each warpgroup's has left
 };
 
 __device__ __forceinline__ void store_box(const CUtensorMap& map, const void* from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(&map),
                "r"(hopper::shared_address(from)), "r"(x), "r"(y)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_box(const CUtensorMap& map, const void* from, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+               "r"(hopper::shared_address(from)), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
 
@@ -76,15 +97,16 @@ class TileFinish {
   static constexpr int kHalves = Part::kRows / 64;
   static constexpr int kRows = 2 * kHalves;  // of a thread: 2 i + y
   static constexpr int kPanels = Part::kPanels;
-  // Nothing hides a wait for the mask where both warpgroups end a tile at once.
-  static constexpr bool kMaskAhead = !Part::kWhole;
+  static constexpr int kColumnGap = 8;
+  static constexpr int kGaps = Part::kColumns / kColumnGap;
+  static constexpr int kGapsAPanel = kPanelColumns / kColumnGap;
+  // Where both warpgroups end a tile at about the same time, nothing hides making a mask.
+  static constexpr bool kMaskApart = !Part::kWhole;
   using Sums = float[kHalves][Part::kColumns / 2];
   using Shared = FinishShared<Part>;
 
-  __device__ TileFinish(const Finish& finish, const CUtensorMap& d_map, Shared& shared, const TileInfo& tile, int warpgroup,
-                        int thread)
+  __device__ TileFinish(const Finish& finish, Shared& shared, const TileInfo& tile, int warpgroup, int thread)
       : f_(finish),
-        d_map_(d_map),
         shared_(shared),
         tile_(tile),
         warpgroup_(warpgroup),
@@ -98,113 +120,144 @@ class TileFinish {
     }
   }
 
-  // Starts the copy of a part's residual to where its d will be. The part before has left.
+  // Starts the copy of half a part's residual to where its d will be. What was there has left.
   __device__ static void fetch_residual(const Finish& finish, const CUtensorMap& map, Shared& shared, const TileInfo& tile,
-                                        int warpgroup) {
+                                        int warpgroup, int half) {
     if (!finish.residual_copied) return;
-    shared.residual.arrive_and_expect(kPanels * Part::kPanelBytes);
+    shared.residual[half].arrive_and_expect(Part::kHalfBytes);
+    char* to = shared.part + half * Part::kHalfBytes;
+    int row = Part::row(tile, warpgroup), column = tile.column + half * Part::kHalfColumns;
+    if (finish.whole_panels) {
+      hopper::copy_box(to, map, shared.residual[half], 0, row, column / kPanelColumns);
+      return;
+    }
+#pragma unroll 1
+    for (int p = 0; p < Part::kHalfPanels; ++p) {
+      hopper::copy_box(to + p * Part::kPanelBytes, map, shared.residual[half], column + p * kPanelColumns, row);
+    }
+  }
+
+  // Tells a tile's bias; one warp does it.
+  __device__ static void tell_bias(const Finish& finish, Shared& shared, const TileInfo& tile, int turn, int lane) {
+    if (finish.epilogue.bias == nullptr) return;
+    float bias[kPanels];
 #pragma unroll
     for (int p = 0; p < kPanels; ++p) {
-      hopper::copy_box(shared.part + p * Part::kPanelBytes, map, shared.residual, tile.column + p * kPanelColumns,
-                       Part::row(tile, warpgroup));
+      bool inside = kGather != Gather::kColumns || tile.column + p * kPanelColumns < tile.end;
+      int column = inside ? panel_origin<kGather>(tile, p) + lane : finish.columns;
+      bias[p] = column < finish.columns ? __ldg(finish.epilogue.bias + column) : 0.0f;
     }
-  }
-
-  // What is asked for before the tile's wgmmas.
-  struct Ahead {
-    float bias[Part::kColumns / hopper::kWarpgroup];  // of the columns that have this thread's number in each 128 of the tile
-    uint32_t mask[kMaskAhead ? kRows : 1][kPanels];    // ReLU's bits of this thread's rows
-  };
-
-  __device__ Ahead ahead() const {
-    Ahead ahead;
 #pragma unroll
-    for (int i = 0; i < Part::kColumns / hopper::kWarpgroup; ++i) {
-      int column = own_column(i);
-      ahead.bias[i] = 0.0f;
-      if (f_.epilogue.bias != nullptr && column < f_.columns) ahead.bias[i] = __ldg(f_.epilogue.bias + column);
-      asm volatile("" : "+f"(ahead.bias[i]));
-    }
-    if constexpr (kMaskAhead) {
-      if (f_.epilogue.kind == PNB_EPILOGUE_DRELU) load_mask(ahead.mask);
-    }
-    return ahead;
+    for (int p = 0; p < kPanels; ++p) shared.bias[turn][p * kPanelColumns + bias_place(lane)] = bias[p];
+    shared.biased[turn].arrive();
   }
 
-  // Tells the warpgroup's threads each other's bias. The part before this has been applied. Without a bias, too, they wait for each
-  // other: none waits for its turn before thread 0 has made room for it, or it would take the turn before for its own.
-  __device__ void share(const Ahead& ahead) const {
-    if (f_.epilogue.bias != nullptr) {
-#pragma unroll
-      for (int i = 0; i < Part::kColumns / hopper::kWarpgroup; ++i) {
-        shared_.bias[warpgroup_][thread_ + i * hopper::kWarpgroup] = ahead.bias[i];
-      }
-    }
-    synchronize();
+  // ReLU's bits of this thread's rows.
+  using Mask = uint32_t[kRows][kPanels];
+  __device__ void ask_for_mask(Mask& mask) const {
+    if (f_.epilogue.kind == PNB_EPILOGUE_DRELU) load_mask(mask);
   }
 
-  // Until the part is on its way to d. The bias has been shared.
-  __device__ void apply(Sums& sums, const Ahead& ahead) {
+  // Until the part has been rounded. The mask has been asked for; count: of the warpgroup's parts before.
+  __device__ void apply(Sums& sums, const Mask& mask, int count) {
     const Epilogue& e = f_.epilogue;
     if constexpr (kDropout) {
-      wait_for_turn();
+      for (int half = 0; half < 2; ++half) wait_for_turn(count % 2, half);
       add_dropped_terms(sums);
     }
-    if (e.bias != nullptr) add_bias(sums);
-    if (e.kind == PNB_EPILOGUE_DRELU) {
-      if constexpr (kMaskAhead) {
-        keep_masked(sums, ahead.mask);
+    if (e.bias != nullptr) add_bias(sums, count);
+    if (e.kind == PNB_EPILOGUE_RELU && e.mask != nullptr && !(kMaskApart && f_.mask_apart)) store_mask(sums);
+    // A residual is added to what these leave; without one they take fewer instructions on what has been rounded.
+    bool before_residual = f_.residual != nullptr;
+    if (before_residual && e.kind == PNB_EPILOGUE_RELU) clamp(sums);
+    if (before_residual && e.kind == PNB_EPILOGUE_DRELU) keep_masked(sums, mask);
+    if constexpr (kDropout) {
+      if (before_residual && !f_.residual_copied) add_residual(sums);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (!kDropout) wait_for_turn(count % 2, half);
+      if (f_.residual_copied) {
+        shared_.residual[half].wait(static_cast<uint32_t>(warpgroup_));
+        write<true, PNB_EPILOGUE_NONE>(half, sums, mask);
+      } else if (before_residual || e.kind == PNB_EPILOGUE_NONE) {
+        write<false, PNB_EPILOGUE_NONE>(half, sums, mask);
+      } else if (e.kind == PNB_EPILOGUE_RELU) {
+        write<false, PNB_EPILOGUE_RELU>(half, sums, mask);
       } else {
-        uint32_t mask[kRows][kPanels];
-        load_mask(mask);
-        keep_masked(sums, mask);
+        write<false, PNB_EPILOGUE_DRELU>(half, sums, mask);
       }
-    } else if (e.kind == PNB_EPILOGUE_RELU) {
-#pragma unroll
-      for (int i = 0; i < kHalves; ++i) {
-#pragma unroll
-        for (int v = 0; v < Part::kColumns / 2; ++v) asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(sums[i][v]));  // NaN stays
-      }
-      if (e.mask != nullptr) store_mask(sums);
-    }
-    if constexpr (!kDropout) wait_for_turn();
-    if (f_.residual_copied) {
-      shared_.residual.wait(static_cast<uint32_t>(warpgroup_));
-      write<true>(sums);
-    } else {
-      if constexpr (kDropout) {
-        if (f_.residual != nullptr) add_residual(sums);
-      }
-      write<false>(sums);
-    }
-    hopper::fence_async_proxy();
-    synchronize();
-    if (thread_ == 0) {
-#pragma unroll
-      for (int p = 0; p < kPanels; ++p) {
-        int column = column_ + p * kPanelColumns;
-        if (column < end_) store_box(d_map_, shared_.part + p * Part::kPanelBytes, column, row_);
-      }
-      asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+      hopper::fence_async_proxy();
+      shared_.rounded[half].arrive();
+      if constexpr (kDropout) shared_.left[warpgroup_][half].arrive();
     }
   }
 
-  // Threads that say that a part has left: all that have read factors in its place, or the one that copies it.
-  static constexpr int kLeaving = kDropout ? hopper::kWarpgroup : 1;
+  // One thread's work, when half a part has been rounded: begins to send it to d.
+  __device__ static void send(const Finish& finish, const CUtensorMap& halves, const CUtensorMap& panels, const Shared& shared,
+                              const TileInfo& tile, int warpgroup, int half) {
+    const char* from = shared.part + half * Part::kHalfBytes;
+    int row = Part::row(tile, warpgroup), first = tile.column + half * Part::kHalfColumns;
+    if (finish.whole_panels && (kGather != Gather::kColumns || first + Part::kHalfColumns <= tile.end)) {
+      store_box(halves, from, 0, row, first / kPanelColumns);
+    } else {
+#pragma unroll 1
+      for (int p = 0; p < Part::kHalfPanels; ++p) {
+        int column = first + p * kPanelColumns;
+        if (column < tile.end) store_box(panels, from + p * Part::kPanelBytes, column, row);
+      }
+    }
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  }
+  // Likewise: until no more than so many later halves are on their way.
+  template <int kLater>
+  __device__ static void wait_sent() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kLater) : "memory");
+  }
 
-  // After apply(): waits until the part has left, and makes room for the next.
-  __device__ static void leave(Shared& shared, int thread) {
-    if (thread == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-    if (thread < kLeaving) shared.left.arrive();
+  // One thread's row of the mask of half a part, when that has been rounded; kMaskThreads do it.
+  template <int kHalf>
+  __device__ void make_mask() const {
+    static_assert(Part::kWhole || (Part::kRows == kMaskThreads && Part::kHalfPanels == 4), "a row each, of four words");
+    const char* from = shared_.part + kHalf * Part::kHalfBytes + thread_ * 64;
+    int row = row_ + thread_, first = kHalf * Part::kHalfPanels;
+    uint32_t words[4];
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      uint32_t bytes[kGapsAPanel];
+#pragma unroll
+      for (int j = 0; j < kGapsAPanel; ++j) {
+        uint4 eight = *reinterpret_cast<const uint4*>(from + p * Part::kPanelBytes + ((j ^ thread_ % 8 / 2) << 4));
+        uint32_t bits = above_zero(eight.x) & 0x00020001u;  // bit i of a first one's, 16 + i of a second one's
+        bits |= above_zero(eight.y) & 0x00080004u;
+        bits |= above_zero(eight.z) & 0x00200010u;
+        bits |= above_zero(eight.w) & 0x00800040u;
+        bytes[j] = bits | bits >> 16;
+      }
+      words[p] = __byte_perm(__byte_perm(bytes[0], bytes[1], 0x0040), __byte_perm(bytes[2], bytes[3], 0x0040), 0x5410);
+    }
+    shared_.left[warpgroup_][kHalf].arrive();
+    if (row >= f_.m) return;
+    if (whole_mask(first)) {
+      *reinterpret_cast<uint4*>(mask_word(row, first)) = make_uint4(words[0], words[1], words[2], words[3]);
+      return;
+    }
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      if (origin_[first + p] < f_.columns) *mask_word(row, first + p) = words[p];
+    }
+  }
+
+  // Threads that say that half a part has left: who sends it, and who has read what lay in its place, or makes its mask.
+  __device__ static uint32_t leaving(const Finish& finish) {
+    return 1 + (kDropout ? hopper::kWarpgroup : 0) + (kMaskApart && finish.mask_apart ? kMaskThreads : 0);
   }
 
  private:
-  static constexpr int kColumnGap = 8;
-  static constexpr int kGaps = Part::kColumns / kColumnGap;
-  static constexpr int kGapsAPanel = kPanelColumns / kColumnGap;
-
-  // Parts leave in turn: warpgroup 0's wait for every second phase, warpgroup 1's for the others.
-  __device__ void wait_for_turn() const { shared_.left.wait(static_cast<uint32_t>(warpgroup_ ^ 1)); }
+  // That half of the other warpgroup's part before has left.
+  __device__ void wait_for_turn(int turn, int half) const {
+    shared_.left[warpgroup_ ^ 1][half].wait(static_cast<uint32_t>(warpgroup_ == 0 ? turn ^ 1 : turn));
+  }
   __device__ void synchronize() const { hopper::sync_threads(1 + warpgroup_, hopper::kWarpgroup); }
   __device__ int lane() const { return thread_ % 32; }
   // Of bias and terms: the column that has this thread's number in the i-th 128 of the tile.
@@ -216,14 +269,23 @@ class TileFinish {
   __device__ int row_in_part(int r) const { return r / 2 * 64 + thread_ / 32 * 16 + lane() / 4 + r % 2 * 8; }
   __device__ int column_in_gap() const { return lane() % 4 * 2; }
 
-  __device__ void add_bias(Sums& sums) const {
+  // Where a panel's bias lies: each thread reads its columns of two times eight at once.
+  __device__ static int bias_place(int column) {
+    return column / 16 * 16 + column % kColumnGap / 2 * 4 + column / kColumnGap % 2 * 2 + column % 2;
+  }
+
+  __device__ void add_bias(Sums& sums, int count) const {
+    int place = Part::kWhole ? warpgroup_ : count % 2;
+    shared_.biased[place].wait(static_cast<uint32_t>(Part::kWhole ? count % 2 : count / 2 % 2));
+    const float* from = shared_.bias[place] + lane() % 4 * 4;
 #pragma unroll
-    for (int j = 0; j < kGaps; ++j) {
-      float2 added = *reinterpret_cast<const float2*>(&shared_.bias[warpgroup_][column_in_gap() + j * kColumnGap]);
+    for (int j = 0; j < kGaps; j += 2) {
+      float4 added = *reinterpret_cast<const float4*>(from + j * kColumnGap);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        sums[r / 2][4 * j + r % 2 * 2] += added.x;
-        sums[r / 2][4 * j + r % 2 * 2 + 1] += added.y;
+        float* to = &sums[r / 2][4 * j + r % 2 * 2];
+        to[0] += added.x, to[1] += added.y;
+        to[4] += added.z, to[5] += added.w;
       }
     }
   }
@@ -265,6 +327,15 @@ class TileFinish {
           for (int q = p; q < p + 4; ++q) words[r][q] = origin_[q] < f_.columns ? *mask_word(row, q) : 0;
         }
       }
+    }
+  }
+
+  // ReLU; NaN stays.
+  __device__ static void clamp(Sums& sums) {
+#pragma unroll
+    for (int i = 0; i < kHalves; ++i) {
+#pragma unroll
+      for (int v = 0; v < Part::kColumns / 2; ++v) asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(sums[i][v]));
     }
   }
 
@@ -353,9 +424,29 @@ class TileFinish {
     }
   }
 
-  // Rounds the sums into the tile; a residual that is there is added first.
-  template <bool kResidual>
-  __device__ void write(const Sums& sums) const {
+  // A pair of neighbours rounded, by kKind; keep: all bits of those that a mask has.
+  template <int kKind>
+  __device__ static uint32_t rounded(const float* pair, uint32_t keep) {
+    if constexpr (kKind == PNB_EPILOGUE_RELU) {
+      uint32_t word;
+      asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(pair[1]), "f"(pair[0]));
+      return word;
+    }
+    uint32_t word = hopper::pack_bf16(pair[0], pair[1]);
+    return kKind == PNB_EPILOGUE_DRELU ? word & keep : word;
+  }
+
+  // Of a panel's words of a mask, shifted so that this thread's first and second neighbours are each byte's highest bits: all bits
+  // of those of the j-th eight columns.
+  __device__ static uint32_t kept_bits(uint32_t first, uint32_t second, int j) {
+    uint32_t keep;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(keep) : "r"(first), "r"(second), "r"(0xcc88 + 0x1111 * j));
+    return keep;
+  }
+
+  // Rounds half of the sums into the part; a residual that is there is added first.
+  template <bool kResidual, int kKind>
+  __device__ __forceinline__ void write(int half, const Sums& sums, const uint32_t (&mask)[kRows][kPanels]) const {
     int row = thread_ / 32 * 16 + lane() / 8 % 2 * 8 + lane() % 8;
     int chunk = lane() / 16;
     uint32_t base = hopper::shared_address(shared_.part) + static_cast<uint32_t>(row) * 64;
@@ -363,8 +454,10 @@ class TileFinish {
 #pragma unroll
     for (int i = 0; i < kHalves; ++i) {
 #pragma unroll
-      for (int j = 0; j < kGaps; j += 2) {
-        uint32_t address = base + static_cast<uint32_t>(i * 64 * 64 + j / kGapsAPanel * Part::kPanelBytes) +
+      for (int of_half = 0; of_half < kGaps / 2; of_half += 2) {
+        int j = half * (kGaps / 2) + of_half;
+        int panel = j / kGapsAPanel;
+        uint32_t address = base + static_cast<uint32_t>(i * 64 * 64 + panel * Part::kPanelBytes) +
                            (((static_cast<uint32_t>(j % kGapsAPanel + chunk)) ^ swizzle) << 4);
         uint32_t words[4];
         if constexpr (kResidual) {
@@ -376,7 +469,14 @@ class TileFinish {
           }
         } else {
 #pragma unroll
-          for (int q = 0; q < 4; ++q) words[q] = hopper::pack_bf16(sums[i][4 * j + 2 * q], sums[i][4 * j + 2 * q + 1]);
+          for (int q = 0; q < 4; ++q) {
+            uint32_t keep = 0;
+            if constexpr (kKind == PNB_EPILOGUE_DRELU) {
+              uint32_t bits = mask[2 * i + q % 2][panel];
+              keep = kept_bits(bits << (7 - column_in_gap()), bits << (6 - column_in_gap()), j % kGapsAPanel + q / 2);
+            }
+            words[q] = rounded<kKind>(&sums[i][4 * j + 2 * q], keep);
+          }
         }
         store_matrices(address, words);
       }
@@ -474,7 +574,6 @@ class TileFinish {
   }
 
   const Finish& f_;
-  const CUtensorMap& d_map_;
   Shared& shared_;
   const TileInfo& tile_;
   int warpgroup_, thread_;

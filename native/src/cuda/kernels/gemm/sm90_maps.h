@@ -13,4 +13,8 @@ CUtensorMap operand_map(void* data, int64_t rows, int64_t columns, int64_t strid
 // d or the residual in boxes of so many rows of 32 elements, swizzled over 64 bytes; nothing is written outside of it.
 CUtensorMap result_map(void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows);
 
+// Likewise, where the columns are a whole number of panels of 32: in boxes of so many panels, at column, row and panel.
+bool whole_panels(int64_t columns);
+CUtensorMap panels_map(void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows, int box_panels);
+
 }  // namespace pnb::cuda::sm90

@@ -41,16 +41,14 @@ struct Relay {
     Ring ring;
     const TileInfo* tile = &reader.next();
     if (!hopper::uniform(tile->valid)) return;
-    if (warpgroup == 0) {
-      if (thread == 0) Finish::fetch_residual(args.finish, args.residual, shared.finish, *tile, warpgroup);
-    } else {
+    if (warpgroup == 1) {
       pass_turn();
       skip(ring, hopper::uniform(Steps::count(*tile)));
       reader.release(*tile);
       tile = &reader.next();
       if (!hopper::uniform(tile->valid)) return;
     }
-    for (;;) {
+    for (int count = 0;; ++count) {
       int whole_steps = hopper::uniform(tile->slices / kSlicesAStep);
       int rest = hopper::uniform(tile->slices % kSlicesAStep);
       int term_slices = hopper::uniform(tile->term_slices);
@@ -58,7 +56,6 @@ struct Relay {
       const TileInfo& other = reader.next();
       bool others = hopper::uniform(other.valid) != 0;
       int steps_of_other = others ? hopper::uniform(Steps::count(other)) : 0;
-      typename Finish::Ahead ahead = Finish(args.finish, args.d, shared.finish, *tile, warpgroup, thread).ahead();
       hopper::sync_threads(kTurn + warpgroup, 2 * hopper::kWarpgroup);
 
       float sums[2][kTileN / 2];
@@ -79,11 +76,10 @@ struct Relay {
       if (others) pass_turn();
       skip(ring, steps_of_other);
       multiply.finish();
-      Finish finish(args.finish, args.d, shared.finish, *tile, warpgroup, thread);
-      finish.share(ahead);
-      finish.apply(sums, ahead);
-      Finish::leave(shared.finish, thread);
-      if (thread == 0 && others) Finish::fetch_residual(args.finish, args.residual, shared.finish, other, warpgroup ^ 1);
+      Finish finish(args.finish, shared.finish, *tile, warpgroup, thread);
+      typename Finish::Mask mask;
+      finish.ask_for_mask(mask);
+      finish.apply(sums, mask, count);
       reader.release(*tile);
       reader.release(other);
       if (!others) return;

@@ -38,42 +38,29 @@ struct Tandem {
     Ring ring;
     const TileInfo* tile = &reader.next();
     if (!hopper::uniform(tile->valid)) return;
-    if (warpgroup == 0 && thread == 0) Finish::fetch_residual(args.finish, args.residual, shared.finish, *tile, 0);
-    // What became of the tile before is seen to when this one's first wgmmas run: it leaves, and the other warpgroup's residual
-    // comes.
-    const TileInfo* before = nullptr;
-    int turn = 0;  // of two, because the upper half may be a tile ahead
-    auto see_off = [&](const TileInfo& left, const TileInfo& next) {
-      Finish::leave(shared.finish, thread);
-      if (thread == 0) {
-        const TileInfo& to_come = warpgroup == 0 ? left : next;
-        if (to_come.valid) Finish::fetch_residual(args.finish, args.residual, shared.finish, to_come, warpgroup ^ 1);
-      }
-      reader.release(left);
-    };
-    for (;;) {
+    for (int count = 0;; ++count) {
+      int turn = count % 2;  // the upper half may be a tile ahead
       int whole_steps = hopper::uniform(tile->slices / kSlicesAStep);
       int rest = hopper::uniform(tile->slices % kSlicesAStep);
       int term_slices = hopper::uniform(tile->term_slices);
-      Finish finish(args.finish, args.d, shared.finish, *tile, warpgroup, thread);
-      typename Finish::Ahead ahead = finish.ahead();
-
+      int gap = Steps::gap(whole_steps, term_slices);
       float sums[1][kTileN / 2];
       Multiplier<Shape, kAlongK> multiply(shared, ring, sums, warpgroup * Shape::Part::kRows, thread, pair, rank);
-      int gap = Steps::gap(whole_steps, term_slices);
       if (term_slices > 0) {
         multiply.terms(term_slices);
       } else if (whole_steps > 0) {
         multiply.whole(1);
         --whole_steps;
       }
-      if (before != nullptr) see_off(*before, *tile);
-      finish.share(ahead);
+      // While these run.
+      Finish finish(args.finish, shared.finish, *tile, warpgroup, thread);
+      typename Finish::Mask mask;
+      finish.ask_for_mask(mask);
 #pragma unroll 1
       while (term_slices > 0) {
-        int count = min(gap, whole_steps);
-        whole_steps -= count;
-        multiply.whole(count);
+        int steps = min(gap, whole_steps);
+        whole_steps -= steps;
+        multiply.whole(steps);
         multiply.terms(term_slices);
       }
       // The lower half's last steps, as many as there are stages, begin when all of the upper half's are under way: they run while
@@ -84,16 +71,14 @@ struct Tandem {
       if (warpgroup == 1) hopper::sync_threads(kTurn + turn, 2 * hopper::kWarpgroup);
       multiply.whole(last_steps);
       if (warpgroup == 0) asm volatile("bar.arrive %0, %1;" ::"r"(kTurn + turn), "r"(2 * hopper::kWarpgroup) : "memory");
-      turn ^= 1;
       multiply.rest(rest);
+      const TileInfo* next = &reader.next();
+      bool more = hopper::uniform(next->valid) != 0;
       multiply.finish();
-      finish.apply(sums, ahead);
-      before = tile;
-      tile = &reader.next();
-      if (!hopper::uniform(tile->valid)) {
-        see_off(*before, *tile);
-        return;
-      }
+      finish.apply(sums, mask, count);
+      reader.release(*tile);
+      if (!more) return;
+      tile = next;
     }
   }
 };

@@ -10,13 +10,11 @@ using TileProduct = void (*)(const Product& p, int multiprocessors, cudaStream_t
 
 // b contiguous along k: a weight's forward product. d in bf16 or f32.
 void forward_bf16(const Product& p, int multiprocessors, cudaStream_t stream);
-void forward_wide_bf16(const Product& p, int multiprocessors, cudaStream_t stream);
 void forward_exponentials(const Product& p, int multiprocessors, cudaStream_t stream);  // the only one that makes them
 void forward_f32(const Product& p, int multiprocessors, cudaStream_t stream);
 
 // b contiguous along n: a weight's backward product.
 void backward_bf16(const Product& p, int multiprocessors, cudaStream_t stream);
-void backward_wide_bf16(const Product& p, int multiprocessors, cudaStream_t stream);
 void backward_f32(const Product& p, int multiprocessors, cudaStream_t stream);
 void backward_wide_f32(const Product& p, int multiprocessors, cudaStream_t stream);  // the only one that takes ranges
 
