@@ -11,6 +11,7 @@ import dev.penumbra.data.Tokenizer;
 import dev.penumbra.expose.Calibration;
 import dev.penumbra.expose.CalibrationConfig;
 import dev.penumbra.expose.Calibrator;
+import dev.penumbra.io.PeftAdapter;
 import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
@@ -94,7 +95,9 @@ final class DemoCommand implements Callable<Integer> {
         Usage.require(spec.commandLine(), seconds >= 1, "1 second or more", seconds);
         ModelOptions.requireThreads(spec.commandLine(), threads);
         try (RunLock alone = RunLock.acquire(output)) {
-            Path folder = DemoModel.extract(output.resolve("model"));
+            Path model = output.resolve("model");
+            requireOwnAdapter(output, model);
+            Path folder = DemoModel.extract(model);
             try (HfTokenizer tokenizer = HfTokenizer.load(folder)) {
                 Dataset train = RestaurantGenerator.dataset(new RestaurantGenerator(1).pairs(4000, false), tokenizer);
                 Calibration calibration;
@@ -107,15 +110,27 @@ final class DemoCommand implements Callable<Integer> {
                 }
                 try (Penumbra penumbra = Penumbra.open(folder, Device.CPU, threads, DType.BF16, calibration.orders())) {
                     penumbra.model().load();
-                    tune(penumbra, alone, calibration, train, tokenizer, out);
+                    tune(penumbra, calibration, train, tokenizer, out);
                 }
             }
         }
         return 0;
     }
 
-    private void tune(Penumbra penumbra, RunLock alone, Calibration calibration, Dataset train, Tokenizer tokenizer,
-            PrintWriter out)
+    /** Every demo begins anew and replaces the adapter of the one before, but no other. */
+    private static void requireOwnAdapter(Path output, Path model) throws IOException {
+        if (PeftAdapter.filesIn(output).isEmpty()) {
+            return;
+        }
+        try (PeftAdapter found = PeftAdapter.read(output)) {
+            if (!Path.of(found.baseModel()).toAbsolutePath().normalize().equals(model.toAbsolutePath().normalize())) {
+                throw new IOException(output + ": expected no adapter but an earlier demo's, found one of the model "
+                        + found.baseModel() + ": move it away or choose another folder");
+            }
+        }
+    }
+
+    private void tune(Penumbra penumbra, Calibration calibration, Dataset train, Tokenizer tokenizer, PrintWriter out)
             throws IOException {
         // No name, food and price together are on both sides.
         List<Pair> held = new RestaurantGenerator(2).pairs(200, true);
@@ -130,11 +145,11 @@ final class DemoCommand implements Callable<Integer> {
                 null);
         int steps = stepsIn(seconds / 2.0, estimate.stepMs());
         out.println("Dense:");
-        Tuned dense = train(penumbra, null, config(steps), train, null, heldOut, out);
+        Tuned dense = train(penumbra, config(steps), train, null, heldOut, out);
         out.println("Sparse:  the backward pass skips the blocks of neurons that its gradient hardly uses");
-        Tuned sparse = train(penumbra, alone,
-                config(steps).sparsity(SPARSITY).output(output),
-                train, calibration, heldOut, out);
+        Tuned sparse = train(penumbra, config(steps).sparsity(SPARSITY), train, calibration, heldOut, out);
+        penumbra.writeAdapter(sparse.adapter(), output);
+        out.println("step " + steps + ": saved " + output);
 
         Skill after = skill(penumbra, penumbra.readAdapter(output), tokenizer, heldOut, prompt);
         if (Math.abs(after.loss() - sparse.loss()) > 1e-6 * sparse.loss()) {
@@ -153,18 +168,13 @@ final class DemoCommand implements Callable<Integer> {
         requireFall(before, after);
     }
 
-    /** @param held the output, where there is one */
-    private static Tuned train(Penumbra penumbra, @Nullable RunLock held, TrainConfig.Builder config, Dataset data,
+    private static Tuned train(Penumbra penumbra, TrainConfig.Builder config, Dataset data,
             @Nullable Calibration calibration, Dataset heldOut, PrintWriter out) {
         LoraAdapter adapter = penumbra.newAdapter(LORA, 1);
         List<StepMetrics> metrics = new ArrayList<>();
         Trainer trainer = new Trainer(penumbra.model(), adapter, config.build(), data, null).exposure(calibration);
         trainer.listener(metrics::add).listener(new Progress(out, trainer.totalSteps()));
-        if (held == null) {
-            trainer.run();
-        } else {
-            trainer.run(held);
-        }
+        trainer.run();
         return new Tuned(adapter, metrics, Evaluator.loss(penumbra.model(), adapter, heldOut, BATCH, SEQ_LEN));
     }
 

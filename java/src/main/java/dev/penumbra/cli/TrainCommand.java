@@ -46,7 +46,7 @@ final class TrainCommand implements Callable<Integer> {
     private DataOptions data;
     @Mixin
     private SparsityOptions sparsity;
-    @Option(names = "--output", required = true, paramLabel = "DIR", description = "Folder of the adapter, in PEFT's format, and of checkpoints.")
+    @Option(names = "--output", required = true, paramLabel = "DIR", description = "Folder of the adapter, in PEFT's format, and of checkpoints; those of another run are not overwritten.")
     private Path output;
     @Option(names = "--steps", defaultValue = "0", paramLabel = "N", description = "Optimizer steps; overrides --epochs when above 0.")
     private int steps;
@@ -88,7 +88,7 @@ final class TrainCommand implements Callable<Integer> {
     private int evalEvery;
     @Option(names = "--save-every", defaultValue = "0", paramLabel = "N", description = "Steps between checkpoints; 0: none.")
     private int saveEvery;
-    @Option(names = "--resume", description = "Continue from the last checkpoint in the output folder; without one, begin.")
+    @Option(names = "--resume", description = "Continue from the last checkpoint in the output folder; without one, and without an adapter there, begin.")
     private boolean resume;
     @Option(names = "--metrics", paramLabel = "FILE", description = "Write a JSON object a step: step, loss, lr, grad_norm, real_tokens, tokens_per_s, step_ms and what sparse steps kept.")
     private @Nullable Path metrics;

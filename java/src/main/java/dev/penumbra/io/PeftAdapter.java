@@ -6,10 +6,12 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Collections;
+import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import java.util.stream.Stream;
 import tools.jackson.databind.json.JsonMapper;
 import tools.jackson.databind.node.ObjectNode;
 
@@ -89,6 +91,11 @@ public final class PeftAdapter implements AutoCloseable {
             file.close();
             throw failure;
         }
+    }
+
+    /** Names of an adapter's files that are in {@code directory}; none where it has no adapter, not even half of one. */
+    public static List<String> filesIn(Path directory) {
+        return Stream.of(CONFIG, WEIGHTS).filter(name -> Files.exists(AdapterFiles.locate(directory, name))).toList();
     }
 
     /** {@code model.decoder.layers.0.self_attn.q_proj} of its tensors' keys. */

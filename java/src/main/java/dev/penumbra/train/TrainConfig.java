@@ -22,9 +22,10 @@ import org.jspecify.annotations.Nullable;
  * @param pack several samples a row, instead of one sample a row padded to the batch's longest
  * @param evalEvery steps between evaluations; 0: only at the end, when there is evaluation data
  * @param saveEvery steps between checkpoints; 0: none but that of a cancelled run; they take an output
- * @param output the folder of the adapter and of checkpoints, which a run holds for itself; null: nothing is written
+ * @param output the folder of the adapter and of checkpoints, which a run holds for itself and which has none of another run;
+ *        null: nothing is written
  * @param baseModel the base model's name or path, written into the adapter's configuration; empty: the model's folder
- * @param resume go on from the output's last checkpoint; where there is none, begin; takes an output
+ * @param resume go on from the output's last checkpoint; where there is none, nor an adapter, begin; takes an output
  * @param sparsity which blocks of MLP neurons steps compute; evaluations are dense
  * @param attention which blocks of keys steps attend to; sparse and sensed in the same steps as the MLPs
  */

@@ -244,8 +244,9 @@ public final class Trainer {
      * @return metrics of the last step; null when it did none: because none was left, and the adapter of the last checkpoint is
      *         written then, or because it was cancelled before, and nothing is; {@link #stepsDone} tells which
      * @throws dev.penumbra.model.ModelException before anything is loaded, when the plan does not fit into memory
-     * @throws TrainingException when a loss or gradient is not finite, naming the step; checkpoints before it stay. When the
-     *         output has checkpoints that this run does not resume, or cannot
+     * @throws TrainingException when a loss or gradient is not finite, naming the step; checkpoints before it stay. Before
+     *         anything is loaded, when the output has checkpoints that this run does not resume, or an adapter without one; or
+     *         checkpoints that it cannot resume
      * @throws UncheckedIOException when another run holds the output, or it cannot be written
      */
     public @Nullable StepMetrics run() {
@@ -273,14 +274,15 @@ public final class Trainer {
     }
 
     private @Nullable StepMetrics train() {
-        plan().requireFits(backend);
         try {
+            Optional<Path> checkpoint = checkpoint();
+            plan().requireFits(backend);
             model.load();
             float[] initial = adapter.parametersToHost();
             StepMetrics last;
             try (Arena arena = Arena.ofShared()) {
                 Run run = new Run(arena);
-                last = run.run();
+                last = run.run(checkpoint);
                 stepsDone = run.step;
             }
             boolean complete = stepsDone == totalSteps;
@@ -295,6 +297,25 @@ public final class Trainer {
         } catch (IOException failure) {
             throw new UncheckedIOException(failure.getMessage(), failure);
         }
+    }
+
+    /** Where this run goes on, in an output where nothing is overwritten that is not its own, or mistaken for it. */
+    private Optional<Path> checkpoint() throws IOException {
+        if (config.output() == null) {
+            return Optional.empty();
+        }
+        Optional<Path> latest = Checkpoints.latest(config.output());
+        if (latest.isPresent() && !config.resume()) {
+            throw new TrainingException(config.output() + ": expected no checkpoints of another run, found "
+                    + latest.get().getFileName() + ": resume it, remove it or choose another folder");
+        }
+        List<String> adapterFiles = PeftAdapter.filesIn(config.output());
+        if (latest.isEmpty() && !adapterFiles.isEmpty()) {
+            throw new TrainingException(config.output() + ": expected no adapter of another run, found "
+                    + String.join(" and ", adapterFiles) + (config.resume() ? " without a checkpoint to resume" : "")
+                    + ": move it away or choose another folder");
+        }
+        return latest;
     }
 
     /** One run's buffers. */
@@ -318,9 +339,11 @@ public final class Trainer {
         }
 
         @Nullable
-        StepMetrics run() throws IOException {
+        StepMetrics run(Optional<Path> checkpoint) throws IOException {
             batches.seek(0, 0);
-            resume();
+            if (checkpoint.isPresent()) {
+                resume(checkpoint.get());
+            }
             StepMetrics last = null;
             Enqueued underWay = null;
             boolean evaluated = false;
@@ -357,22 +380,10 @@ public final class Trainer {
             return last;
         }
 
-        private void resume() throws IOException {
-            if (config.output() == null) {
-                return;
-            }
-            Optional<Path> latest = Checkpoints.latest(config.output());
-            if (latest.isEmpty()) {
-                return;
-            }
-            if (!config.resume()) {
-                // They would be overwritten, or mistaken for this run's by whoever resumes it.
-                throw new TrainingException(config.output() + ": expected no checkpoints of another run, found "
-                        + latest.get().getFileName() + ": resume it, remove it or choose another folder");
-            }
-            Checkpoints.State saved = Checkpoints.load(latest.get(), adapter, state.m, state.v);
+        private void resume(Path checkpoint) throws IOException {
+            Checkpoints.State saved = Checkpoints.load(checkpoint, adapter, state.m, state.v);
             if (!saved.settings().equals(settings())) {
-                throw new TrainingException(latest.get() + ": expected a checkpoint of a run with the same settings, found "
+                throw new TrainingException(checkpoint + ": expected a checkpoint of a run with the same settings, found "
                         + differing(saved.settings(), settings()) + " where this run has "
                         + differing(settings(), saved.settings()));
             }
@@ -382,7 +393,7 @@ public final class Trainer {
             try {
                 batches.seek(saved.epoch(), saved.index());
             } catch (IllegalArgumentException elsewhere) {
-                throw new TrainingException(latest.get() + ": " + elsewhere.getMessage(), elsewhere);
+                throw new TrainingException(checkpoint + ": " + elsewhere.getMessage(), elsewhere);
             }
             if (sparsity != null) {
                 sparsity.setTightness(saved.tightness(), saved.attentionTightness());

@@ -243,10 +243,21 @@ class BadInputTest {
 
     @Test
     void aFailedRunLeavesTheAdapterThatWasThere() throws IOException {
+        assertThat(train("--save-every", "1").code()).isZero();
+        Files.move(output.resolve("checkpoint-2"), folder.resolve("elsewhere"));
+        byte[] before = Files.readAllBytes(output.resolve("adapter_model.safetensors"));
+        assertExplained(train("--resume", "--metrics", "/dev/full"), "/dev/full: No space left on device");
+        assertThat(Files.readAllBytes(output.resolve("adapter_model.safetensors"))).isEqualTo(before);
+    }
+
+    @Test
+    void anAdapterThatIsThereIsNotOverwrittenByAnotherRun() throws IOException {
         assertThat(train().code()).isZero();
         byte[] before = Files.readAllBytes(output.resolve("adapter_model.safetensors"));
-        assertExplained(train("--metrics", "/dev/full", "--seed", "3"), "/dev/full: No space left on device");
-        assertThat(Files.readAllBytes(output.resolve("adapter_model.safetensors"))).isEqualTo(before);
+        for (String option : new String[]{"--no-shuffle", "--resume", "--init-adapter=" + output}) {
+            assertExplained(train(option), output + ": expected no adapter of another run, found adapter_config.json and");
+            assertThat(Files.readAllBytes(output.resolve("adapter_model.safetensors"))).as(option).isEqualTo(before);
+        }
     }
 
     @Test

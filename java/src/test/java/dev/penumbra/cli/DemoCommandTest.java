@@ -9,6 +9,7 @@ import dev.penumbra.cli.DemoCommand.Skill;
 import dev.penumbra.cli.DemoCommand.Tuned;
 import dev.penumbra.train.StepMetrics;
 import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import org.junit.jupiter.api.Test;
@@ -28,6 +29,27 @@ class DemoCommandTest {
                 "Report:  " + output.resolve("report.html"));
         assertThat(output.resolve("adapter_model.safetensors")).exists();
         assertThat(output.resolve("report.html")).content().contains("<svg", "Held-out loss", "real tokens/s");
+    }
+
+    @Test
+    void aDemoReplacesTheAdapterOfTheOneBeforeAndNoOther(@TempDir Path folder) throws IOException {
+        Path output = folder.resolve("demo");
+        String model = Cli.model(output).toString();
+        String[] train = {"train", "--model", model, "--data", Cli.data(folder.resolve("data.jsonl"), 8).toString(),
+                "--steps", "1", "--threads", "1", "--output", output.toString()};
+        assertThat(Cli.run(train).code()).isZero();
+        String[] demo = {"demo", "--output", output.toString(), "--seconds", "1", "--threads", "1"};
+        assertThat(Cli.run(demo).code()).as("over an adapter of the demo's own model").isZero();
+        Path config = output.resolve("adapter_config.json");
+        Files.writeString(config, Files.readString(config).replace(model, "opt-125m"));
+        byte[] weights = Files.readAllBytes(output.resolve("adapter_model.safetensors"));
+        Outcome refused = Cli.run(demo);
+        assertThat(refused.code()).isEqualTo(1);
+        assertThat(refused.err())
+                .startsWith("penumbra: " + output + ": expected no adapter but an earlier demo's, found one of"
+                        + " the model opt-125m")
+                .hasLineCount(1);
+        assertThat(output.resolve("adapter_model.safetensors")).hasBinaryContent(weights);
     }
 
     @Test

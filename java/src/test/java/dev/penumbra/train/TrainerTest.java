@@ -188,12 +188,34 @@ class TrainerTest {
             LoraAdapter trained = adapter(f, arena, 0);
             train(f, trained, saving.build(), -1);
             byte[] weights = Files.readAllBytes(dir.resolve("adapter_model.safetensors"));
-            Files.delete(dir.resolve("adapter_model.safetensors"));
-            Files.delete(dir.resolve("adapter_config.json"));
+            deleteAdapter(dir);
             assertThat(train(f, adapter(f, arena, 0), saving.resume(true).build(), -1)).as("steps left").isEmpty();
             assertThat(dir.resolve("adapter_config.json")).exists();
             assertThat(dir.resolve("adapter_model.safetensors")).hasBinaryContent(weights);
             assertThat(train(f, trained, saving.build(), -1)).as("once more, the adapter being what it becomes").isEmpty();
+        }
+    }
+
+    @Test
+    void anAdapterThatNoCheckpointLeadsToIsNotOverwritten(@TempDir Path dir) throws IOException {
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            train(f, adapter(f, arena, 0), config().output(dir).build(), -1);
+            byte[] weights = Files.readAllBytes(dir.resolve("adapter_model.safetensors"));
+            LoraAdapter untouched = adapter(f, arena, 0);
+            float[] initial = untouched.parametersToHost();
+            String refusal = dir + ": expected no adapter of another run, found adapter_config.json and"
+                    + " adapter_model.safetensors";
+            assertThatThrownBy(() -> train(f, untouched, config().output(dir).lr(2e-3).build(), -1))
+                    .isInstanceOf(TrainingException.class)
+                    .hasMessage(refusal + ": move it away or choose another folder");
+            TrainConfig resumed = config().output(dir).resume(true).build();
+            assertThatThrownBy(() -> train(f, untouched, resumed, -1)).isInstanceOf(TrainingException.class)
+                    .hasMessage(refusal + " without a checkpoint to resume: move it away or choose another folder");
+            Files.delete(dir.resolve("adapter_config.json"));
+            assertThatThrownBy(() -> train(f, untouched, resumed, -1)).as("half an adapter")
+                    .isInstanceOf(TrainingException.class).hasMessageContaining("found adapter_model.safetensors without");
+            assertThat(untouched.parametersToHost()).isEqualTo(initial);
+            assertThat(dir.resolve("adapter_model.safetensors")).hasBinaryContent(weights);
         }
     }
 
@@ -386,6 +408,11 @@ class TrainerTest {
         }
     }
 
+    private static void deleteAdapter(Path dir) throws IOException {
+        Files.delete(dir.resolve("adapter_model.safetensors"));
+        Files.delete(dir.resolve("adapter_config.json"));
+    }
+
     @Test
     void aSecondRunOnTheSameOutputIsRefusedUntilTheFirstEnds(@TempDir Path dir) throws IOException {
         try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
@@ -399,7 +426,9 @@ class TrainerTest {
                 refused.add(m.step());
             }).run();
             assertThat(refused).hasSize(6);
+            deleteAdapter(dir);
             assertThat(second.run()).isNotNull();
+            deleteAdapter(dir);
             try (RunLock held = RunLock.acquire(dir)) {
                 assertThatThrownBy(second::run).isInstanceOf(UncheckedIOException.class);
                 assertThat(second.run(held)).isNotNull();
