@@ -24,8 +24,8 @@ public final class ModelExporter {
      * Writes a full model folder to {@code out}: W[out, in] + scaling * B[out, r] · A[r, in], summed in double and rounded
      * to W's dtype; every other tensor, the configuration and the tokenizer's files as they are.
      *
-     * @throws IOException when the adapter does not fit the model, when merging changes no weight, or when {@code out}
-     *         is the model's own folder or has an adapter, which PEFT would add to the merged weights once more
+     * @throws IOException naming the adapter's folder when it does not fit the model, or when merging changes no weight; when
+     *         {@code out} is the model's own folder or has an adapter, which PEFT would add to the merged weights once more
      */
     public static void merge(ModelFolder model, PeftAdapter adapter, Path out) throws IOException {
         if (Files.exists(out) && Files.isSameFile(out, model.directory())) {
@@ -43,23 +43,22 @@ public final class ModelExporter {
             Map<String, Tensor> parts = adapter.tensors();
             boolean changed = false;
             for (String key : parts.keySet()) {
-                if (key.endsWith(B)) {
-                    required(parts, key.substring(0, key.length() - B.length()) + A);
-                    continue;
+                // Each module has both, or the adapter would not have been read.
+                if (key.endsWith(A)) {
+                    String module = key.substring(KEY_PREFIX.length(), key.length() - A.length());
+                    String name = weightOf(model, module, adapter.directory() + ": tensor " + key);
+                    Tensor merged = merged(arena, adapter.directory() + ": weight " + name, weights.get(name),
+                            parts.get(key),
+                            parts.get(KEY_PREFIX + module + B), adapter.config().scaling());
+                    changed |= merged.segment().mismatch(weights.get(name).segment()) >= 0;
+                    weights.put(name, merged);
                 }
-                if (!key.startsWith(KEY_PREFIX) || !key.endsWith(A)) {
-                    throw new IOException("adapter tensor " + key + ": expected " + KEY_PREFIX + "MODULE" + A + " or " + B);
-                }
-                String module = key.substring(KEY_PREFIX.length(), key.length() - A.length());
-                String name = weightOf(model, module, key);
-                Tensor merged = merged(arena, name, weights.get(name), parts.get(key),
-                        required(parts, KEY_PREFIX + module + B), adapter.config().scaling());
-                changed |= merged.segment().mismatch(weights.get(name).segment()) >= 0;
-                weights.put(name, merged);
             }
             if (!changed) {
-                throw new IOException(model.directory() + ": expected the adapter to change a weight, found that merging"
-                        + " changes none: it was not trained, or its changes are below the weights' precision");
+                throw new IOException(adapter.directory() + ": expected an adapter that changes a weight of "
+                        + model.directory()
+                        + ", found that merging changes none: it was not trained, or its changes are below"
+                        + " the weights' precision");
             }
             try (RunLock alone = RunLock.acquire(out)) {
                 SafetensorsWriter.write(out.resolve("model.safetensors"), weights, Map.of("format", "pt"));
@@ -68,34 +67,29 @@ public final class ModelExporter {
         }
     }
 
-    private static Tensor required(Map<String, Tensor> parts, String key) throws IOException {
-        Tensor part = parts.get(key);
-        if (part == null) {
-            throw new IOException("expected an adapter tensor " + key + ", found none of that name");
-        }
-        return part;
-    }
-
-    /** PEFT's keys have the causal model's names; some checkpoints store the decoder's alone. */
-    private static String weightOf(ModelFolder model, String module, String key) throws IOException {
+    /**
+     * PEFT's keys have the causal model's names; some checkpoints store the decoder's alone.
+     *
+     * @param where begins a message
+     */
+    private static String weightOf(ModelFolder model, String module, String where) throws IOException {
         String name = module + ".weight";
         if (!model.has(name) && name.startsWith("model.")) {
             name = name.substring("model.".length());
         }
         if (!model.has(name)) {
             throw new IOException(
-                    model.directory() + ": expected a weight " + module + ".weight for adapter tensor " + key
-                            + ", found none");
+                    where + ": expected a weight " + module + ".weight in " + model.directory() + ", found none");
         }
         return name;
     }
 
-    private static Tensor merged(Arena arena, String name, Tensor weight, Tensor a, Tensor b, double scaling)
+    private static Tensor merged(Arena arena, String where, Tensor weight, Tensor a, Tensor b, double scaling)
             throws IOException {
         if (weight.shape().rank() != 2 || a.shape().rank() != 2 || b.shape().rank() != 2
                 || a.shape().dim(1) != weight.shape().dim(1) || b.shape().dim(0) != weight.shape().dim(0)
                 || a.shape().dim(0) != b.shape().dim(1)) {
-            throw new IOException("tensor " + name + ": expected A [r, in] and B [out, r] for a weight " + weight.shape()
+            throw new IOException(where + ": expected A [r, in] and B [out, r] for its shape [out, in] = " + weight.shape()
                     + ", found " + a.shape() + " and " + b.shape());
         }
         int in = Math.toIntExact(weight.shape().dim(1));
@@ -121,8 +115,7 @@ public final class ModelExporter {
             target.copyFrom(sums);
             for (float value : target.toFloats()) {
                 if (!Float.isFinite(value)) {
-                    throw new IOException(
-                            "tensor " + name + " row " + row + ": expected finite merged weights, found " + value);
+                    throw new IOException(where + " row " + row + ": expected finite merged weights, found " + value);
                 }
             }
         }

@@ -28,16 +28,24 @@ public final class PeftAdapter implements AutoCloseable {
     private static final String B = ".lora_B.weight";
     private static final JsonMapper JSON = new JsonMapper();
 
+    private final Path directory;
     private final LoraConfig config;
     private final String baseModel;
     private final SafetensorsFile file;
     private final Map<String, Tensor> tensors;
 
-    private PeftAdapter(LoraConfig config, String baseModel, SafetensorsFile file, Map<String, Tensor> tensors) {
+    private PeftAdapter(Path directory, LoraConfig config, String baseModel, SafetensorsFile file,
+            Map<String, Tensor> tensors) {
+        this.directory = directory;
         this.config = config;
         this.baseModel = baseModel;
         this.file = file;
         this.tensors = Collections.unmodifiableMap(tensors);
+    }
+
+    /** As it was given. */
+    public Path directory() {
+        return directory;
     }
 
     public LoraConfig config() {
@@ -83,7 +91,7 @@ public final class PeftAdapter implements AutoCloseable {
             }
             LoraConfig config = new LoraConfig(
                     read.r(), read.loraAlpha(), read.loraDropout(), read.targetKinds(modules), read.useRslora());
-            return new PeftAdapter(config, read.baseModel(), file, tensors);
+            return new PeftAdapter(directory, config, read.baseModel(), file, tensors);
         } catch (IllegalArgumentException invalid) {
             file.close();
             throw new IOException(configFile + ": " + invalid.getMessage(), invalid);

@@ -44,7 +44,7 @@ class ModelExporterTest {
             Files.write(base.resolve("notes.txt"), LATIN);
             PeftAdapter.write(lora, new LoraConfig(1, 2, 0, Set.of("q_proj"), false), "base",
                     Map.of("base_model.model." + adapted + ".lora_A.weight", Tensor.of(arena, 1f, 0f, -1f).reshape(1, 3),
-                            "base_model.model." + adapted + ".lora_B.weight", Tensor.of(arena, b).reshape(2, 1)));
+                            "base_model.model." + adapted + ".lora_B.weight", Tensor.of(arena, b).reshape(b.length, 1)));
         }
         try (ModelFolder model = ModelFolder.open(base); PeftAdapter adapter = PeftAdapter.read(lora)) {
             ModelExporter.merge(model, adapter, folder.resolve("out"));
@@ -74,20 +74,29 @@ class ModelExporterTest {
     @Test
     void aMergeThatChangesNothingIsRefused() {
         assertThatThrownBy(() -> export("model." + MODULE, 0f, 0f)).isInstanceOf(IOException.class)
-                .hasMessageContaining("changes none");
+                .hasMessageStartingWith(folder.resolve("lora") + ": expected an adapter that changes a weight of "
+                        + folder.resolve("base") + ", found that merging changes none");
         assertThat(folder.resolve("out")).doesNotExist();
     }
 
     @Test
     void aSumThatTheWeightsTypeCannotHoldIsRefused() {
         assertThatThrownBy(() -> export(DType.F16, "model." + MODULE, 0f, 40_000f)).isInstanceOf(IOException.class)
-                .hasMessageContaining("row 1: expected finite merged weights, found Infinity");
+                .hasMessage(folder.resolve("lora") + ": weight " + MODULE
+                        + ".weight row 1: expected finite merged weights, found Infinity");
         assertThat(folder.resolve("out")).doesNotExist();
     }
 
     @Test
-    void anAdapterOfAModuleThatTheModelLacksIsRefusedByName() {
-        assertThatThrownBy(() -> export("model.decoder.layers.9.self_attn.q_proj", 1f, 1f)).isInstanceOf(IOException.class)
-                .hasMessageContaining("layers.9.self_attn.q_proj");
+    void anAdapterThatDoesNotFitTheModelIsRefusedByItsFolder() {
+        String module = "model.decoder.layers.9.self_attn.q_proj";
+        assertThatThrownBy(() -> export(module, 1f, 1f)).isInstanceOf(IOException.class)
+                .hasMessage(
+                        folder.resolve("lora") + ": tensor base_model.model." + module + ".lora_A.weight: expected a weight "
+                                + module + ".weight in " + folder.resolve("base") + ", found none");
+        assertThatThrownBy(() -> export("model." + MODULE, 1f, 1f, 1f, 1f)).isInstanceOf(IOException.class)
+                .hasMessage(folder.resolve("lora") + ": weight " + MODULE
+                        + ".weight: expected A [r, in] and B [out, r] for its shape [out, in] = [2, 3], found [1, 3] and [4, 1]");
+        assertThat(folder.resolve("out")).doesNotExist();
     }
 }
