@@ -1,11 +1,15 @@
 package dev.penumbra.train;
 
+import static java.util.stream.Collectors.joining;
+import static java.util.stream.Collectors.toSet;
+
 import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.PeftAdapter;
 import dev.penumbra.io.SafetensorsFile;
 import dev.penumbra.io.SafetensorsWriter;
 import dev.penumbra.io.TextFiles;
 import dev.penumbra.lora.LoraAdapter;
+import dev.penumbra.lora.LoraConfig;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
@@ -15,6 +19,7 @@ import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Set;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
@@ -89,15 +94,19 @@ final class Checkpoints {
     /**
      * Reads a checkpoint into an adapter and its moments.
      *
-     * @throws TrainingException when it is that of another adapter, naming the folder
+     * @param settings of the run that goes on from it
+     * @throws TrainingException when it is that of a run with other settings or another adapter's, naming the folder and all in
+     *         which they differ
      */
-    static State load(Path folder, LoraAdapter adapter, Tensor m, Tensor v) throws IOException {
+    static State load(Path folder, LoraAdapter adapter, Tensor m, Tensor v, String settings) throws IOException {
         State state = state(folder.resolve(STATE));
         try (PeftAdapter saved = PeftAdapter.read(folder);
                 SafetensorsFile moments = SafetensorsFile.open(folder.resolve(OPTIMIZER))) {
-            if (!saved.config().equals(adapter.config())) {
-                throw new TrainingException(
-                        folder + ": expected an adapter of " + adapter.config() + ", found " + saved.config());
+            String found = settings(saved.config()) + " " + state.settings();
+            String expected = settings(adapter.config()) + " " + settings;
+            if (!found.equals(expected)) {
+                throw new TrainingException(folder + ": expected a checkpoint of a run with the same settings, found "
+                        + differing(found, expected) + " where this run has " + differing(expected, found));
             }
             adapter.load(saved.tensors());
             restore(adapter, moments, "m", m);
@@ -107,6 +116,25 @@ final class Checkpoints {
             throw new TrainingException(folder + ": " + mismatch.getMessage(), mismatch);
         }
         return state;
+    }
+
+    /** An adapter's, in the words of a run's own. */
+    private static String settings(LoraConfig config) {
+        return "lora_r=" + config.r() + " lora_alpha=" + config.loraAlpha() + " lora_dropout=" + config.loraDropout()
+                + " targets=" + String.join(",", config.targetModules()) + " use_rslora=" + config.useRslora();
+    }
+
+    /** What settings have that others have not. */
+    private static String differing(String settings, String others) {
+        Set<String> known = parts(others).collect(toSet());
+        String differing = parts(settings).filter(part -> !known.contains(part)).collect(joining(" "));
+        return differing.isEmpty() ? "nothing" : differing;
+    }
+
+    /** What is said of sparsity is one part: its words have meaning together. */
+    private static Stream<String> parts(String settings) {
+        String[] groups = settings.split(" (?=(sparsity|calibration|attention|attention_calibration)=)");
+        return Stream.concat(Stream.of(groups[0].split(" ")), Stream.of(groups).skip(1));
     }
 
     private static void restore(LoraAdapter adapter, SafetensorsFile moments, String name, Tensor target) {

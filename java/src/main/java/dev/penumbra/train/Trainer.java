@@ -1,8 +1,5 @@
 package dev.penumbra.train;
 
-import static java.util.stream.Collectors.joining;
-import static java.util.stream.Collectors.toSet;
-
 import dev.penumbra.backend.Backend;
 import dev.penumbra.backend.Graph;
 import dev.penumbra.backend.Readback;
@@ -37,7 +34,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
-import java.util.stream.Stream;
 import java.util.zip.CRC32C;
 import org.jspecify.annotations.Nullable;
 
@@ -381,12 +377,7 @@ public final class Trainer {
         }
 
         private void resume(Path checkpoint) throws IOException {
-            Checkpoints.State saved = Checkpoints.load(checkpoint, adapter, state.m, state.v);
-            if (!saved.settings().equals(settings())) {
-                throw new TrainingException(checkpoint + ": expected a checkpoint of a run with the same settings, found "
-                        + differing(saved.settings(), settings()) + " where this run has "
-                        + differing(settings(), saved.settings()));
-            }
+            Checkpoints.State saved = Checkpoints.load(checkpoint, adapter, state.m, state.v, settings());
             step = saved.step();
             savedStep = step;
             microBatch = saved.microBatch();
@@ -398,19 +389,6 @@ public final class Trainer {
             if (sparsity != null) {
                 sparsity.setTightness(saved.tightness(), saved.attentionTightness());
             }
-        }
-
-        /** What settings have that others have not. */
-        private static String differing(String settings, String others) {
-            Set<String> known = parts(others).collect(toSet());
-            String differing = parts(settings).filter(part -> !known.contains(part)).collect(joining(" "));
-            return differing.isEmpty() ? "nothing" : differing;
-        }
-
-        /** What is said of sparsity is one part: its words have meaning together. */
-        private static Stream<String> parts(String settings) {
-            String[] groups = settings.split(" (?=(sparsity|calibration|attention|attention_calibration)=)");
-            return Stream.concat(Stream.of(groups[0].split(" ")), Stream.of(groups).skip(1));
         }
 
         /** A step that the device may still be computing. */

@@ -89,7 +89,7 @@ class CrashTest {
             LoraAdapter adapter = CheckpointWriter.adapter(backend, arena, read.config());
             Tensor m = backend.allocate(arena, adapter.parameters().dtype(), adapter.parameters().shape());
             Tensor v = backend.allocate(arena, adapter.parameters().dtype(), adapter.parameters().shape());
-            Checkpoints.State state = Checkpoints.load(folder, adapter, m, v);
+            Checkpoints.State state = Checkpoints.load(folder, adapter, m, v, "settings");
             int generation = (int) state.microBatch();
             assertThat(read.config()).as(when).isEqualTo(CheckpointWriter.config(generation));
             for (Tensor tensor : new Tensor[]{adapter.parameters(), m, v}) {

@@ -227,6 +227,14 @@ class TrainerTest {
                     .isInstanceOf(TrainingException.class)
                     .hasMessageEndingWith("checkpoint-6: expected a checkpoint of a run with the same settings,"
                             + " found lr=0.001 where this run has lr=0.002");
+            LoraAdapter other = LoraAdapter.create(f.backend, arena, new LoraConfig(4, 6, 0, Set.of("v_proj"), false),
+                    f.model.adaptableLayers(), f.model.peftPrefix(), 3);
+            assertThatThrownBy(() -> train(f, other, config().lr(2e-3).output(dir).resume(true).build(), -1))
+                    .isInstanceOf(TrainingException.class)
+                    .hasMessageEndingWith(
+                            "checkpoint-6: expected a checkpoint of a run with the same settings, found lora_r=3"
+                                    + " targets=q_proj,k_proj,v_proj,out_proj,fc1,fc2 lr=0.001 where this run has lora_r=4"
+                                    + " targets=v_proj lr=0.002");
         }
     }
 
