@@ -48,7 +48,7 @@ public final class HfTokenizer implements Tokenizer {
         Path file = modelFolder.resolve("tokenizer.json");
         HuggingFaceTokenizer tokenizer;
         if (Files.exists(file)) {
-            TextFiles.requireNoFolder(file);
+            TextFiles.requireFile(file);
             tokenizer = open(file, Files.newInputStream(file));
         } else if (Files.exists(modelFolder.resolve("vocab.json")) && Files.exists(modelFolder.resolve("merges.txt"))) {
             byte[] json = ByteLevelBpe.tokenizerJson(modelFolder).getBytes(StandardCharsets.UTF_8);

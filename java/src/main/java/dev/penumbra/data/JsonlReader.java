@@ -56,12 +56,12 @@ public final class JsonlReader {
     /**
      * Reads a whole file.
      *
-     * @throws IOException when there is no such file or it cannot be read
+     * @throws IOException naming the file when there is none or it cannot be read
      * @throws DataException when a line is not a sample: file, line, what was expected and what was found
      */
     public static Dataset read(Path file, Tokenizer tokenizer, JsonlOptions options) throws IOException {
         JsonlReader reader = new JsonlReader(file.toString(), tokenizer, options);
-        TextFiles.requireNoFolder(file);
+        TextFiles.requireFile(file);
         try (InputStream in = new BufferedInputStream(Files.newInputStream(file), BUFFER_BYTES)) {
             ByteArrayOutputStream bytes = new ByteArrayOutputStream();
             int line = 1;

@@ -132,10 +132,7 @@ public final class ModelFolder implements AutoCloseable {
     }
 
     private static JsonNode readJson(Path file) throws IOException {
-        if (!Files.exists(file)) {
-            throw new IOException(file + ": expected a file, found none");
-        }
-        TextFiles.requireNoFolder(file);
+        TextFiles.requireFile(file);
         try {
             JsonNode json = JSON.readTree(Files.readAllBytes(file));
             if (!json.isObject()) {

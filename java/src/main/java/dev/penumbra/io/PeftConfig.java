@@ -51,7 +51,7 @@ final class PeftConfig {
         if (!Files.exists(file)) {
             throw new IOException(file + ": expected a PEFT adapter's configuration, found no file");
         }
-        TextFiles.requireNoFolder(file);
+        TextFiles.requireFile(file);
         try {
             json = JSON.readTree(Files.readAllBytes(file));
         } catch (JacksonException broken) {

@@ -50,7 +50,7 @@ public final class SafetensorsFile extends WeightsFile {
      * @throws IOException when it cannot be read
      */
     public static SafetensorsFile open(Path file) throws IOException {
-        TextFiles.requireNoFolder(file);
+        TextFiles.requireFile(file);
         Arena arena = Arena.ofShared();
         try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
             long size = channel.size();

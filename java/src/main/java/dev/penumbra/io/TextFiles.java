@@ -2,7 +2,9 @@ package dev.penumbra.io;
 
 import java.io.IOException;
 import java.nio.charset.CharacterCodingException;
+import java.nio.file.AccessDeniedException;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import tools.jackson.core.JacksonException;
 
@@ -17,10 +19,10 @@ public final class TextFiles {
     /**
      * A whole file.
      *
-     * @throws IOException when it cannot be read; naming it when it is a folder or not UTF-8, which Java's own message does not
+     * @throws IOException naming the file when it cannot be read, or is not UTF-8, which Java's own message does not
      */
     public static String read(Path file) throws IOException {
-        requireNoFolder(file);
+        requireFile(file);
         try {
             return Files.readString(file);
         } catch (CharacterCodingException notText) {
@@ -28,10 +30,20 @@ public final class TextFiles {
         }
     }
 
-    /** @throws IOException naming a folder that stands where a file is to be read: Java's own message names none */
-    public static void requireNoFolder(Path file) throws IOException {
+    /**
+     * Checks a file that is to be read: Java's own messages say the name alone, or nothing of a folder.
+     *
+     * @throws IOException naming the file and saying that there is none, or a folder, or no permission to read it
+     */
+    public static void requireFile(Path file) throws IOException {
         if (Files.isDirectory(file)) {
             throw new IOException(file + ": expected a file, found a folder");
+        }
+        if (!Files.exists(file)) {
+            throw new NoSuchFileException(file.toString(), null, "expected a file, found none");
+        }
+        if (!Files.isReadable(file)) {
+            throw new AccessDeniedException(file.toString(), null, "expected to be allowed to read it, found no permission");
         }
     }
 

@@ -38,7 +38,7 @@ public final class TorchFile extends WeightsFile {
      * @throws IOException when it cannot be read
      */
     public static TorchFile open(Path file) throws IOException {
-        TextFiles.requireNoFolder(file);
+        TextFiles.requireFile(file);
         Arena arena = Arena.ofShared();
         try (FileChannel channel = FileChannel.open(file, StandardOpenOption.READ)) {
             MemorySegment all = channel.map(FileChannel.MapMode.READ_ONLY, 0, channel.size(), arena);

@@ -156,7 +156,7 @@ final class Checkpoints {
     }
 
     private static State state(Path file) throws IOException {
-        TextFiles.requireNoFolder(file);
+        TextFiles.requireFile(file);
         try {
             JsonNode json = JSON.readTree(Files.readAllBytes(file));
             return new State(json.required("step").intValue(), json.required("epoch").intValue(),

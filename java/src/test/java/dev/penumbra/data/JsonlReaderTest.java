@@ -7,6 +7,7 @@ import dev.penumbra.data.JsonlOptions.LossOn;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.List;
 import org.junit.jupiter.api.Test;
@@ -128,6 +129,15 @@ class JsonlReaderTest {
                 () -> parse(new JsonlOptions(16, false, LossOn.ALL, 100), "{\"text\":\"ab\"}", "{\"text\":\"az\"}"))
                 .isInstanceOf(DataException.class)
                 .hasMessageContaining("data.jsonl line 2: expected tokens in [0, 100), found 122");
+    }
+
+    @Test
+    void aFileThatIsNotThereOrNoFileIsNamed() {
+        Path missing = folder.resolve("missing.jsonl");
+        assertThatThrownBy(() -> JsonlReader.read(missing, CHARACTERS, OPTIONS)).isInstanceOf(NoSuchFileException.class)
+                .hasMessage(missing + ": expected a file, found none");
+        assertThatThrownBy(() -> JsonlReader.read(folder, CHARACTERS, OPTIONS)).isInstanceOf(IOException.class)
+                .hasMessage(folder + ": expected a file, found a folder");
     }
 
     @Test
