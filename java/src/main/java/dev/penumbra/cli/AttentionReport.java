@@ -4,6 +4,7 @@ import dev.penumbra.expose.Manifest.Attention;
 import dev.penumbra.expose.Manifest.AttentionCoverage;
 import dev.penumbra.expose.Manifest.AttentionHead;
 import dev.penumbra.expose.Manifest.AttentionLayer;
+import dev.penumbra.internal.Counted;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -22,9 +23,9 @@ final class AttentionReport {
     static String of(Attention a) {
         StringBuilder text = new StringBuilder();
         line(text,
-                "Attention in blocks of %d tokens: %d samples of two blocks or more, and %d held out that figures are of; the "
+                "Attention in blocks of %d tokens: %s of two blocks or more, and %d held out that figures are of; the "
                         + "longest has %d blocks",
-                a.blockSize(), a.samples(), a.heldOutSamples(), a.blocks());
+                a.blockSize(), Counted.of(a.samples(), "sample"), a.heldOutSamples(), a.blocks());
         text.append('\n');
         line(text, "Blocks that hold a part of a head's mass, in %% of those on and below the diagonal, head by head");
         line(text, "(mean: of all samples; worst: the one that needs most, of those at least half as long as the longest)");

@@ -10,6 +10,7 @@ import dev.penumbra.expose.AttentionCalibration;
 import dev.penumbra.expose.AttentionLook;
 import dev.penumbra.expose.Calibration;
 import dev.penumbra.expose.CalibrationException;
+import dev.penumbra.internal.Counted;
 import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.ModelFolder;
 import dev.penumbra.lora.LoraAdapter;
@@ -84,11 +85,12 @@ final class InspectCommand implements Callable<Integer> {
             PackingReport packing = PackingReport.of(dataset, data.seqLen, 0);
             out.print(packing.histogramText(HISTOGRAM_COLUMNS));
             out.printf(Locale.ROOT,
-                    "%d samples; rows of %d tokens hold %.1f%% real tokens packed, %.1f%% one sample a row%n",
-                    packing.samples(), data.seqLen, 100 * packing.efficiency(), 100 * packing.paddedEfficiency());
+                    "%s; rows of %d tokens hold %.1f%% real tokens packed, %.1f%% one sample a row%n",
+                    Counted.of(packing.samples(), "sample"), data.seqLen, 100 * packing.efficiency(),
+                    100 * packing.paddedEfficiency());
             if (packing.samples() < dataset.size()) {
-                out.println((dataset.size() - packing.samples())
-                        + " more have no supervised token, and are left out of training and evaluation");
+                out.println(Counted.of(dataset.size() - packing.samples(), "other sample")
+                        + " without a supervised token, left out of training and evaluation");
             }
         }
         out.flush();

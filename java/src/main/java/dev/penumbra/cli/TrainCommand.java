@@ -7,6 +7,7 @@ import dev.penumbra.data.Dataset;
 import dev.penumbra.data.HfTokenizer;
 import dev.penumbra.data.Tokenizer;
 import dev.penumbra.expose.Calibration;
+import dev.penumbra.internal.Counted;
 import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
@@ -163,9 +164,9 @@ final class TrainCommand implements Callable<Integer> {
                 samples,
                 sparse.calibration(), sparse.exposure());
         out.println(String.format(Locale.ROOT,
-                "%d steps of about %.1f ms: %s, without evaluations; measured on %d steps of this run whose result was thrown away",
-                trainer.totalSteps(), estimate.stepMs(),
-                Progress.duration(trainer.totalSteps() * estimate.stepMs() / 1000), estimate.steps()));
+                "%s of about %.1f ms: %s, without evaluations; measured on %s of this run whose result was thrown away",
+                Counted.of(trainer.totalSteps(), "step"), estimate.stepMs(),
+                Progress.duration(trainer.totalSteps() * estimate.stepMs() / 1000), Counted.of(estimate.steps(), "step")));
     }
 
     /** Pictures of the tuned adapter's attention, where it was sparse by what a calibration knows. */
@@ -207,7 +208,7 @@ final class TrainCommand implements Callable<Integer> {
             return "Adapter: " + output;
         }
         return done == 0
-                ? "Stopped before the first of " + total + " steps: nothing is trained or saved"
+                ? "Stopped before the first of " + Counted.of(total, "step") + ": nothing is trained or saved"
                 : "Stopped after step " + done + " of " + total + ": --resume goes on";
     }
 

@@ -1,5 +1,6 @@
 package dev.penumbra.data;
 
+import dev.penumbra.internal.Counted;
 import java.util.Arrays;
 import java.util.stream.IntStream;
 
@@ -61,7 +62,8 @@ public record Batch(int[] ids, int[] positions, int[] cuSeqlens, int[] rows, int
 
     @Override
     public String toString() {
-        return "batch of " + samples() + " samples, " + realTokens + " of " + tokens() + " tokens real, the longest of "
+        return "batch of " + Counted.of(samples(), "sample") + ", " + realTokens + " of " + Counted.of(tokens(), "token")
+                + " real, the longest of "
                 + maxSeqlen + ", " + rows.length + " supervised";
     }
 }

@@ -1,5 +1,6 @@
 package dev.penumbra.data;
 
+import dev.penumbra.internal.Counted;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
@@ -63,7 +64,7 @@ public final class Batches {
         }
         samples = IntStream.range(0, dataset.size()).filter(i -> dataset.get(i).supervisedCount() > 0).toArray();
         if (samples.length == 0) {
-            throw new DataException("expected supervised tokens, found none in " + dataset.size() + " samples");
+            throw new DataException("expected supervised tokens, found none in " + Counted.of(dataset.size(), "sample"));
         }
         this.dataset = dataset;
         this.batchRows = batchRows;

@@ -1,5 +1,6 @@
 package dev.penumbra.data;
 
+import dev.penumbra.internal.Counted;
 import java.util.List;
 
 /** Samples by index, and where each came from. */
@@ -33,7 +34,7 @@ public interface Dataset {
 
             @Override
             public String toString() {
-                return kept.size() + " samples";
+                return Counted.of(kept.size(), "sample");
             }
         };
     }

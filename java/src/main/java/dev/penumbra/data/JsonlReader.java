@@ -2,6 +2,7 @@ package dev.penumbra.data;
 
 import dev.penumbra.data.ChatTemplate.Message;
 import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.internal.Counted;
 import dev.penumbra.io.TextFiles;
 import java.io.BufferedInputStream;
 import java.io.ByteArrayOutputStream;
@@ -92,8 +93,8 @@ public final class JsonlReader {
             throw new DataException(name + ": expected one sample or more, found none");
         }
         if (samples.stream().noneMatch(sample -> sample.supervisedCount() > 0)) {
-            throw new DataException(name + ": expected supervised tokens, found none in " + samples.size()
-                    + (samples.size() == 1 ? " sample" : " samples") + ": every completion is empty or cut off");
+            throw new DataException(name + ": expected supervised tokens, found none in "
+                    + Counted.of(samples.size(), "sample") + ": every completion is empty or cut off");
         }
         return new Dataset() {
             @Override
@@ -113,7 +114,7 @@ public final class JsonlReader {
 
             @Override
             public String toString() {
-                return name + ": " + samples.size() + " samples";
+                return name + ": " + Counted.of(samples.size(), "sample");
             }
         };
     }

@@ -1,5 +1,7 @@
 package dev.penumbra.data;
 
+import dev.penumbra.internal.Counted;
+
 /**
  * One sample: tokens, and which of them the model is taught to predict.
  *
@@ -32,6 +34,6 @@ public record Sample(int[] ids, boolean[] supervised) {
 
     @Override
     public String toString() {
-        return "sample of " + length() + " tokens, " + supervisedCount() + " supervised";
+        return "sample of " + Counted.of(length(), "token") + ", " + supervisedCount() + " supervised";
     }
 }

@@ -1,5 +1,6 @@
 package dev.penumbra.expose;
 
+import dev.penumbra.internal.Counted;
 import dev.penumbra.io.ModelFolder;
 import dev.penumbra.model.LanguageModel;
 import dev.penumbra.predict.AttentionHeadMap;
@@ -62,8 +63,9 @@ final class AttentionCalibrator {
         List<float[]> means = tables.stream()
                 .flatMap(t -> IntStream.range(0, heads).mapToObj(h -> t.mean(h, width))).toList();
         PatternPool pool = PatternFinder.pool(means, width, attention.budget(), config.seed());
-        progress.accept("training attention predictors of rank " + attention.rank() + " for " + made.layers() * heads
-                + " heads on " + made.shapes().size() + " samples");
+        progress.accept("training attention predictors of rank " + attention.rank() + " for "
+                + Counted.of(made.layers() * heads, "head")
+                + " on " + Counted.of(made.shapes().size(), "sample"));
         List<AttentionCalibration.Layer> layers = new ArrayList<>();
         List<Manifest.AttentionLayer> figures = new ArrayList<>();
         for (int l = 0; l < made.layers(); l++) {

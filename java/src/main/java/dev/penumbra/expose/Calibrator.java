@@ -5,6 +5,7 @@ import dev.penumbra.data.Batches;
 import dev.penumbra.data.DataException;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.Sample;
+import dev.penumbra.internal.Counted;
 import dev.penumbra.io.ModelFolder;
 import dev.penumbra.model.LanguageModel;
 import dev.penumbra.model.NeuronNorms;
@@ -110,13 +111,14 @@ public final class Calibrator {
             norms.add(model.neuronNorms(layer));
         }
         Text use = collectUse();
-        progress.accept("ordering " + model.mlpNeurons() + " neurons in each of " + model.mlpLayers() + " layers");
+        progress.accept("ordering " + model.mlpNeurons() + " neurons in each of " + Counted.of(model.mlpLayers(), "layer"));
         List<OrderChoice> choices = IntStream.range(0, model.mlpLayers()).parallel()
                 .mapToObj(i -> OrderChoice.of(use.made().get(i), use.held().get(i), config)).toList();
         List<NeuronOrder> orders = choices.stream().map(OrderChoice::order).toList();
         Samples samples = collectSamples(orders);
-        progress.accept("training predictors of rank " + config.rank() + " on " + samples.made().getFirst().lists()
-                + " lists of " + config.listRows() + " tokens");
+        progress.accept("training predictors of rank " + config.rank() + " on "
+                + Counted.of(samples.made().getFirst().lists(), "list")
+                + " of " + config.listRows() + " tokens");
         AttentionCalibration attention = samples.attention() == null
                 ? null
                 : samples.attention().calibrator(model, folder, config).run(progress);

@@ -1,5 +1,6 @@
 package dev.penumbra.io;
 
+import dev.penumbra.internal.Counted;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
@@ -234,6 +235,6 @@ public final class ModelFolder implements AutoCloseable {
 
     @Override
     public String toString() {
-        return directory + ": " + fileOf.size() + " tensors";
+        return directory + ": " + Counted.of(fileOf.size(), "tensor");
     }
 }

@@ -1,5 +1,6 @@
 package dev.penumbra.io;
 
+import dev.penumbra.internal.Counted;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -56,7 +57,7 @@ public final class SafetensorsFile extends WeightsFile {
             long size = channel.size();
             if (size < 8) {
                 throw new SafetensorsException(file,
-                        "expected 8 bytes of header length, found a file of " + size + " bytes");
+                        "expected 8 bytes of header length, found a file of " + Counted.of(size, "byte"));
             }
             MemorySegment all = channel.map(FileChannel.MapMode.READ_ONLY, 0, size, arena);
             long headerBytes = all.get(ValueLayout.JAVA_LONG_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN), 0);

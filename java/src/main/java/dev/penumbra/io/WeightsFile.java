@@ -1,5 +1,6 @@
 package dev.penumbra.io;
 
+import dev.penumbra.internal.Counted;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
@@ -116,6 +117,6 @@ public abstract sealed class WeightsFile implements AutoCloseable permits Safete
 
     @Override
     public String toString() {
-        return file + ": " + entries.size() + " tensors";
+        return file + ": " + Counted.of(entries.size(), "tensor");
     }
 }

@@ -1,6 +1,7 @@
 package dev.penumbra.lora;
 
 import dev.penumbra.backend.Backend;
+import dev.penumbra.internal.Counted;
 import dev.penumbra.sparse.NeuronOrder;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
@@ -245,7 +246,7 @@ public final class LoraAdapter {
 
     @Override
     public String toString() {
-        return "adapter of rank " + config.r() + " on " + sites.size() + " layers ("
+        return "adapter of rank " + config.r() + " on " + Counted.of(sites.size(), "layer") + " ("
                 + String.join(", ", config.targetModules())
                 + "), " + parameterCount() + " parameters";
     }

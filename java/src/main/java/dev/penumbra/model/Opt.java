@@ -1,6 +1,7 @@
 package dev.penumbra.model;
 
 import dev.penumbra.backend.Backend;
+import dev.penumbra.internal.Counted;
 import dev.penumbra.io.ModelFolder;
 import dev.penumbra.lora.AdaptableLayer;
 import dev.penumbra.lora.LoraAdapter;
@@ -224,8 +225,8 @@ public final class Opt implements LanguageModel {
 
     @Override
     public String toString() {
-        return "OPT of " + config.numHiddenLayers() + " layers, hidden size " + config.hiddenSize() + ", "
-                + config.numAttentionHeads() + " heads, " + config.ffnDim() + " neurons, in " + dtype + " on "
+        return "OPT of " + Counted.of(config.numHiddenLayers(), "layer") + ", hidden size " + config.hiddenSize() + ", "
+                + Counted.of(config.numAttentionHeads(), "head") + ", " + config.ffnDim() + " neurons, in " + dtype + " on "
                 + backend.device() + (loaded == null ? ", not loaded" : "");
     }
 }

@@ -1,5 +1,6 @@
 package dev.penumbra.sparse;
 
+import dev.penumbra.internal.Counted;
 import java.util.BitSet;
 import java.util.List;
 import java.util.Locale;
@@ -139,6 +140,7 @@ public final class BlockMask {
 
     @Override
     public String toString() {
-        return String.format(Locale.ROOT, "mask of %d heads over %d blocks, %.1f%% kept", heads, blocks, 100 * keptPart());
+        return String.format(Locale.ROOT, "mask of %s over %s, %.1f%% kept", Counted.of(heads, "head"),
+                Counted.of(blocks, "block"), 100 * keptPart());
     }
 }

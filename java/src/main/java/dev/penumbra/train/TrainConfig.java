@@ -1,5 +1,6 @@
 package dev.penumbra.train;
 
+import dev.penumbra.internal.Counted;
 import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.SparsityConfig;
 import java.nio.file.Path;
@@ -64,13 +65,14 @@ public record TrainConfig(
         require(gradAccum >= 1, "micro-batches of 1 or more a step", gradAccum);
         require(evalEvery >= 0, "steps between evaluations of 0 or more", evalEvery);
         require(saveEvery >= 0, "steps between checkpoints of 0 or more", saveEvery);
-        require(output != null || saveEvery == 0, "an output for checkpoints every " + saveEvery + " steps", "none");
+        require(output != null || saveEvery == 0, "an output for checkpoints every " + Counted.of(saveEvery, "step"),
+                "none");
         require(output != null || !resume, "an output to resume", "none");
         if (!sparsity.isOff() && !attention.isOff()) {
             require(sparsity.denseWarmup() == attention.denseWarmup(),
                     "one dense warm-up of MLPs and attention, which is " + sparsity.denseWarmup(), attention.denseWarmup());
             require(sparsity.senseEvery() == attention.senseEvery(),
-                    "MLPs and attention measured together, every " + sparsity.senseEvery() + " steps",
+                    "MLPs and attention measured together, every " + Counted.of(sparsity.senseEvery(), "step"),
                     attention.senseEvery());
         }
     }

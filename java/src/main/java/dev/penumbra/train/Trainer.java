@@ -9,6 +9,7 @@ import dev.penumbra.data.Batches;
 import dev.penumbra.data.DataException;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.Sample;
+import dev.penumbra.internal.Counted;
 import dev.penumbra.io.PeftAdapter;
 import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
@@ -76,7 +77,8 @@ public final class Trainer {
         }
         if (config.evalEvery() > 0 && evaluation == null) {
             throw new IllegalArgumentException(
-                    "expected evaluation data for evaluations every " + config.evalEvery() + " steps, found none");
+                    "expected evaluation data for evaluations every " + Counted.of(config.evalEvery(), "step")
+                            + ", found none");
         }
         this.model = model;
         this.adapter = adapter;

@@ -107,6 +107,7 @@ class TrainCommandTest {
         assertThat(TrainCommand.outcome(4, 6, output)).isEqualTo("Stopped after step 4 of 6: --resume goes on");
         assertThat(TrainCommand.outcome(0, 6, output))
                 .isEqualTo("Stopped before the first of 6 steps: nothing is trained or saved");
+        assertThat(TrainCommand.outcome(0, 1, output)).startsWith("Stopped before the first of 1 step: ");
     }
 
     @Test
@@ -344,6 +345,8 @@ class TrainCommandTest {
     void aDryRunPlansAndEstimatesAndWritesNothing() throws IOException {
         Outcome outcome = trained("dry", "--steps", "50", "--dry-run");
         assertThat(outcome.out()).contains("frozen weights", "adapters", "activations", "sum");
+        assertThat(outcome.out()).contains("50 steps of about ");
+        assertThat(trained("dry", "--steps", "1", "--dry-run").out()).contains("\n1 step of about ");
         assertThat(folder.resolve("dry")).doesNotExist();
     }
 

@@ -141,6 +141,12 @@ class JsonlReaderTest {
     }
 
     @Test
+    void oneSampleIsSaidInTheSingular() {
+        assertThat(parse(OPTIONS, "{\"text\":\"a\"}")).hasToString("data.jsonl: 1 sample");
+        assertThat(parse(OPTIONS, "{\"text\":\"a\"}", "{\"text\":\"b\"}")).hasToString("data.jsonl: 2 samples");
+    }
+
+    @Test
     void dataWithoutASampleOrASupervisedTokenAreNamed() {
         assertThatThrownBy(() -> parse(OPTIONS, "", "  ")).isInstanceOf(DataException.class)
                 .hasMessage("data.jsonl: expected one sample or more, found none");
