@@ -11,6 +11,7 @@ import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.RunLock;
 import java.io.IOException;
 import java.io.PrintWriter;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
@@ -76,6 +77,10 @@ final class CalibrateCommand implements Callable<Integer> {
         Usage.requireFor(spec.commandLine(), attentionBlock != 0, "an --attention-block of 64 or 128",
                 "0, which leaves attention alone", "--attention-budget", "--attention-rank", "--attention-pool-rows");
         CalibrationConfig config = config();
+        if (Files.exists(output.resolve(Calibration.FILE))) {
+            throw new IOException(output + ": expected a folder without a calibration, found " + Calibration.FILE
+                    + ": move it away or choose another folder");
+        }
         try (RunLock alone = RunLock.acquire(output);
                 Tokenizer tokenizer = HfTokenizer.load(options.model);
                 Penumbra penumbra = options.open()) {

@@ -7,6 +7,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 
@@ -25,7 +26,8 @@ public final class ModelExporter {
      * to W's dtype; every other tensor, the configuration and the tokenizer's files as they are.
      *
      * @throws IOException naming the adapter's folder when it does not fit the model, or when merging changes no weight; when
-     *         {@code out} is the model's own folder or has an adapter, which PEFT would add to the merged weights once more
+     *         {@code out} is the model's own folder, has another model, or has an adapter, which PEFT would add to the merged
+     *         weights once more
      */
     public static void merge(ModelFolder model, PeftAdapter adapter, Path out) throws IOException {
         if (Files.exists(out) && Files.isSameFile(out, model.directory())) {
@@ -34,6 +36,11 @@ public final class ModelExporter {
         if (AdapterFiles.isAdapter(out)) {
             throw new IOException(out + ": expected a folder without an adapter, found one:"
                     + " PEFT would add it to the merged weights once more");
+        }
+        List<String> found = ModelFolder.filesIn(out);
+        if (!found.isEmpty()) {
+            throw new IOException(out + ": expected a folder without a model, found " + String.join(" and ", found)
+                    + ": move it away or choose another folder");
         }
         Map<String, Tensor> weights = new TreeMap<>();
         for (String name : model.tensorNames()) {
@@ -47,6 +54,10 @@ public final class ModelExporter {
                 if (key.endsWith(A)) {
                     String module = key.substring(KEY_PREFIX.length(), key.length() - A.length());
                     String name = weightOf(model, module, adapter.directory() + ": tensor " + key);
+                    if (!weights.get(name).dtype().isFloat()) {
+                        throw new IOException(model.directory() + ": tensor " + name + ": expected F32, BF16 or F16, found "
+                                + weights.get(name).dtype());
+                    }
                     Tensor merged = merged(arena, adapter.directory() + ": weight " + name, weights.get(name),
                             parts.get(key),
                             parts.get(KEY_PREFIX + module + B), adapter.config().scaling());

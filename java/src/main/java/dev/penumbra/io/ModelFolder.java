@@ -17,6 +17,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.stream.Stream;
 import tools.jackson.core.JacksonException;
 import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.json.JsonMapper;
@@ -65,7 +66,8 @@ public final class ModelFolder implements AutoCloseable {
     }
 
     /**
-     * Checks what people give instead of a model folder: a name that nothing is downloaded for, a file, an adapter.
+     * Checks what people give instead of a model folder: a name that nothing is downloaded for, a file, a folder that they may not
+     * read, an adapter.
      *
      * @throws IOException saying which it is
      */
@@ -79,6 +81,12 @@ public final class ModelFolder implements AutoCloseable {
         if (AdapterFiles.isAdapter(directory) && !Files.exists(directory.resolve(CONFIG))) {
             throw new IOException(directory + ": expected a model folder, found an adapter's");
         }
+    }
+
+    /** Names of a model's files that are in {@code directory}: its configuration, weights or their indexes. */
+    static List<String> filesIn(Path directory) {
+        return Stream.concat(Stream.of(CONFIG), WEIGHTS.stream().flatMap(name -> Stream.of(name, name + INDEX)))
+                .filter(name -> Files.exists(directory.resolve(name))).toList();
     }
 
     private void openWeights() throws IOException {

@@ -232,6 +232,10 @@ final class OptWeights {
 
     private Tensor checked(String name, long... shape) throws IOException {
         Tensor tensor = folder.tensor(name, shape);
+        if (!tensor.dtype().isFloat()) {
+            throw new ModelException(folder.directory() + ": tensor " + name + ": expected F32, BF16 or F16, found "
+                    + tensor.dtype());
+        }
         long at = planning ? -1 : backend.findNotFinite(tensor);
         if (at >= 0) {
             throw new ModelException(folder.directory() + ": tensor " + name

@@ -156,6 +156,17 @@ class CalibrateCommandTest {
     }
 
     @Test
+    void aCalibrationThatIsThereIsNotOverwritten() throws IOException {
+        Path there = Files.createDirectories(output).resolve("calibration.safetensors");
+        Files.writeString(there, "mine");
+        Outcome outcome = calibrate("--batches", "1");
+        assertThat(outcome.code()).isEqualTo(1);
+        assertThat(outcome.err()).startsWith("penumbra: " + output + ": expected a folder without a calibration, found"
+                + " calibration.safetensors: move").hasLineCount(1);
+        assertThat(there).hasContent("mine");
+    }
+
+    @Test
     void tooLittleTextIsToldInALine() throws IOException {
         Files.writeString(data, "{\"text\":\"one line\"}\n");
         Outcome outcome = calibrate();

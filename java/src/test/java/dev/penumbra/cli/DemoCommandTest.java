@@ -53,6 +53,19 @@ class DemoCommandTest {
     }
 
     @Test
+    void aModelThatIsInTheDemosFolderIsNotOverwritten(@TempDir Path folder) throws IOException {
+        Path config = Files.createDirectories(folder.resolve("model")).resolve("config.json");
+        Files.writeString(config, "{}");
+        Outcome refused = Cli.run("demo", "--output", folder.toString(), "--seconds", "1", "--threads", "1");
+        assertThat(refused.code()).isEqualTo(1);
+        assertThat(refused.err())
+                .startsWith("penumbra: " + config + ": expected the bundled model's file or none, found another"
+                        + " model's")
+                .hasLineCount(1);
+        assertThat(config).hasContent("{}");
+    }
+
+    @Test
     void theStepsFillTheTimeWithinBounds() {
         assertThat(DemoCommand.stepsIn(50, 200)).isEqualTo(250);
         assertThat(DemoCommand.stepsIn(1, 200)).isEqualTo(20);

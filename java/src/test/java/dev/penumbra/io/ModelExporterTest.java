@@ -35,7 +35,9 @@ class ModelExporterTest {
         Path lora = folder.resolve("lora");
         try (Arena arena = Arena.ofConfined()) {
             Tensor weight = Tensor.allocate(arena, dtype, Shape.of(2, 3));
-            weight.copyFrom(new float[]{1, 2, 3, 4, 5, 6});
+            if (dtype.isFloat()) {
+                weight.copyFrom(new float[]{1, 2, 3, 4, 5, 6});
+            }
             SafetensorsWriter.write(base.resolve("model.safetensors"),
                     Map.of(MODULE + ".weight", weight,
                             "decoder.other.bias", Tensor.of(arena, 7f)),
@@ -69,6 +71,24 @@ class ModelExporterTest {
         assertThatThrownBy(() -> export("model." + MODULE, 0.5f, 10f)).isInstanceOf(IOException.class)
                 .hasMessageStartingWith(out + ": expected a folder without an adapter, found one");
         assertThat(out.resolve("model.safetensors")).doesNotExist();
+    }
+
+    @Test
+    void aFolderThatHasAModelIsRefused() throws IOException {
+        Path out = Files.createDirectories(folder.resolve("out"));
+        Files.writeString(out.resolve("config.json"), "{}");
+        Files.writeString(out.resolve("model.safetensors.index.json"), "{}");
+        assertThatThrownBy(() -> export("model." + MODULE, 0.5f, 10f)).isInstanceOf(IOException.class)
+                .hasMessage(
+                        out + ": expected a folder without a model, found config.json and model.safetensors.index.json: move"
+                                + " it away or choose another folder");
+        assertThat(out.resolve("config.json")).hasContent("{}");
+    }
+
+    @Test
+    void aWeightOfIntegersIsRefused() {
+        assertThatThrownBy(() -> export(DType.I32, "model." + MODULE, 0.5f, 10f)).isInstanceOf(IOException.class)
+                .hasMessage(folder.resolve("base") + ": tensor " + MODULE + ".weight: expected F32, BF16 or F16, found I32");
     }
 
     @Test
