@@ -78,6 +78,9 @@ public final class ModelFolder implements AutoCloseable {
         if (!Files.isDirectory(directory)) {
             throw new IOException(directory + ": expected a model folder, found a file");
         }
+        if (!Files.isReadable(directory) || !Files.isExecutable(directory)) {
+            throw new IOException(directory + ": expected a model folder, found no permission to read it");
+        }
         if (AdapterFiles.isAdapter(directory) && !Files.exists(directory.resolve(CONFIG))) {
             throw new IOException(directory + ": expected a model folder, found an adapter's");
         }

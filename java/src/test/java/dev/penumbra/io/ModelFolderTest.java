@@ -2,6 +2,7 @@ package dev.penumbra.io;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assumptions.assumeThat;
 
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
@@ -10,6 +11,7 @@ import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.util.Map;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -108,6 +110,19 @@ class ModelFolderTest {
         }
         Files.writeString(folder.resolve("model.safetensors.index.json"), index);
         assertThatThrownBy(() -> ModelFolder.open(folder)).isInstanceOf(IOException.class).hasMessageContaining(message);
+    }
+
+    @Test
+    void aFolderThatMayNotBeReadIsNamed() throws IOException {
+        Path hidden = Files.createDirectory(folder.resolve("hidden"));
+        Files.setPosixFilePermissions(hidden, PosixFilePermissions.fromString("---------"));
+        try {
+            assumeThat(Files.isReadable(hidden)).as("to root nothing is hidden").isFalse();
+            assertThatThrownBy(() -> ModelFolder.open(hidden)).isInstanceOf(IOException.class)
+                    .hasMessage(hidden + ": expected a model folder, found no permission to read it");
+        } finally {
+            Files.setPosixFilePermissions(hidden, PosixFilePermissions.fromString("rwx------"));
+        }
     }
 
     @Test
