@@ -49,6 +49,7 @@ public final class Calibrator {
         this.folder = folder;
         this.config = config;
         this.progress = progress;
+        model.requirePositions(config.seqLen());
         if (data.size() < 2) {
             throw new DataException("expected 2 samples or more to calibrate with, of which some are held out, found "
                     + data.size());
@@ -95,7 +96,8 @@ public final class Calibrator {
      * @param output where {@link Calibration#FILE} goes
      * @param progress is told in a line what is under way
      * @throws DataException when there is too little text
-     * @throws IllegalArgumentException when blocks do not divide the MLPs' neurons, or the model is in another order
+     * @throws IllegalArgumentException when rows are longer than the model's positions, blocks do not divide the MLPs' neurons, or
+     *         the model is in another order
      */
     public static Calibration calibrate(LanguageModel model, ModelFolder folder, Dataset data, CalibrationConfig config,
             Path output, Consumer<String> progress) throws IOException {

@@ -25,6 +25,14 @@ public interface LanguageModel extends AutoCloseable {
     /** The longest sample the learned positions allow. */
     int maxPositions();
 
+    /** @throws IllegalArgumentException when rows of so many tokens are longer than {@link #maxPositions} */
+    default void requirePositions(int seqLen) {
+        if (seqLen > maxPositions()) {
+            throw new IllegalArgumentException("expected a sequence length of at most " + maxPositions()
+                    + ", the model's positions, found " + seqLen);
+        }
+    }
+
     /** The folder that it was read from, which its adapters name as their base model. */
     Path directory();
 

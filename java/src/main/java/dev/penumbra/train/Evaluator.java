@@ -27,9 +27,11 @@ public final class Evaluator {
      * Loss in nats; the model's perplexity is its exponential. Rows are packed, {@code batchSize} x {@code seqLen} tokens at a
      * time.
      *
+     * @throws IllegalArgumentException when rows are longer than the model's positions
      * @throws dev.penumbra.data.DataException when no token is supervised, or a sample is longer than {@code seqLen}
      */
     public static double loss(LanguageModel model, @Nullable LoraAdapter adapter, Dataset data, int batchSize, int seqLen) {
+        model.requirePositions(seqLen);
         try (Arena arena = Arena.ofShared()) {
             PassShape shape = PassShape.ofRows(batchSize, seqLen, false);
             ModelPass pass = model.openPass(arena, adapter, shape);

@@ -71,10 +71,7 @@ public final class Trainer {
      */
     public Trainer(LanguageModel model, LoraAdapter adapter, TrainConfig config, Dataset data,
             @Nullable Dataset evaluation) {
-        if (config.seqLen() > model.maxPositions()) {
-            throw new IllegalArgumentException("expected a sequence length of at most " + model.maxPositions()
-                    + ", the model's positions, found " + config.seqLen());
-        }
+        model.requirePositions(config.seqLen());
         if (config.evalEvery() > 0 && evaluation == null) {
             throw new IllegalArgumentException(
                     "expected evaluation data for evaluations every " + Counted.of(config.evalEvery(), "step")

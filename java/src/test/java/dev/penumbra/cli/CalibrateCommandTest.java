@@ -167,6 +167,14 @@ class CalibrateCommandTest {
     }
 
     @Test
+    void rowsLongerThanTheModelsPositionsAreRefused() {
+        String message = "penumbra: expected a sequence length of at most 512, the model's positions, found 1024\n";
+        assertThat(calibrate("--seq-len", "1024").err()).isEqualTo(message);
+        assertThat(Cli.run("eval", "--model", model.toString(), "--data", data.toString(), "--seq-len", "1024", "--threads",
+                "1").err()).isEqualTo(message);
+    }
+
+    @Test
     void tooLittleTextIsToldInALine() throws IOException {
         Files.writeString(data, "{\"text\":\"one line\"}\n");
         Outcome outcome = calibrate();
