@@ -6,10 +6,12 @@ import dev.penumbra.predict.AttentionPolicy;
 import dev.penumbra.predict.SelectionPolicy;
 import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.train.Schedule;
+import java.util.List;
 import java.util.Optional;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.IVersionProvider;
+import picocli.CommandLine.MissingParameterException;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
@@ -95,12 +97,18 @@ public final class Main implements Runnable {
     }
 
     private static String message(ParameterException wrong) {
-        if (!(wrong instanceof UnmatchedArgumentException unmatched)) {
+        CommandLine command = wrong.getCommandLine();
+        List<String> unmatched = switch (wrong) {
+            case UnmatchedArgumentException unknown -> unknown.getUnmatched();
+            // A required option may be missing because it is the one that is misspelt.
+            case MissingParameterException missing -> command.getUnmatchedArguments();
+            default -> List.of();
+        };
+        if (unmatched.isEmpty()) {
             return wrong.getMessage().lines().findFirst().orElse("wrong usage");
         }
-        CommandLine command = unmatched.getCommandLine();
         // What follows is most often the value that it was given.
-        String found = unmatched.getUnmatched().getFirst().split("=", 2)[0];
+        String found = unmatched.getFirst().split("=", 2)[0];
         boolean option = found.startsWith("-");
         String expected = option
                 ? "an option of " + command.getCommandSpec().qualifiedName()

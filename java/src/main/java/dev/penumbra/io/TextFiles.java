@@ -1,5 +1,7 @@
 package dev.penumbra.io;
 
+import static java.util.stream.Collectors.joining;
+
 import java.io.IOException;
 import java.nio.charset.CharacterCodingException;
 import java.nio.file.AccessDeniedException;
@@ -51,6 +53,8 @@ public final class TextFiles {
      * What a parser found wrong, in one line, as the end of a message: without its remarks on a source that it does not show.
      */
     public static String problem(JacksonException broken) {
-        return broken.getOriginalMessage().lines().findFirst().orElse("").replaceAll(SOURCE, "");
+        // What is indented tells of the source.
+        return broken.getOriginalMessage().lines().filter(line -> !line.startsWith(" ")).collect(joining(": "))
+                .replaceAll(SOURCE, "");
     }
 }

@@ -66,7 +66,7 @@ class ConfigFileTest {
             targets: [[a]]         | key targets: expected a value or a list, found [["a"]]
             no-pack: 3             | key no-pack: expected true or false, found 3
             - lr                   | expected keys and values, found array
-            'lr: [1'               | line 1: expected YAML
+            'lr: [1'               | line 1: expected YAML: while parsing a flow sequence: expected ',' or ']'
             """)
     void aWrongFileIsNamedWithItsKey(String text, String message) throws IOException {
         String file = yaml(text).toString();

@@ -30,6 +30,9 @@ class MainTest {
             inspect                                   | Missing required options: '--model=DIR', '--data=FILE'
             inspect --model x --data y --unknown      | expected an option of penumbra inspect, found --unknown (
             train --model m --data d --output o --batch-sze 2 | did you mean --batch-size?
+            train --model m --data d --ouput o        | expected an option of penumbra train, found --ouput; did you mean --output? (
+            train --modle m                           | expected an option of penumbra train, found --modle; did you mean --model? (
+            train --model m --data d --lr             | Missing required parameter for option '--lr' (X)
             train --lr fast                           | Invalid value for option '--lr': 'fast' is not a double
             train --dtype f16                         | expected one of f32, bf16, found f16
             train --model m --data d --output o --mlp-sparsity some | Invalid value for option '--mlp-sparsity': expected one of off, all, exact, oracle, predicted, static, random, seed, low-rank, found some (penumbra
