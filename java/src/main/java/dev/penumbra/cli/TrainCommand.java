@@ -119,6 +119,9 @@ final class TrainCommand implements Callable<Integer> {
         try (RunLock alone = dryRun ? null : RunLock.acquire(output);
                 Tokenizer tokenizer = HfTokenizer.load(model.model);
                 Penumbra penumbra = model.open(calibration == null ? List.of() : calibration.orders())) {
+            if (report != null && !dryRun) {
+                AtomicFiles.requireWritable(report);
+            }
             int vocabSize = penumbra.model().vocabSize();
             Dataset samples = data.read(tokenizer, vocabSize);
             Dataset evaluation = evalData == null ? null : data.read(evalData, tokenizer, vocabSize);

@@ -104,6 +104,22 @@ public final class AtomicFiles {
         }
     }
 
+    /**
+     * Checks, before long work whose result goes to {@code target}, that a file can be written there.
+     *
+     * @throws IOException naming the target
+     */
+    public static void requireWritable(Path target) throws IOException {
+        Path beside = beside(target);
+        try {
+            Files.createDirectories(beside.getParent());
+            Files.createFile(beside);
+            Files.delete(beside);
+        } catch (IOException failure) {
+            throw unwritable(target, failure);
+        }
+    }
+
     /** Removes what writers that were killed have left in {@code folder}. Nobody may be writing there. */
     static void removeStale(Path folder) throws IOException {
         for (Path path : list(folder)) {
@@ -164,7 +180,9 @@ public final class AtomicFiles {
                 case AccessDeniedException denied -> "no permission";
                 default -> system.getReason() == null ? system.getClass().getSimpleName() : system.getReason();
             };
-            found = reason + ": " + system.getFile();
+            String file = system.getFile();
+            // What is written beside the target has a name that says nothing to anybody.
+            found = reason + ": " + (file != null && file.endsWith(PART) ? Path.of(file).getParent() : file);
         }
         return new IOException(target + ": expected to write it, found: " + found, failure);
     }

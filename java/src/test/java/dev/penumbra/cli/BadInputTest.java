@@ -251,6 +251,14 @@ class BadInputTest {
     }
 
     @Test
+    void aReportThatCannotBeWrittenIsSaidBeforeTheFirstStep() throws IOException {
+        Path report = Files.createFile(folder.resolve("file")).resolve("report.html");
+        assertExplained(train("--report", report.toString()), report
+                + ": expected to write it, found: a file where a folder is to be: " + report.getParent() + "\n");
+        assertThat(output.resolve("adapter_model.safetensors")).doesNotExist();
+    }
+
+    @Test
     void anAdapterThatIsThereIsNotOverwrittenByAnotherRun() throws IOException {
         assertThat(train().code()).isZero();
         byte[] before = Files.readAllBytes(output.resolve("adapter_model.safetensors"));
