@@ -19,6 +19,7 @@ final class JshellCommand implements Callable<Integer> {
             import dev.penumbra.backend.*;
             import dev.penumbra.backend.op.*;
             import dev.penumbra.data.*;
+            import dev.penumbra.data.JsonlOptions.LossOn;
             import dev.penumbra.expose.*;
             import dev.penumbra.io.*;
             import dev.penumbra.lora.*;

@@ -65,7 +65,7 @@ class JshellCommandTest {
                         var folder = Path.of(args[0]);
                         var penumbra = Penumbra.open(folder, Device.CPU, 1, DType.F32);
                         var tokenizer = HfTokenizer.load(folder);
-                        var data = JsonlReader.read(Path.of(args[1]), tokenizer, new JsonlOptions(64, false, JsonlOptions.LossOn.COMPLETION, 4096));
+                        var data = JsonlReader.read(Path.of(args[1]), tokenizer, new JsonlOptions(64, false, LossOn.COMPLETION, 4096));
                         System.out.println(penumbra);
                         System.out.println(penumbra.folder());
                         System.out.println(penumbra.model().backend());
