@@ -38,13 +38,13 @@ final class AdapterFiles {
             complete(directory);
             writer.writeTo(staged);
             Path config = directory.resolve(CONFIG);
-            if (Files.exists(config) && Files.mismatch(config, staged.resolve(CONFIG)) >= 0) {
+            if (Files.exists(config) && Files.mismatch(config, staged.resolve(CONFIG)) < 0) {
+                // The weights alone change.
+                takeFrom(staged, directory);
+            } else {
                 AtomicFiles.move(staged, directory.resolve(COMMITTED));
                 AtomicFiles.force(directory);
                 complete(directory);
-            } else {
-                // Either the weights alone change, or there is no adapter until the configuration has come.
-                takeFrom(staged, directory);
             }
         });
     }

@@ -54,6 +54,18 @@ class AdapterFilesTest {
     }
 
     @Test
+    void aFirstAdapterThatDidNotGetToItsPlaceIsKeptForTheNextWriter() throws IOException {
+        Path inTheWay = Files.createDirectories(folder.resolve(AdapterFiles.WEIGHTS).resolve("mine"));
+        assertThrows(IOException.class, () -> AdapterFiles.replace(folder, staged -> write(staged, "new", "new")));
+        assertThat(located()).isEqualTo("new new");
+        Files.delete(inTheWay);
+        Files.delete(inTheWay.getParent());
+        AdapterFiles.complete(folder);
+        assertThat(located()).isEqualTo("new new");
+        assertThat(folder.toFile().list()).containsExactlyInAnyOrder(AdapterFiles.CONFIG, AdapterFiles.WEIGHTS);
+    }
+
+    @Test
     void aWriterThatFailsLeavesTheOldPairAndNothingElse() throws IOException {
         write(folder, "old", "old");
         IOException failure = assertThrows(IOException.class,
