@@ -98,12 +98,14 @@ public final class Main implements Runnable {
 
     private static String message(ParameterException wrong) {
         CommandLine command = wrong.getCommandLine();
-        List<String> unmatched = switch (wrong) {
-            case UnmatchedArgumentException unknown -> unknown.getUnmatched();
-            // A required option may be missing because it is the one that is misspelt.
-            case MissingParameterException missing -> command.getUnmatchedArguments();
-            default -> List.of();
-        };
+        List<String> unmatched = wrong instanceof UnmatchedArgumentException unknown ? unknown.getUnmatched() : List.of();
+        // A required option may be missing because it is the one that is misspelt, or because its command was not meant.
+        if (wrong instanceof MissingParameterException) {
+            while (command.getUnmatchedArguments().isEmpty() && command.getParent() != null) {
+                command = command.getParent();
+            }
+            unmatched = command.getUnmatchedArguments();
+        }
         if (unmatched.isEmpty()) {
             return wrong.getMessage().lines().findFirst().orElse("wrong usage");
         }

@@ -31,6 +31,7 @@ class MainTest {
             inspect --model x --data y --unknown      | expected an option of penumbra inspect, found --unknown (
             train --model m --data d --output o --batch-sze 2 | did you mean --batch-size?
             train --model m --data d --ouput o        | expected an option of penumbra train, found --ouput; did you mean --output? (
+            help train                                | expected a command, found help (
             train --modle m                           | expected an option of penumbra train, found --modle; did you mean --model? (
             train --model m --data d --lr             | Missing required parameter for option '--lr' (X)
             train --lr fast                           | Invalid value for option '--lr': 'fast' is not a double
