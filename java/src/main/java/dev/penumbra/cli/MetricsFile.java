@@ -5,8 +5,10 @@ import dev.penumbra.train.StepListener;
 import dev.penumbra.train.StepMetrics;
 import dev.penumbra.train.StepSparsity;
 import java.io.IOException;
+import java.io.InputStream;
 import java.io.UncheckedIOException;
 import java.io.Writer;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
@@ -23,12 +25,18 @@ import tools.jackson.databind.node.ObjectNode;
 final class MetricsFile implements StepListener, AutoCloseable {
 
     private static final JsonMapper JSON = new JsonMapper();
+    /** Of every line. */
+    private static final String BEGINNING = "{\"step\":";
 
     private final Path file;
     private Writer writer;
     private boolean holdsOlder;
 
-    /** Opens a file for steps; of the lines in it, those of the steps before the first one that is told stay. */
+    /**
+     * Opens a file for steps; of the lines in it, those of the steps before the first one that is told stay.
+     *
+     * @throws IOException naming the file when it is there and has something else, which stays as it is, or cannot be written
+     */
     MetricsFile(Path file) throws IOException {
         this.file = file;
         Path folder = file.toAbsolutePath().getParent();
@@ -36,7 +44,21 @@ final class MetricsFile implements StepListener, AutoCloseable {
             Files.createDirectories(folder);
         }
         holdsOlder = Files.isRegularFile(file);
+        if (holdsOlder) {
+            requireMetrics(file);
+        }
         writer = Files.newBufferedWriter(file, StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+    }
+
+    private static void requireMetrics(Path file) throws IOException {
+        try (InputStream in = Files.newInputStream(file)) {
+            String found = new String(in.readNBytes(BEGINNING.length()), StandardCharsets.ISO_8859_1);
+            // A killed run may have got no further than into its first line.
+            if (!BEGINNING.startsWith(found)) {
+                throw new IOException(file + ": expected metrics of a run or no file, found a file of something else: choose"
+                        + " another");
+            }
+        }
     }
 
     @Override

@@ -107,6 +107,7 @@ final class TrainCommand implements Callable<Integer> {
         CommandLine line = spec.commandLine();
         // Before anything is opened, as far as it can be: wrong usage.
         Usage.require(line, report == null || !Files.isDirectory(report), "a file for --report", "the folder " + report);
+        Usage.require(line, metrics == null || !Files.isDirectory(metrics), "a file for --metrics", "the folder " + metrics);
         model.check(line);
         Usage.requireFor(line, initAdapter == null, "no --init-adapter", "one, whose own r, alpha, dropout and targets hold",
                 "--lora-r", "--lora-alpha", "--lora-dropout", "--targets");

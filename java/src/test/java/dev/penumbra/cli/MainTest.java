@@ -77,6 +77,7 @@ class MainTest {
             train --model m --data d --output o --threads -1 | expected 0 to 1024 threads, found -1
             train --model m --data d --output o --eval-every 5 | expected --eval-data with --eval-every, found none
             train --model m --data d --output o --report / | expected a file for --report, found the folder /
+            train --model m --data d --output o --metrics / | expected a file for --metrics, found the folder /
             inspect --model m --data d --adapter a | expected --attention with --adapter, found none
             train --model m --data d --output o --sparsity-pass forward | expected one of both, backward, found forward
             """)

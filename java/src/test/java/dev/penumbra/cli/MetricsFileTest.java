@@ -75,6 +75,14 @@ class MetricsFileTest {
     }
 
     @Test
+    void aFileOfSomethingElseIsNotOverwritten() throws IOException {
+        Path file = Files.writeString(folder.resolve("data.jsonl"), "{\"text\":\"a\"}\n");
+        assertThatThrownBy(() -> new MetricsFile(file)).isInstanceOf(IOException.class)
+                .hasMessage(file + ": expected metrics of a run or no file, found a file of something else: choose another");
+        assertThat(file).hasContent("{\"text\":\"a\"}\n");
+    }
+
+    @Test
     void aRunThatIsNotResumedStartsAfresh() throws IOException {
         Path file = Files.writeString(folder.resolve("metrics.jsonl"), "{\"step\":1}\n");
         try (MetricsFile metrics = new MetricsFile(file)) {
