@@ -22,8 +22,8 @@ constexpr int kTurn = 3;  // and 4: whose wgmmas are next, of which tile
 constexpr int kTermsWritten = 5;
 
 struct FedArgs {
-  CUtensorMap a, b, residual, d;  // the residual's of parts' halves where panels are whole
-  CUtensorMap d_halves;            // there, too
+  CUtensorMap a, b, d;
+  CUtensorMap residual, d_halves;  // of halves of parts where panels are whole, else of panels
   Schedule schedule;
   Blocks blocks;
   Finish finish;
@@ -142,7 +142,7 @@ struct Feed {
   using Ring = hopper::Ring<Shape::kStages>;
   using Shared = FedShared<Shape>;
 
-  // One warp's work: looks tiles up, two ahead of the one whose parts it sends to d, and asks for parts' residuals.
+  // One warp's work: looks tiles up, two ahead of the one whose parts it sends to d, tells biases and asks for residuals.
   template <class Finish>
   __device__ static void look_up_and_send(const FedArgs& args, Shared& shared) {
     constexpr int kParts = Shape::Part::kWhole ? 1 : 2;  // of a tile
@@ -179,21 +179,23 @@ struct Feed {
     for (hopper::Ring<kTilesAhead> at; queue.tiles[at.slot].valid; at.advance()) {
       const TileInfo& tile = queue.tiles[at.slot];
       const TileInfo& next = queue.tiles[(at.slot + 1) % kTilesAhead];
-      tell_bias(next, turn ^= 1);  // the tile before this, which had its place, has begun long since
+      tell_bias(next, turn ^= 1);  // the bias that had its place, of the tile before this, has been read
       tell_next();
 #pragma unroll 1
       for (int i = 0; i < kParts; ++i, part ^= 1) {
-        if (lane == 0) {
-          const TileInfo& after = i + 1 < kParts ? tile : next;
-          auto left = [&](int half) {
-            ask(after, part ^ 1, half);
-            shared.finish.left[part][half].arrive();
-          };
+        const TileInfo& after = i + 1 < kParts ? tile : next;
+        auto left = [&](int half) {
+          ask(after, part ^ 1, half);
+          shared.finish.left[part][half].arrive();
+        };
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            shared.finish.rounded[half].wait(static_cast<uint32_t>(part));
-            Finish::send(args.finish, args.d_halves, args.d, shared.finish, tile, part, half);
-          }
+        for (int half = 0; half < 2; ++half) {
+          // By each lane: by this it knows that its share of the bias has been read. None is left behind when the part goes on.
+          shared.finish.rounded[half].wait(static_cast<uint32_t>(part));
+          __syncwarp();
+          if (lane == 0) Finish::send(args.finish, args.d_halves, args.d, shared.finish, tile, part, half);
+        }
+        if (lane == 0) {
           Finish::template wait_sent<1>();
           left(0);
           Finish::template wait_sent<0>();
@@ -345,7 +347,7 @@ struct Feed {
     }
   }
 
-  // Without terms: the masks of parts on their way.
+  // The work of the warps that write terms where there are none: the masks of parts on their way.
   template <class Finish>
   __device__ static void make_masks(const FedArgs& args, Shared& shared, int thread) {
     TileReader reader(shared.queue);

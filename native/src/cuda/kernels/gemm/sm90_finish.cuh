@@ -37,7 +37,7 @@ struct Finish {
   const __nv_bfloat16* residual;
   int64_t residual_stride;
   bool residual_copied;  // by bulk copies; else threads read it, because terms' factors take the room
-  bool whole_panels;     // d's and the residual's maps hold parts, in one box each
+  bool whole_panels;     // half a part is one box of d and of the residual
   bool mask_apart;       // ReLU's mask is made from a part that is on its way, by threads that have no wgmmas to start
 };
 
