@@ -7,9 +7,10 @@
 #include "cpu/attention_head.h"
 #include "cpu/attention_lists.h"
 #include "cpu/isa.h"
+#include "cpu/shares.h"
 
 // One task is one head of one sample. No two tasks write the same element, so the order in which threads take tasks does not
-// show in the result.
+// show in the result. A thread's samples are neighbours, whose rows it has in the products before and after, too.
 
 namespace pnb::cpu {
 
@@ -73,8 +74,9 @@ void attention_forward(const pnb_attention_forward_params& p, int threads, Scrat
   int64_t longest = longest_of(p.max_seqlen, p.k.shape[0]);
   uint64_t bytes = share(kernels.forward_bytes(longest, p.q.shape[2]));
   char* buffers = static_cast<char*>(scratch.bytes(bytes * threads));
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t task = 0; task < samples * heads; ++task) {
+  Shares tasks(samples * heads, threads);
+#pragma omp parallel num_threads(threads)
+  for (int64_t task; (task = tasks.take(omp_get_thread_num())) >= 0;) {
     int64_t sample = task / heads;
     int64_t head = task % heads;
     HeadSizes sizes{cu_q[sample + 1] - cu_q[sample], cu_k[sample + 1] - cu_k[sample], p.q.shape[2]};
@@ -101,8 +103,9 @@ void attention_backward(const pnb_attention_backward_params& p, int threads) {
   if (present(p.blocks.indices)) check_lists("attention_backward", p.blocks, !by_queries, cu, samples);
   int64_t longest = longest_of(p.max_seqlen, p.q.shape[0]);
   uint64_t bytes = share(kernels.backward_bytes(longest, p.q.shape[2]));
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t task = 0; task < samples * heads; ++task) {
+  Shares tasks(samples * heads, threads);
+#pragma omp parallel num_threads(threads)
+  for (int64_t task; (task = tasks.take(omp_get_thread_num())) >= 0;) {
     int64_t sample = task / heads;
     int64_t head = task % heads;
     int64_t first = cu[sample];
@@ -132,8 +135,9 @@ void attention_mass(const pnb_attention_mass_params& p, int threads, Scratch& sc
   int64_t longest = longest_of(p.max_seqlen, p.q.shape[0]);
   uint64_t bytes = share(kernels.mass_bytes(longest, p.q.shape[2]));
   char* buffers = static_cast<char*>(scratch.bytes(bytes * threads));
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t task = 0; task < samples * heads; ++task) {
+  Shares tasks(samples * heads, threads);
+#pragma omp parallel num_threads(threads)
+  for (int64_t task; (task = tasks.take(omp_get_thread_num())) >= 0;) {
     int64_t sample = task / heads;
     int64_t head = task % heads;
     int64_t first = cu[sample];

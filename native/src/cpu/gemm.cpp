@@ -9,9 +9,8 @@
 #include "cpu/strip_product.h"
 #include "cpu/weight.h"
 
-// Notes. On two Zen 4 cores a bf16 product of OPT-125M's shapes runs at 430-450 GFLOP/s; whatever oneDNN can fuse (bias,
-// residual) is free. What it cannot, bf16 products of listed blocks and with low-rank terms, goes to StripProduct where that
-// serves; the rest of this holds for f32, for dropout, for odd sizes and for processors without AVX-512's bf16 products.
+// Notes. bf16 products with a packed weight go to StripProduct where that serves; the rest of this holds for f32, for dropout,
+// for odd sizes and for processors without AVX-512's bf16 products.
 //
 // oneDNN's ReLU would turn NaN into 0, so ReLU and its mask are a pass of their own. Low-rank terms are added to an f32 product
 // a few hundred rows at a time, so that the rows are still in the second-level cache when the epilogue reads them, and d is
@@ -167,7 +166,7 @@ void Gemm::run(const pnb_gemm_params& given) {
               compact_d ? lists.runs(first) : std::span(&all_of_d, 1), {}, false, compact_mask};
     if (part.columns == 0) continue;
     bool gathered = listed && neurons < weight->out;
-    if (weight && (gathered || p.low_rank_count > 0) && StripProduct::serves(p, weight->matrix(p.weight_use))) {
+    if (weight && StripProduct::serves(p, weight->matrix(p.weight_use))) {
       const Run all_of_a{0, 0, part.inner};
       std::span<const Run> inner = listed && !compact_d ? lists.runs(first) : std::span(&all_of_a, 1);
       StripProduct{p, weight->matrix(p.weight_use), first, part.rows, inner, part.runs, compact_mask, terms.of}.run(threads_);

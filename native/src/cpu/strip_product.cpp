@@ -1,5 +1,7 @@
 #include "cpu/strip_product.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -7,6 +9,7 @@
 #include "core/tensor.h"
 #include "cpu/isa.h"
 #include "cpu/lanes.h"
+#include "cpu/shares.h"
 #include "cpu/strip_kernel.h"
 
 // What follows a product (terms, bias, ReLU and its mask, residual, rounding) is done with the sums before they are stored, where
@@ -17,6 +20,10 @@ namespace pnb::cpu {
 namespace {
 
 constexpr int64_t kRows = kStripRows;
+// A panel of rows of a, which meets one strip after another, stays in the second-level cache beside two of them.
+constexpr int64_t kPanelBytes = 600 << 10;
+// At most: with a strip of 768 rows of b, the least that a thread takes, they are a tenth of a millisecond.
+constexpr int64_t kPanelGroups = 44;
 
 // A tile's columns of d, or a half's.
 struct Strip {
@@ -128,13 +135,13 @@ PNB_AVX512_BF16 void run_strip(const Job& job, const Strip& strip, const char* a
   for (int64_t group = begin; group < end; ++group) {
     int64_t row = product.first + group * kRows;
     int64_t count = std::min(kRows, product.first + product.rows - row);
-    int64_t to_next = (group + 1 < job.groups ? kRows : -group * kRows) * row_bytes;
+    int64_t to_next = (group + 1 < end ? kRows : (begin - group) * kRows) * row_bytes;
     StripRows rows(a, row_bytes, row, count, to_next);
     __m512 sum[kRows][W];
     clear<W>(sum);
     for (const Pairs& run : job.pairs) {
       int64_t skipped = run.b * kPairBytes;
-      add_pairs<W>(sum, rows, run.a * 4, strip.b + skipped, run.count, {ahead + skipped, group, job.groups});
+      add_pairs<W>(sum, rows, run.a * 4, strip.b + skipped, run.count, {ahead + skipped, group - begin, end - begin});
     }
     finish<W>(product, strip, row, count, sum);
   }
@@ -159,17 +166,16 @@ bool StripProduct::serves(const pnb_gemm_params& p, const Matrix& b) {
 
 void StripProduct::run(int threads) const {
   Job job(*this);
-  int64_t strips = static_cast<int64_t>(job.strips.size()), total = strips * job.groups;
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int64_t part = 0; part < threads; ++part) {
-    int64_t end = total * (part + 1) / threads;
-    for (int64_t next = total * part / threads; next < end;) {
-      int64_t strip = next / job.groups, begin = next % job.groups;
-      int64_t last = std::min(job.groups, begin + end - next);
-      const Strip& ahead = job.strips[std::min(strip + 1, strips - 1)];
-      run_strip(job, job.strips[strip], ahead.b, begin, last);
-      next += last - begin;
-    }
+  int64_t strips = static_cast<int64_t>(job.strips.size());
+  int64_t most = std::clamp<int64_t>(kPanelBytes / std::max<int64_t>(p.a.shape[1] * 2 * kRows, 1), 1, kPanelGroups);
+  int64_t panels = (job.groups + most - 1) / most;
+  // Panel by panel: a thread has rows of d, and mostly those that it has in the passes before and after.
+  Shares shares(strips * panels, threads);
+#pragma omp parallel num_threads(threads)
+  for (int64_t next; (next = shares.take(omp_get_thread_num())) >= 0;) {
+    int64_t panel = next / strips, strip = next % strips;
+    const Strip& ahead = job.strips[(strip + 1) % strips];
+    run_strip(job, job.strips[strip], ahead.b, job.groups * panel / panels, job.groups * (panel + 1) / panels);
   }
 }
 
