@@ -1,9 +1,16 @@
 #include "cpu/strip_cross_entropy.h"
 
+#include <omp.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <cstring>
 #include <limits>
+#include <mutex>
+#include <optional>
+#include <vector>
 
 #include "core/tensor.h"
 #include "cpu/isa.h"
@@ -14,6 +21,9 @@
 // become exponentials relative to the highest logit so far, their sums and their product with the chunk's rows of W go on from
 // chunk to chunk and shrink when a higher logit turns up, and the threads' parts are put together at the end. A chunk's logits
 // are 360 KB; a gradient is rounded to bf16 once.
+//
+// A thread that is done with its part takes half of another's rows for the rest of theirs, in the other's sums: a row's chunks
+// have one order, whoever takes them, so that equal threads give equal bits.
 
 namespace pnb::cpu {
 
@@ -32,7 +42,7 @@ struct Part {
   float maximum;
 };
 
-// The workspace: what all threads read, then what each has.
+// The workspace: what all threads read, then what each has; maxima and sums are those of a part of the vocabulary.
 struct Buffers {
   int64_t width, columns;  // of x and of sums: hidden, rounded up to pairs and to strips
   uint16_t* x;             // [kBlockRows, width]
@@ -119,6 +129,53 @@ PNB_AVX512_BF16 void take_in(const float* logits, int64_t count, Part& part, flo
   part.sum += _mm512_reduce_add_ps(sum);
 }
 
+// Some rows of a block and the chunks of one part of the vocabulary that they have not met: [next, end).
+struct Job {
+  int64_t part, first, rows, next, end;
+};
+
+// Jobs that threads take, and halve for those who find none left.
+class Jobs {
+ public:
+  explicit Jobs(std::vector<Job> jobs) : open_(std::move(jobs)) {}
+
+  // Waits for a job; none when all are done.
+  std::optional<Job> take() {
+    std::unique_lock lock(mutex_);
+    ++waiting_;
+    changed_.wait(lock, [&] { return !open_.empty() || working_ == 0; });
+    --waiting_;
+    if (open_.empty()) return std::nullopt;
+    Job job = open_.back();
+    open_.pop_back();
+    ++working_;
+    return job;
+  }
+
+  // Between two chunks: gives away half of a job's rows where somebody waits for them.
+  void share(Job& job) {
+    if (waiting_.load(std::memory_order_relaxed) == 0 || job.rows < 2 * kStripRows) return;
+    std::lock_guard lock(mutex_);
+    if (waiting_ <= static_cast<int>(open_.size())) return;
+    int64_t kept = groups_of(job.rows) / 2 * kStripRows;
+    open_.push_back({job.part, job.first + kept, job.rows - kept, job.next, job.end});
+    job.rows = kept;
+    changed_.notify_one();
+  }
+
+  void done() {
+    std::lock_guard lock(mutex_);
+    if (--working_ == 0) changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Job> open_;
+  std::atomic<int> waiting_ = 0;
+  int working_ = 0;
+};
+
 // One block of rows of the head.
 struct Block {
   const pnb_linear_cross_entropy_params& p;
@@ -130,76 +187,90 @@ struct Block {
   const int32_t* row() const { return static_cast<const int32_t*>(p.rows.data) + first; }
   const int32_t* target() const { return static_cast<const int32_t*>(p.targets.data) + first; }
 
+  // Asks oneDNN: not for every element.
   static int64_t tile_bytes(const Matrix& b) { return b.desc.get_padded_dims()[0] / 2 * kPairBytes; }
 
-  void load(int64_t i) const {
+  void load(int64_t i, int64_t threads) const {
     const uint16_t* source = static_cast<const uint16_t*>(p.x.data) + row()[i] * p.x.stride[0];
     uint16_t* d = buffers.x + i * buffers.width;
     std::copy_n(source, weight.in, d);
     std::fill(d + weight.in, d + buffers.width, uint16_t{0});
+    for (int64_t part = 0; part < threads; ++part) {
+      buffers.parts(part)[i] = {0.0, kLowest};
+      std::fill_n(buffers.sums(part) + i * buffers.columns, gradient ? buffers.columns : 0, 0.0f);
+    }
   }
 
-  // Vocabulary [begin, end).
-  void run(int64_t thread, int64_t begin, int64_t end) const {
-    float *sums = buffers.sums(thread), *logits = buffers.logits(thread);
-    uint16_t* exponentials = buffers.exponentials(thread);
-    Part* parts = buffers.parts(thread);
-    std::fill_n(parts, rows, Part{0.0, kLowest});
-    std::fill_n(sums, gradient ? rows * buffers.columns : 0, 0.0f);
-    int64_t forward_tile = tile_bytes(weight.forward);
+  // All of a job but what is given away meanwhile. Logits and exponentials are the thread's, maxima and sums the part's.
+  void run(int64_t thread, Job job, Jobs& jobs) const {
+    int64_t forward_tile = tile_bytes(weight.forward), backward_tile = gradient ? tile_bytes(weight.backward) : 0;
     const char* forward = static_cast<const char*>(weight.forward.data);
-    for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
-      int64_t count = std::min(kChunk, end - chunk);
+    while (job.next < job.end) {
+      jobs.share(job);
+      int64_t chunk = job.next, count = std::min(kChunk, job.end - chunk);
+      job.next += kChunk;
+      const uint16_t* x = buffers.x + job.first * buffers.width;
+      float* sums = buffers.sums(job.part) + job.first * buffers.columns;
+      float* logits = buffers.logits(thread) + job.first * kChunk;
+      uint16_t* exponentials = buffers.exponentials(thread) + job.first * kChunk;
       const char* ahead = forward + chunk / kColumnTile * forward_tile;
       for (int64_t j = 0; j < count; j += kColumnTile) {
         const char* b = ahead;
         ahead = j + kColumnTile < count ? b + forward_tile : gradient ? backward(chunk) : b;
-        multiply<false>(logits + j, kChunk, buffers.x, buffers.width, rows, b, buffers.width / 2, ahead);
+        multiply<false>(logits + j, kChunk, x, buffers.width, job.rows, b, buffers.width / 2, ahead);
       }
-      for (int64_t i = 0; i < rows; ++i) {
-        int64_t at = target()[i] - chunk;
-        if (at >= 0 && at < count) buffers.target[i] = logits[i * kChunk + at];
-        take_in(logits + i * kChunk, count, parts[i], sums + i * buffers.columns, gradient ? buffers.columns : 0,
-                exponentials + i * kChunk);
+      for (int64_t i = 0; i < job.rows; ++i) {
+        int64_t at = target()[job.first + i] - chunk;
+        if (at >= 0 && at < count) buffers.target[job.first + i] = logits[i * kChunk + at];
+        take_in(logits + i * kChunk, count, buffers.parts(job.part)[job.first + i], sums + i * buffers.columns,
+                gradient ? buffers.columns : 0, exponentials + i * kChunk);
       }
       if (!gradient) continue;
       ahead = backward(chunk);
       for (int64_t j = 0; j < buffers.columns; j += kColumnTile) {
         const char* b = ahead;
-        ahead = j + kColumnTile < buffers.columns ? b + tile_bytes(weight.backward)
-                : chunk + kChunk < end            ? forward + (chunk + kChunk) / kColumnTile * forward_tile
+        ahead = j + kColumnTile < buffers.columns ? b + backward_tile
+                : chunk + kChunk < job.end        ? forward + (chunk + kChunk) / kColumnTile * forward_tile
                                                   : b;
-        multiply<true>(sums + j, buffers.columns, exponentials, kChunk, rows, b, (count + 1) / 2, ahead);
+        multiply<true>(sums + j, buffers.columns, exponentials, kChunk, job.rows, b, (count + 1) / 2, ahead);
       }
     }
   }
 
-  // Rows of W from `token` on, an even one, as pairs.
+  // Rows of W as pairs, from that of `token` on.
   const char* backward(int64_t token) const { return static_cast<const char*>(weight.backward.data) + token / 2 * kPairBytes; }
 
-  // W[token][column]
-  float element(int64_t token, int64_t column) const {
-    const char* pair = backward(token) + column / kColumnTile * tile_bytes(weight.backward) + column % kColumnTile * 4;
-    return bf16_to_float(reinterpret_cast<const uint16_t*>(pair)[token % 2]);
-  }
-
   // Puts a row's parts together: writes its gradient, returns its loss.
-  double finish(int64_t i, int64_t threads) const {
+  PNB_AVX512_BF16 double finish(int64_t i, int64_t threads) const {
     float maximum = kLowest;
     for (int64_t thread = 0; thread < threads; ++thread) maximum = std::max(maximum, buffers.parts(thread)[i].maximum);
-    auto shrink = [&](int64_t thread) { return std::exp(static_cast<double>(buffers.parts(thread)[i].maximum) - maximum); };
+    std::vector<float> factors(threads);
     double sum = 0;
-    for (int64_t thread = 0; thread < threads; ++thread) sum += buffers.parts(thread)[i].sum * shrink(thread);
+    for (int64_t thread = 0; thread < threads; ++thread) {
+      double shrink = std::exp(static_cast<double>(buffers.parts(thread)[i].maximum) - maximum);
+      sum += buffers.parts(thread)[i].sum * shrink;
+      factors[thread] = static_cast<float>(shrink);
+    }
     if (gradient) {
       float scale = *static_cast<const float*>(p.grad_scale.data);
-      float* total = buffers.sums(0) + i * buffers.columns;
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        const float* other = buffers.sums(thread) + i * buffers.columns;
-        float factor = static_cast<float>(shrink(thread) * scale / sum);
-        for (int64_t j = 0; j < weight.in; ++j) total[j] = (thread == 0 ? 0.0f : total[j]) + factor * other[j];
-      }
+      for (float& factor : factors) factor = static_cast<float>(factor * (scale / sum));
+      // W's row of the target lies in one half of the pairs of its tiles.
+      __m512i half = _mm512_set1_epi32(target()[i] % 2 == 0 ? 16 : 0), upper = _mm512_set1_epi32(~0xffff);
+      const char* pairs = backward(target()[i]);
+      int64_t tile = tile_bytes(weight.backward);
       uint16_t* d = static_cast<uint16_t*>(p.dx.data) + row()[i] * p.dx.stride[0];
-      for (int64_t j = 0; j < weight.in; ++j) d[j] = float_to_bf16(total[j] - scale * element(target()[i], j));
+      for (int64_t j = 0; j < weight.in; j += kLanes) {
+        __m512 total = _mm512_setzero_ps();
+        for (int64_t thread = 0; thread < threads; ++thread) {
+          __m512 sums = _mm512_loadu_ps(buffers.sums(thread) + i * buffers.columns + j);
+          total = _mm512_fmadd_ps(_mm512_set1_ps(factors[thread]), sums, total);
+        }
+        __m512i words = _mm512_loadu_si512(pairs + j / kColumnTile * tile + j % kColumnTile * 4);
+        __m512 w = _mm512_castsi512_ps(_mm512_and_si512(_mm512_sllv_epi32(words, half), upper));
+        total = _mm512_fnmadd_ps(_mm512_set1_ps(scale), w, total);
+        __mmask16 here = static_cast<__mmask16>(weight.in - j >= kLanes ? 0xffff : (1 << (weight.in - j)) - 1);
+        _mm256_mask_storeu_epi16(d + j, here, (__m256i)_mm512_cvtneps_pbh(total));
+      }
     }
     return std::log(sum) + maximum - buffers.target[i];
   }
@@ -228,15 +299,21 @@ double strip_cross_entropy(const pnb_linear_cross_entropy_params& p, int64_t sup
     int64_t first = groups_of(supervised) * block / blocks * kStripRows;
     int64_t last = std::min(supervised, groups_of(supervised) * (block + 1) / blocks * kStripRows);
     Block rows{p, weight, buffers, first, last - first, present(p.dx)};
+    std::vector<Job> parts;
+    for (int64_t part = 0; part < threads; ++part) {
+      parts.push_back({part, 0, rows.rows, strips * part / threads * kColumnTile,
+                       std::min<int64_t>(weight.out, strips * (part + 1) / threads * kColumnTile)});
+    }
+    Jobs jobs(std::move(parts));
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-      for (int64_t i = 0; i < rows.rows; ++i) rows.load(i);
-#pragma omp for schedule(static, 1)
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        rows.run(thread, strips * thread / threads * kColumnTile,
-                 std::min<int64_t>(weight.out, strips * (thread + 1) / threads * kColumnTile));
+      for (int64_t i = 0; i < rows.rows; ++i) rows.load(i, threads);
+      while (std::optional<Job> job = jobs.take()) {
+        rows.run(omp_get_thread_num(), *job, jobs);
+        jobs.done();
       }
+#pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < rows.rows; ++i) losses[i] = rows.finish(i, threads);
     }
