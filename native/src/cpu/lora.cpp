@@ -1,6 +1,8 @@
 #include "cpu/lora.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "core/tensor.h"
 #include "cpu/block_lists.h"
@@ -9,10 +11,12 @@
 #include "cpu/simd.h"
 #include "cpu/tile.h"
 
-// Every thread takes a run of tokens, sixteen at a time, and reads each of their rows once: dy for dh and dB, x for dA. Each
-// sums dA and dB of its own, and these are added in the order of the threads, so equal threads give equal bits. Factors lie as
-// [rank, columns], with ranks padded to 4 and columns to 16 by zeros. Rows that share a list of blocks are one pass, over
-// factors and sums that are as compact as the rows.
+// Every thread takes a run of tokens, sixteen at a time, and reads each of their rows once: dy for dh and dB, x, which all
+// adapters of a chain share, for dA. Each sums dA and dB of its own, and these are added in the order of the threads, so equal
+// threads give equal bits. Factors lie as [rank, columns], with ranks padded to 4 and columns to 16 by zeros. Rows that share
+// their lists of blocks are one pass, over factors and sums that are as compact as the rows.
+//
+// Memory is what these passes wait for: while sixteen rows are looked at, the next sixteen come to the second-level cache.
 
 namespace pnb::cpu {
 
@@ -68,18 +72,27 @@ struct Columns {
       : runs(lists.runs(row)), width(width), count(lists.columns(row)), padded(padded_columns(count)) {}
 };
 
+// Brings a row to the second-level cache.
+void prefetch_row(const char* row, int64_t bytes) {
+  constexpr int64_t kLine = 64;
+  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(row + at, 0, 2);
+}
+
 // A row becomes its layer norm.
 PNB_MULTIVERSION void normalise(float* row, float mean, float rstd, const float* gamma, const float* beta, int64_t count) {
   for (int64_t c = 0; c < count; ++c) row[c] = (row[c] - mean) * rstd * gamma[c] + beta[c];
 }
 
 // Rows [first, first + count) of t, or of its norm where there is one, in f32 with dropout, as [kRows, padded columns]; what is
-// missing is zero.
-void widen(const pnb_tensor& t, const pnb_layer_norm& norm, int64_t first, int64_t count, const Columns& columns,
+// missing is zero. The rows behind them, up to `last`, are read next.
+void widen(const pnb_tensor& t, const pnb_layer_norm& norm, int64_t first, int64_t count, int64_t last, const Columns& columns,
            const DropoutMask& mask, float* d) {
+  int64_t size = dtype_size(t.dtype);
   for (int64_t i = 0; i < count; ++i) {
     float* row = d + i * columns.padded;
-    row_to_float(static_cast<const char*>(t.data) + (first + i) * t.stride[0] * dtype_size(t.dtype), t.dtype, row, columns.count);
+    const char* source = static_cast<const char*>(t.data) + (first + i) * t.stride[0] * size;
+    if (first + i + kRows < last) prefetch_row(source + kRows * t.stride[0] * size, columns.count * size);
+    row_to_float(source, t.dtype, row, columns.count);
     if (present(norm.mean)) {
       normalise(row, static_cast<const float*>(norm.mean.data)[first + i], static_cast<const float*>(norm.rstd.data)[first + i],
                 static_cast<const float*>(norm.gamma.data), static_cast<const float*>(norm.beta.data), columns.count);
@@ -91,6 +104,20 @@ void widen(const pnb_tensor& t, const pnb_layer_norm& norm, int64_t first, int64
   }
   std::fill_n(d + count * columns.padded, (kRows - count) * columns.padded, 0.0f);
 }
+
+// The rows of x that all adapters of a chain read, widened again only where an adapter drops others of their elements.
+struct SharedRows {
+  const pnb_tensor& x;
+  const pnb_layer_norm& norm;
+  const Columns& columns;
+  float* rows;         // [kRows, padded columns]
+  bool whole = false;  // whether they are there and nothing of them was dropped
+
+  void load(int64_t first, int64_t count, int64_t last, const DropoutMask& mask) {
+    if (!whole || mask.active()) widen(x, norm, first, count, last, columns, mask, rows);
+    whole = !mask.active();
+  }
+};
 
 // Rows [first, first + count) of h as [kRows, padded rank]; what is missing is zero.
 void load_ranks(const pnb_tensor& h, int64_t first, int64_t count, float* d) {
@@ -144,109 +171,155 @@ struct Share {
       : first(begin + (end - begin) * part / parts), last(begin + (end - begin) * (part + 1) / parts) {}
 };
 
-// Where the pieces of the gradients' workspace lie, in floats: the factor B^T, then what each thread has.
-struct GradientLayout {
-  int64_t ranks, in, out;        // padded, with room for every list
-  int64_t thread_floats, total;
+template <typename P>
+std::vector<const P*> chain_of(const P& first) {
+  std::vector<const P*> chain;
+  for (const P* p = &first; p != nullptr; p = p->next) chain.push_back(p);
+  return chain;
+}
 
-  GradientLayout(const pnb_lora_gradients_params& p, int threads)
-      : ranks(padded_rank(p.a.shape[0])), in(padded_columns(p.x.shape[1])), out(padded_columns(p.dy.shape[1])) {
-    thread_floats = ranks * (in + out) + kRows * std::max(in, out) + 2 * kRows * ranks;
-    total = ranks * out + threads * thread_floats;
+// Where the pieces of the gradients' workspace lie, in floats, with room for every list.
+struct GradientLayout {
+  struct Adapter {
+    int64_t ranks;       // padded
+    int64_t factor;      // B^T, which all threads read
+    int64_t da, db, dh;  // [ranks, in], [ranks, out], [kRows, ranks] of a thread's
+  };
+  std::vector<Adapter> adapters;
+  int64_t rows, h;                 // [kRows, columns of x or dy], [kRows, ranks] of a thread's
+  int64_t threads, thread_floats;  // where the threads' pieces begin, and how much each has
+  int64_t total;
+
+  GradientLayout(const pnb_lora_gradients_params& first, int thread_count) : threads(0), thread_floats(0) {
+    auto take = [](int64_t& next, int64_t count) { return std::exchange(next, next + count); };
+    int64_t widest = 0, most_ranks = 0;
+    for (const auto* p : chain_of(first)) {
+      int64_t ranks = padded_rank(p->a.shape[0]), in = padded_columns(p->x.shape[1]), out = padded_columns(p->dy.shape[1]);
+      widest = std::max({widest, in, out});
+      most_ranks = std::max(most_ranks, ranks);
+      int64_t factor = take(threads, ranks * out), da = take(thread_floats, ranks * in), db = take(thread_floats, ranks * out);
+      adapters.push_back({ranks, factor, da, db, take(thread_floats, kRows * ranks)});
+    }
+    rows = take(thread_floats, kRows * widest);
+    h = take(thread_floats, kRows * most_ranks);
+    total = threads + thread_count * thread_floats;
   }
 };
 
 // Rows [begin, end) share their lists.
-void project_rows(const pnb_lora_project_params& p, int64_t begin, int64_t end, const Columns& columns, int threads,
+void project_rows(const pnb_lora_project_params& first_adapter, int64_t begin, int64_t end, const Columns& columns, int threads,
                   Scratch& scratch) {
-  int64_t ranks = padded_rank(p.a.shape[0]);
-  int64_t thread_floats = kRows * (columns.padded + ranks);
-  float* factor = scratch.floats(ranks * columns.padded + threads * thread_floats);
-  float* buffers = factor + ranks * columns.padded;
-  load_factor(p.a, 0, columns, factor);
-  DropoutMask mask(p.dropout);
+  struct Adapter {
+    const pnb_lora_project_params& p;
+    DropoutMask mask;
+    int64_t ranks, factor;
+  };
+  std::vector<Adapter> adapters;
+  int64_t factors = 0, most_ranks = 0;
+  for (const auto* p : chain_of(first_adapter)) {
+    int64_t ranks = padded_rank(p->a.shape[0]);
+    adapters.push_back({*p, DropoutMask(p->dropout), ranks, factors});
+    factors += ranks * columns.padded;
+    most_ranks = std::max(most_ranks, ranks);
+  }
+  int64_t thread_floats = kRows * (columns.padded + most_ranks);
+  float* factor = scratch.floats(factors + threads * thread_floats);
+  for (const Adapter& adapter : adapters) load_factor(adapter.p.a, 0, columns, factor + adapter.factor);
+  const pnb_layer_norm none{};
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int64_t part = 0; part < threads; ++part) {
-    float* rows = buffers + part * thread_floats;
+    float* rows = factor + factors + part * thread_floats;
     float* sums = rows + kRows * columns.padded;
     Share share(begin, end, part, threads);
     for (int64_t first = share.first; first < share.last; first += kRows) {
       int64_t count = std::min(kRows, share.last - first);
-      widen(p.x, pnb_layer_norm{}, first, count, columns, mask, rows);
-      dot_rows(rows, factor, columns.padded, ranks, sums);
-      store_ranks(sums, 1.0f, p.h, first, count);
+      SharedRows x{first_adapter.x, none, columns, rows};
+      for (const Adapter& adapter : adapters) {
+        x.load(first, count, share.last, adapter.mask);
+        dot_rows(rows, factor + adapter.factor, columns.padded, adapter.ranks, sums);
+        store_ranks(sums, 1.0f, adapter.p.h, first, count);
+      }
     }
   }
 }
 
-void gradients_of_rows(const pnb_lora_gradients_params& p, int64_t begin, int64_t end, const Columns& in, const Columns& out,
-                       int threads) {
-  GradientLayout layout(p, threads);
-  float* factor = static_cast<float*>(p.workspace.data);
-  float* buffers = factor + layout.ranks * layout.out;
-  load_factor(p.b, 1, out, factor);
-  DropoutMask mask(p.dropout);
+// Rows [begin, end) share their lists: `in` of x, `outs` of each adapter's dy.
+void gradients_of_rows(const pnb_lora_gradients_params& first_adapter, int64_t begin, int64_t end, const Columns& in,
+                       std::span<const Columns> outs, int threads) {
+  GradientLayout layout(first_adapter, threads);
+  float* start = static_cast<float*>(first_adapter.workspace.data);
+  std::vector<const pnb_lora_gradients_params*> chain = chain_of(first_adapter);
+  for (size_t k = 0; k < chain.size(); ++k) load_factor(chain[k]->b, 1, outs[k], start + layout.adapters[k].factor);
+  auto of_thread = [&](int64_t part) { return start + layout.threads + part * layout.thread_floats; };
   DropoutMask none{pnb_dropout{}};
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int64_t part = 0; part < threads; ++part) {
-    float* da = buffers + part * layout.thread_floats;  // [ranks, in]
-    float* db = da + layout.ranks * layout.in;          // [ranks, out]
-    float* rows = db + layout.ranks * layout.out;
-    float* h = rows + kRows * std::max(layout.in, layout.out);
-    float* dh = h + kRows * layout.ranks;
-    std::fill_n(da, layout.ranks * in.padded, 0.0f);
-    std::fill_n(db, layout.ranks * out.padded, 0.0f);
+    float* own = of_thread(part);
+    float *rows = own + layout.rows, *h = own + layout.h;
+    for (size_t k = 0; k < chain.size(); ++k) {
+      const GradientLayout::Adapter& at = layout.adapters[k];
+      std::fill_n(own + at.da, at.ranks * in.padded, 0.0f);
+      std::fill_n(own + at.db, at.ranks * outs[k].padded, 0.0f);
+    }
     Share share(begin, end, part, threads);
     for (int64_t first = share.first; first < share.last; first += kRows) {
       int64_t count = std::min(kRows, share.last - first);
-      widen(p.dy, pnb_layer_norm{}, first, count, out, none, rows);
-      dot_rows(rows, factor, out.padded, layout.ranks, dh);
-      store_ranks(dh, p.scaling, p.dh, first, count);
-      load_ranks(p.h, first, count, h);
-      add_outer(db, h, rows, out.padded, layout.ranks);
-      widen(p.x, p.norm, first, count, in, mask, rows);
-      add_outer(da, dh, rows, in.padded, layout.ranks);
+      for (size_t k = 0; k < chain.size(); ++k) {
+        const pnb_lora_gradients_params& p = *chain[k];
+        const GradientLayout::Adapter& at = layout.adapters[k];
+        widen(p.dy, pnb_layer_norm{}, first, count, share.last, outs[k], none, rows);
+        dot_rows(rows, start + at.factor, outs[k].padded, at.ranks, own + at.dh);
+        store_ranks(own + at.dh, p.scaling, p.dh, first, count);
+        load_ranks(p.h, first, count, h);
+        add_outer(own + at.db, h, rows, outs[k].padded, at.ranks);
+      }
+      SharedRows x{first_adapter.x, first_adapter.norm, in, rows};
+      for (size_t k = 0; k < chain.size(); ++k) {
+        const GradientLayout::Adapter& at = layout.adapters[k];
+        x.load(first, count, share.last, DropoutMask(chain[k]->dropout));
+        add_outer(own + at.da, own + at.dh, rows, in.padded, at.ranks);
+      }
     }
   }
-  for (int64_t part = 0; part < threads; ++part) {
-    const float* da = buffers + part * layout.thread_floats;
-    add_gradient(da, 1.0f, in, p.da, 0);
-    add_gradient(da + layout.ranks * layout.in, p.scaling, out, p.db, 1);
+  for (size_t k = 0; k < chain.size(); ++k) {
+    const pnb_lora_gradients_params& p = *chain[k];
+    for (int64_t part = 0; part < threads; ++part) {
+      add_gradient(of_thread(part) + layout.adapters[k].da, 1.0f, in, p.da, 0);
+      add_gradient(of_thread(part) + layout.adapters[k].db, p.scaling, outs[k], p.db, 1);
+    }
   }
 }
 
 }  // namespace
 
-void lora_project(const pnb_lora_project_params& first, int threads, Scratch& scratch) {
-  for (const pnb_lora_project_params* p = &first; p != nullptr; p = p->next) {
-    int64_t m = p->x.shape[0], in = p->a.shape[1];
-    BlockLists lists("lora_project", p->x_blocks, m, in);
-    for (int64_t begin = 0, end; begin < m; begin = end) {
-      end = lists.end_of_list(begin, m);
-      project_rows(*p, begin, end, Columns(lists, begin, in), threads, scratch);
-    }
+void lora_project(const pnb_lora_project_params& p, int threads, Scratch& scratch) {
+  int64_t m = p.x.shape[0], in = p.a.shape[1];
+  BlockLists lists("lora_project", p.x_blocks, m, in);
+  for (int64_t begin = 0, end; begin < m; begin = end) {
+    end = lists.end_of_list(begin, m);
+    project_rows(p, begin, end, Columns(lists, begin, in), threads, scratch);
   }
 }
 
-uint64_t lora_gradients_workspace(const pnb_lora_gradients_params& first, int threads) {
-  uint64_t bytes = 0;
-  for (const pnb_lora_gradients_params* p = &first; p != nullptr; p = p->next) {
-    bytes = std::max(bytes, GradientLayout(*p, threads).total * sizeof(float));
-  }
-  return bytes;
+uint64_t lora_gradients_workspace(const pnb_lora_gradients_params& p, int threads) {
+  return GradientLayout(p, threads).total * sizeof(float);
 }
 
-void lora_gradients(const pnb_lora_gradients_params& first, int threads) {
-  for (const pnb_lora_gradients_params* next = &first; next != nullptr; next = next->next) {
-    pnb_lora_gradients_params p = *next;
-    p.workspace = first.workspace;
-    int64_t m = p.x.shape[0], in = p.a.shape[1], out = p.b.shape[0];
-    BlockLists x_lists("lora_gradients", p.x_blocks, m, in);
-    BlockLists dy_lists("lora_gradients", p.dy_blocks, m, out);
-    for (int64_t begin = 0, end; begin < m; begin = end) {
-      end = std::min(x_lists.end_of_list(begin, m), dy_lists.end_of_list(begin, m));
-      gradients_of_rows(p, begin, end, Columns(x_lists, begin, in), Columns(dy_lists, begin, out), threads);
+void lora_gradients(const pnb_lora_gradients_params& p, int threads) {
+  int64_t m = p.x.shape[0], in = p.a.shape[1];
+  BlockLists x_lists("lora_gradients", p.x_blocks, m, in);
+  std::vector<BlockLists> dy_lists;
+  for (const auto* next : chain_of(p)) dy_lists.emplace_back("lora_gradients", next->dy_blocks, m, next->b.shape[0]);
+  for (int64_t begin = 0, end; begin < m; begin = end) {
+    end = x_lists.end_of_list(begin, m);
+    for (const BlockLists& lists : dy_lists) end = std::min(end, lists.end_of_list(begin, m));
+    std::vector<Columns> outs;
+    const auto* next = &p;
+    for (const BlockLists& lists : dy_lists) {
+      outs.emplace_back(lists, begin, next->b.shape[0]);
+      next = next->next;
     }
+    gradients_of_rows(p, begin, end, Columns(x_lists, begin, in), outs, threads);
   }
 }
 
