@@ -7,7 +7,7 @@ import java.util.List;
 import tools.jackson.databind.node.ArrayNode;
 import tools.jackson.databind.node.ObjectNode;
 
-/** Training of one model on one kind of batch by peers and by Penumbra, dense and sparse, one after the other in one go. */
+/** Training of one model on one kind of batch by peers and by Penumbra, dense and sparse, in one go. */
 final class Comparison {
 
     /** What training is judged by. */

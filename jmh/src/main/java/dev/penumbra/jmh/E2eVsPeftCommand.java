@@ -5,10 +5,8 @@ import dev.penumbra.jmh.Comparison.Unit;
 import dev.penumbra.predict.SparsityConfig.Pass;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
-import java.util.Map;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
@@ -43,6 +41,8 @@ final class E2eVsPeftCommand implements Callable<Integer> {
     private double budget;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
     private int block;
+    @Option(names = "--turns", defaultValue = "12", description = "On the CPU, Penumbra's variants, each in a process of its own, take so many turns of two steps that are measured; 0: one after the other, --steps each.")
+    private int turns;
     @Option(names = "--record", description = "Write jmh/results/<device>-e2e-<model>.json.")
     private boolean record;
     @Spec
@@ -53,24 +53,26 @@ final class E2eVsPeftCommand implements Callable<Integer> {
         Path model = RandomOpt.folder(shape);
         List<String> options = List.of(
                 "--model", model.toString(), "--data", data.toAbsolutePath().toString(), "--shuffle",
-                "--seq-len", "512", "--device", device.name(), "--threads", "" + threads, "--warmup", "" + warmup,
-                "--steps", "" + steps);
+                "--seq-len", "512", "--device", device.name(), "--threads", "" + threads);
         List<String> packed = with(options, "--batch-size", "" + batchSize);
-        Side ours = Side.penumbra(packed);
-        Map<String, Side> sparse = new LinkedHashMap<>();
+        List<String> names = new ArrayList<>(List.of(Side.DENSE));
+        List<List<String>> ways = new ArrayList<>(List.of(packed));
         for (Pass pass : sparsityPasses) {
-            sparse.put(DeclaredSparsity.name(pass, budget, 1), Side.penumbra(
-                    with(packed, "--sparsity-pass", pass.name(), "--budget", "" + budget, "--mlp-block", "" + block)));
+            names.add(DeclaredSparsity.name(pass, budget, 1));
+            ways.add(with(packed, "--sparsity-pass", pass.name(), "--budget", "" + budget, "--mlp-block", "" + block));
         }
-        Side padded = Side.fastestPeft(with(options, "--batch-size", "" + batchSize, "--pad", "512"), paddedVariants);
+        Side.Steps timed = new Side.Steps(warmup, steps, turns);
+        List<Side> ours = Side.penumbra(ways, device, timed);
+        Side padded = Side.fastestPeft(with(options, "--batch-size", "" + batchSize, "--pad", "512"), paddedVariants, timed);
         Side longest = Side.fastestPeft(with(options, "--batch-size", "" + longestBatchSize, "--pad", "longest"),
-                List.of("tuned"));
+                List.of("tuned"), timed);
         Comparison comparison = new Comparison(Results.command(spec),
                 "E2E, " + shape.checkpoint + ", packed at 512", Unit.TOKENS_PER_SECOND)
                 .peer("PEFT, padded to 512", padded)
-                .peer("PEFT, padded to each batch's longest", longest)
-                .ours(Side.DENSE, ours);
-        sparse.forEach(comparison::ours);
+                .peer("PEFT, padded to each batch's longest", longest);
+        for (int i = 0; i < ours.size(); i++) {
+            comparison.ours(names.get(i), ours.get(i));
+        }
         comparison.finish(device.name().toLowerCase(Locale.ROOT) + "-e2e-" + shape.checkpoint, device, record);
         return 0;
     }

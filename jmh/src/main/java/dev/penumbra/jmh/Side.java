@@ -1,5 +1,6 @@
 package dev.penumbra.jmh;
 
+import dev.penumbra.backend.Device;
 import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
@@ -29,23 +30,67 @@ record Side(double ms, double tokensPerSecond, double peakMib, double firstLoss,
 
     private static final Path PEER = Results.module().resolve("peers/hf_peft.py");
 
-    /** Trains with Penumbra. */
-    static Side penumbra(List<String> options) throws IOException, InterruptedException {
+    /** Steps of a turn: what else a machine does changes within seconds, and a first step finds its data in no cache. */
+    private static final int TURN = 2;
+
+    /** Steps before those that are measured in turns: meanwhile the JVM compiles most of what it will. */
+    private static final int TURNS_WARMUP = 10;
+
+    /**
+     * What is timed.
+     *
+     * @param warmup steps before
+     * @param measured steps
+     * @param turns of {@link #TURN} steps, of Penumbra's sides on the CPU, in place of the above; 0: they take none
+     */
+    record Steps(int warmup, int measured, int turns) {
+    }
+
+    /**
+     * Trains with Penumbra in each of several ways. On the CPU they take turns, so that what else the machine does meanwhile
+     * bears on all alike. On a GPU, where each is told how much memory it takes, one is done before the next begins.
+     */
+    static List<Side> penumbra(List<List<String>> ways, Device.Kind device, Steps steps)
+            throws IOException, InterruptedException {
+        List<Side> sides = new ArrayList<>();
+        if (device != Device.Kind.CPU || steps.turns() == 0) {
+            for (List<String> options : ways) {
+                sides.add(run("Penumbra", penumbraCommand(options, steps.warmup(), steps.measured())));
+            }
+            return sides;
+        }
+        List<List<String>> commands = new ArrayList<>();
+        for (List<String> options : ways) {
+            List<String> command = penumbraCommand(options, TURNS_WARMUP, steps.turns() * TURN);
+            command.addAll(List.of("--turn", "" + TURN));
+            commands.add(command);
+        }
+        OtherWork others = OtherWork.watch();
+        List<String> lines = Turns.run(commands);
+        double othersShare = others.share();
+        for (String line : lines) {
+            sides.add(side("Penumbra", line, othersShare));
+        }
+        return sides;
+    }
+
+    private static List<String> penumbraCommand(List<String> options, int warmup, int steps) {
         List<String> command = new ArrayList<>(List.of(
                 Path.of(System.getProperty("java.home"), "bin", "java").toString(),
                 "--enable-native-access=ALL-UNNAMED",
                 "-cp", System.getProperty("java.class.path"),
-                Main.class.getName(), "steps"));
+                Main.class.getName(), "steps", "--warmup", "" + warmup, "--steps", "" + steps));
         command.addAll(options);
-        return run("Penumbra", command);
+        return command;
     }
 
     /** Trains with each of the peer's variants and keeps the fastest. */
-    static Side fastestPeft(List<String> options, List<String> variants) throws IOException, InterruptedException {
+    static Side fastestPeft(List<String> options, List<String> variants, Steps steps)
+            throws IOException, InterruptedException {
         List<Side> sides = new ArrayList<>();
         for (String variant : variants) {
             List<String> with = new ArrayList<>(options);
-            with.addAll(List.of("--variant", variant));
+            with.addAll(List.of("--variant", variant, "--warmup", "" + steps.warmup(), "--steps", "" + steps.measured()));
             sides.add(peft(with));
         }
         return Collections.min(sides, Comparator.comparingDouble(Side::ms));
@@ -69,14 +114,18 @@ record Side(double ms, double tokensPerSecond, double peakMib, double firstLoss,
             throw new IOException("expected " + name + " to print a line of JSON, found exit status " + status + " of "
                     + String.join(" ", command));
         }
-        System.out.printf(Locale.ROOT, "%-20s %s, other processes took %.1f %%%n", name, lines.getLast(), 100 * othersShare);
+        return side(name, lines.getLast(), othersShare);
+    }
+
+    private static Side side(String name, String line, double othersShare) throws IOException {
+        System.out.printf(Locale.ROOT, "%-20s %s, other processes took %.1f %%%n", name, line, 100 * othersShare);
         try {
-            JsonNode result = new JsonMapper().readTree(lines.getLast());
+            JsonNode result = new JsonMapper().readTree(line);
             return new Side(result.required("ms").doubleValue(), result.required("real_tokens_per_s").doubleValue(),
                     result.required("peak_mib").doubleValue(), result.required("first_loss").doubleValue(),
                     result.required("versions"), othersShare);
         } catch (JacksonException broken) {
-            throw new IOException("expected " + name + " to print a line of JSON, found " + lines.getLast(), broken);
+            throw new IOException("expected " + name + " to print a line of JSON, found " + line, broken);
         }
     }
 }

@@ -6,10 +6,8 @@ import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
-import java.util.Map;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
@@ -54,6 +52,8 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private int attentionBlock;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
     private int block;
+    @Option(names = "--turns", defaultValue = "12", description = "On the CPU, Penumbra's variants, each in a process of its own, take so many turns of two steps that are measured; 0: one after the other, --steps each.")
+    private int turns;
     @Option(names = "--record", description = "Write jmh/results/<device>-step-<model>-<rows>x<tokens>[-supervised-<part>].json.")
     private boolean record;
     @Spec
@@ -74,22 +74,26 @@ final class StepVsPeftCommand implements Callable<Integer> {
         List<String> options = List.of(
                 "--model", model.toString(), "--data", data.toString(), "--loss", "COMPLETION",
                 "--batch-size", "" + batchSize, "--seq-len", "" + seqLen, "--dtype", dtype.name(),
-                "--device", device.name(), "--threads", "" + threads, "--warmup", "" + warmup, "--steps", "" + steps);
-        Side ours = Side.penumbra(options);
+                "--device", device.name(), "--threads", "" + threads);
         List<String> unpadded = new ArrayList<>(options);
         unpadded.addAll(List.of("--pad", "none"));
-        Map<String, Side> sparse = new LinkedHashMap<>();
+        List<String> names = new ArrayList<>(List.of(Side.DENSE));
+        List<List<String>> ways = new ArrayList<>(List.of(options));
         for (double attentionBudget : attentionBudgets) {
             for (Pass pass : sparsityPasses) {
                 List<String> with = new ArrayList<>(options);
                 with.addAll(List.of("--sparsity-pass", pass.name(), "--budget", "" + budget, "--mlp-block", "" + block,
                         "--attention-budget", "" + attentionBudget, "--attention-block", "" + attentionBlock));
-                sparse.put(DeclaredSparsity.name(pass, budget, attentionBudget), Side.penumbra(with));
+                names.add(DeclaredSparsity.name(pass, budget, attentionBudget));
+                ways.add(with);
             }
         }
-        Side peer = Side.fastestPeft(unpadded, variants);
-        if (Math.abs(ours.firstLoss() - peer.firstLoss()) > LOSS_TOLERANCE * peer.firstLoss()) {
-            throw new IllegalStateException("expected both to compute the same first loss, found " + ours.firstLoss()
+        Side.Steps timed = new Side.Steps(warmup, steps, turns);
+        List<Side> ours = Side.penumbra(ways, device, timed);
+        double firstLoss = ours.getFirst().firstLoss();
+        Side peer = Side.fastestPeft(unpadded, variants, timed);
+        if (Math.abs(firstLoss - peer.firstLoss()) > LOSS_TOLERANCE * peer.firstLoss()) {
+            throw new IllegalStateException("expected both to compute the same first loss, found " + firstLoss
                     + " here and " + peer.firstLoss() + " with PEFT");
         }
         String name = String.format(Locale.ROOT, "%s-step-%s-%dx%d%s", device.name().toLowerCase(Locale.ROOT),
@@ -97,9 +101,10 @@ final class StepVsPeftCommand implements Callable<Integer> {
         String what = String.format(Locale.ROOT, "LoRA step, %s, %d x %d%s, %s, %s", shape.checkpoint, batchSize, seqLen,
                 supervised == 1 ? "" : ", " + supervised + " of the tokens supervised",
                 dtype.name().toLowerCase(Locale.ROOT), device == Device.Kind.CPU ? threads + " threads" : "GPU");
-        Comparison comparison = new Comparison(Results.command(spec), what, Unit.MS).peer("PEFT", peer)
-                .ours(Side.DENSE, ours);
-        sparse.forEach(comparison::ours);
+        Comparison comparison = new Comparison(Results.command(spec), what, Unit.MS).peer("PEFT", peer);
+        for (int i = 0; i < ours.size(); i++) {
+            comparison.ours(names.get(i), ours.get(i));
+        }
         comparison.finish(name, device, record);
         return 0;
     }

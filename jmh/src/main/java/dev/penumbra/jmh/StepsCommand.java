@@ -10,6 +10,9 @@ import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.predict.SparsityConfig.Pass;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.train.StepMetrics;
+import dev.penumbra.train.Trainer;
+import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
@@ -59,6 +62,8 @@ final class StepsCommand implements Callable<Integer> {
     private int block;
     @Option(names = "--rows-per-list", defaultValue = "0", description = "Tokens that share a list; 0: the whole batch.")
     private int rowsPerList;
+    @Option(names = "--turn", defaultValue = "0", description = "Print a line and wait for one on standard input before the warm-up and before every so many steps after it; 0: never.")
+    private int turn;
 
     @Override
     public Integer call() throws Exception {
@@ -73,16 +78,22 @@ final class StepsCommand implements Callable<Integer> {
                 Backend backend = penumbra.model().backend();
                 description = backend.describe();
                 List<Long> used = new ArrayList<>();
-                TrainingRun.trainer(penumbra, data, loss, batchSize, seqLen, warmup + steps, shuffle,
+                Trainer trainer = TrainingRun.trainer(penumbra, data, loss, batchSize, seqLen, warmup + steps, shuffle,
                         sparsityPass == null
                                 ? SparsityConfig.OFF
                                 : DeclaredSparsity.config(sparsityPass, budget, block, rowsPerList),
                         sparsityPass == null
                                 ? AttentionConfig.OFF
                                 : DeclaredSparsity.attention(sparsityPass, attentionBudget, attentionBlock))
-                        .listener(metrics::add)
-                        .listener(step -> used.add(free - backend.freeBytes().orElse(0)))
-                        .run();
+                        .listener(metrics::add);
+                if (!on.isHost()) {
+                    trainer.listener(step -> used.add(free - backend.freeBytes().orElse(0)));
+                }
+                if (turn > 0) {
+                    awaitTurn();
+                    trainer.listener(this::awaitTurnAfter);
+                }
+                trainer.run();
                 peakMib = on.isHost() ? Results.peakMib() : Collections.max(used) / 1048576.0;
             }
         }
@@ -102,6 +113,24 @@ final class StepsCommand implements Callable<Integer> {
         line.putObject("versions").put("backend", description);
         System.out.println(line.toString());
         return 0;
+    }
+
+    private void awaitTurnAfter(StepMetrics step) {
+        int measured = step.step() - warmup;
+        if (measured >= 0 && measured < steps && measured % turn == 0) {
+            awaitTurn();
+        }
+    }
+
+    private static void awaitTurn() {
+        System.out.println(Turns.READY);
+        try {
+            if (System.in.read() < 0) {
+                throw new IllegalStateException("expected a turn, found the end of standard input");
+            }
+        } catch (IOException failure) {
+            throw new UncheckedIOException(failure.getMessage(), failure);
+        }
     }
 
     private static double median(DoubleStream values) {
