@@ -34,7 +34,7 @@ record Side(double ms, double tokensPerSecond, double peakMib, double firstLoss,
     private static final int TURN = 2;
 
     /** Steps before those that are measured in turns: meanwhile the JVM compiles most of what it will. */
-    private static final int TURNS_WARMUP = 10;
+    private static final int TURNS_WARMUP = 40;
 
     /**
      * What is timed.
