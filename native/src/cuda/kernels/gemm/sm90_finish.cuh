@@ -94,15 +94,15 @@ __device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&words
 template <class Part, Gather kGather, bool kDropout>
 class TileFinish {
  public:
-  static constexpr int kHalves = Part::kRows / 64;
-  static constexpr int kRows = 2 * kHalves;  // of a thread: 2 i + y
+  static constexpr int kWgmmas = Part::kRows / 64;  // one above the other
+  static constexpr int kRows = 2 * kWgmmas;  // of a thread: 2 i + y
   static constexpr int kPanels = Part::kPanels;
   static constexpr int kColumnGap = 8;
   static constexpr int kGaps = Part::kColumns / kColumnGap;
   static constexpr int kGapsAPanel = kPanelColumns / kColumnGap;
   // Where both warpgroups end a tile at about the same time, nothing hides making a mask.
   static constexpr bool kMaskApart = !Part::kWhole;
-  using Sums = float[kHalves][Part::kColumns / 2];
+  using Sums = float[kWgmmas][Part::kColumns / 2];
   using Shared = FinishShared<Part>;
 
   __device__ TileFinish(const Finish& finish, Shared& shared, const TileInfo& tile, int warpgroup, int thread)
@@ -260,11 +260,10 @@ class TileFinish {
   }
   __device__ void synchronize() const { hopper::sync_threads(1 + warpgroup_, hopper::kWarpgroup); }
   __device__ int lane() const { return thread_ % 32; }
-  // Of bias and terms: the column that has this thread's number in the i-th 128 of the tile.
-  __device__ int own_column(int i = 0) const {
-    int place = i * hopper::kWarpgroup + thread_;
-    if constexpr (kGather != Gather::kColumns) return column_ + place;
-    return column_ + place < end_ ? tile_.origin[place / kPanelColumns] + lane() : f_.columns;
+  // Of factors: the column that has this thread's number in the tile.
+  __device__ int own_column() const {
+    if constexpr (kGather != Gather::kColumns) return column_ + thread_;
+    return column_ + thread_ < end_ ? tile_.origin[thread_ / kPanelColumns] + lane() : f_.columns;
   }
   __device__ int row_in_part(int r) const { return r / 2 * 64 + thread_ / 32 * 16 + lane() / 4 + r % 2 * 8; }
   __device__ int column_in_gap() const { return lane() % 4 * 2; }
@@ -333,7 +332,7 @@ class TileFinish {
   // ReLU; NaN stays.
   __device__ static void clamp(Sums& sums) {
 #pragma unroll
-    for (int i = 0; i < kHalves; ++i) {
+    for (int i = 0; i < kWgmmas; ++i) {
 #pragma unroll
       for (int v = 0; v < Part::kColumns / 2; ++v) asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(sums[i][v]));
     }
@@ -452,7 +451,7 @@ class TileFinish {
     uint32_t base = hopper::shared_address(shared_.part) + static_cast<uint32_t>(row) * 64;
     uint32_t swizzle = static_cast<uint32_t>(lane() % 8 / 2);
 #pragma unroll
-    for (int i = 0; i < kHalves; ++i) {
+    for (int i = 0; i < kWgmmas; ++i) {
 #pragma unroll
       for (int of_half = 0; of_half < kGaps / 2; of_half += 2) {
         int j = half * (kGaps / 2) + of_half;

@@ -41,7 +41,7 @@ final class E2eVsPeftCommand implements Callable<Integer> {
     private double budget;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
     private int block;
-    @Option(names = "--turns", defaultValue = "12", description = "On the CPU, Penumbra's variants, each in a process of its own, take so many turns of two steps that are measured; 0: one after the other, --steps each.")
+    @Option(names = "--turns", defaultValue = "12", description = Side.TURNS)
     private int turns;
     @Option(names = "--record", description = "Write jmh/results/<device>-e2e-<model>.json.")
     private boolean record;

@@ -25,6 +25,10 @@ import tools.jackson.databind.json.JsonMapper;
 record Side(double ms, double tokensPerSecond, double peakMib, double firstLoss, JsonNode versions,
         double othersShare) {
 
+    /** What {@code --turns} is. */
+    static final String TURNS = "On the CPU, Penumbra's variants, each in a process of its own, take so many turns of two steps"
+            + " that are measured, after forty that are not; 0: one after the other, --warmup and --steps each.";
+
     /** What Penumbra's own dense step is called. */
     static final String DENSE = "Penumbra, dense";
 

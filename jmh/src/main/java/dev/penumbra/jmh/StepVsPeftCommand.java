@@ -52,7 +52,7 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private int attentionBlock;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
     private int block;
-    @Option(names = "--turns", defaultValue = "12", description = "On the CPU, Penumbra's variants, each in a process of its own, take so many turns of two steps that are measured; 0: one after the other, --steps each.")
+    @Option(names = "--turns", defaultValue = "12", description = Side.TURNS)
     private int turns;
     @Option(names = "--record", description = "Write jmh/results/<device>-step-<model>-<rows>x<tokens>[-supervised-<part>].json.")
     private boolean record;
