@@ -17,6 +17,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeMap;
+import java.util.function.BiConsumer;
 import java.util.stream.Stream;
 import tools.jackson.core.JacksonException;
 import tools.jackson.databind.JsonNode;
@@ -35,6 +36,7 @@ public final class ModelFolder implements AutoCloseable {
     private static final String INDEX = ".index.json";
     /** Small beside the weights of any layer, large beside a page. */
     private static final long HASHED_AT_ONCE = 1L << 24;
+    private static final long SAMPLED = 4096;
     private static final JsonMapper JSON = new JsonMapper();
 
     private final Path directory;
@@ -205,18 +207,38 @@ public final class ModelFolder implements AutoCloseable {
      * files they lie. Reads every byte, and keeps none of them in memory.
      */
     public String weightsHash() {
-        MessageDigest digest = sha256();
-        fileOf.forEach((name, file) -> {
-            WeightsFile.Entry entry = file.entries().get(name);
-            MemorySegment bytes = file.bytes(name);
-            // Lengths stand before what they count, so that no two sets of tensors make the same stream.
-            String described = name.length() + " " + name + " " + entry.dtype() + " " + entry.shape() + " ";
-            digest.update(described.getBytes(StandardCharsets.UTF_8));
+        return hash((bytes, digest) -> {
             for (long from = 0; from < bytes.byteSize(); from += HASHED_AT_ONCE) {
                 MemorySegment piece = bytes.asSlice(from, Math.min(HASHED_AT_ONCE, bytes.byteSize() - from));
                 digest.update(piece.asByteBuffer());
                 piece.unload();
             }
+        });
+    }
+
+    /**
+     * As {@link #weightsHash}, of the first and the last 4096 bytes of each tensor: tells models apart that somebody may take for
+     * one another, in the time that it takes to read a few megabytes.
+     */
+    public String sampledWeightsHash() {
+        return hash((bytes, digest) -> {
+            long size = bytes.byteSize();
+            digest.update(bytes.asSlice(0, Math.min(SAMPLED, size)).asByteBuffer());
+            long from = Math.max(SAMPLED, size - SAMPLED);
+            if (from < size) {
+                digest.update(bytes.asSlice(from).asByteBuffer());
+            }
+        });
+    }
+
+    private String hash(BiConsumer<MemorySegment, MessageDigest> bytesOf) {
+        MessageDigest digest = sha256();
+        fileOf.forEach((name, file) -> {
+            WeightsFile.Entry entry = file.entries().get(name);
+            // Lengths stand before what they count, so that no two sets of tensors make the same stream.
+            String described = name.length() + " " + name + " " + entry.dtype() + " " + entry.shape() + " ";
+            digest.update(described.getBytes(StandardCharsets.UTF_8));
+            bytesOf.accept(file.bytes(name), digest);
         });
         return HexFormat.of().formatHex(digest.digest());
     }

@@ -36,6 +36,13 @@ public interface LanguageModel extends AutoCloseable {
     /** The folder that it was read from, which its adapters name as their base model. */
     Path directory();
 
+    /**
+     * {@link dev.penumbra.io.ModelFolder#sampledWeightsHash} of the checkpoint, once it is loaded.
+     *
+     * @throws IllegalStateException before
+     */
+    String sampledWeightsHash();
+
     /** Every layer that an adapter may sit on, in the forward pass's order. */
     List<AdaptableLayer> adaptableLayers();
 

@@ -31,6 +31,7 @@ public final class Opt implements LanguageModel {
     private final List<NeuronOrder> orders;
     private final OptWeights planned;
     private @Nullable OptWeights loaded;
+    private @Nullable String sampledWeightsHash;
     private final List<AdaptableLayer> adaptable = new ArrayList<>();
 
     private Opt(Backend backend, Arena owner, ModelFolder folder, OptConfig config, DType dtype, List<NeuronOrder> orders)
@@ -97,6 +98,7 @@ public final class Opt implements LanguageModel {
             MemoryPlan plan = new MemoryPlan();
             describeWeights(plan);
             plan.requireFits(backend);
+            sampledWeightsHash = folder.sampledWeightsHash();
             loaded = new OptWeights(backend, owner, folder, config, dtype, orders, false);
         }
     }
@@ -139,6 +141,14 @@ public final class Opt implements LanguageModel {
     @Override
     public Path directory() {
         return folder.directory();
+    }
+
+    @Override
+    public String sampledWeightsHash() {
+        if (sampledWeightsHash == null) {
+            throw new IllegalStateException(folder.directory() + ": expected a loaded model, found one that is not");
+        }
+        return sampledWeightsHash;
     }
 
     @Override

@@ -209,6 +209,7 @@ public final class Trainer {
                 + " grad_accum=" + config.gradAccum() + " seed=" + config.seed() + " shuffle=" + config.shuffle() + " pack="
                 + config.pack()
                 + " samples=" + data.size() + " data=" + Long.toHexString(checksum()) + " dtype=" + model.dtype()
+                + " weights=" + model.sampledWeightsHash().substring(0, 16)
                 + " sparsity=" + config.sparsity().describe()
                 + (config.sparsity().isOff() || exposure == null ? "" : " calibration=" + exposure.identity())
                 + (config.attention().isOff() ? "" : " attention=" + config.attention().describe())

@@ -9,6 +9,7 @@ import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.io.IOException;
 import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
@@ -74,6 +75,33 @@ class ModelFolderTest {
         assertThat(hash).isEqualTo("5535dfeb0a1de4e755d1570e76b1fc6e7a48148d6b2eb6af9497efb346686d86")
                 .isEqualTo(hash(sharded));
         assertThat(hash(other)).isNotEqualTo(hash);
+    }
+
+    @Test
+    void aSampledHashIsOfATensorsEnds() throws IOException {
+        byte[] whole = new byte[3 * 4096];
+        String same = sampled(whole);
+        for (int changed : new int[]{0, 4095, 2 * 4096, whole.length - 1}) {
+            byte[] other = whole.clone();
+            other[changed]++;
+            assertThat(sampled(other)).as("byte %d", changed).isNotEqualTo(same);
+        }
+        byte[] between = whole.clone();
+        between[4096]++;
+        assertThat(sampled(between)).isEqualTo(same);
+        assertThat(sampled(new byte[4097])).as("ends that meet").isNotEqualTo(sampled(new byte[4096]));
+    }
+
+    private String sampled(byte[] values) throws IOException {
+        Path file = folder.resolve("model.safetensors");
+        try (Arena arena = Arena.ofConfined()) {
+            Tensor tensor = Tensor.allocate(arena, DType.U8, Shape.of(values.length));
+            tensor.segment().copyFrom(MemorySegment.ofArray(values));
+            write(file, Map.of("a", tensor));
+        }
+        try (ModelFolder model = ModelFolder.open(folder)) {
+            return model.sampledWeightsHash();
+        }
     }
 
     @Test

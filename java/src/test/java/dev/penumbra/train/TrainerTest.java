@@ -15,6 +15,7 @@ import dev.penumbra.data.Batches;
 import dev.penumbra.data.DataException;
 import dev.penumbra.data.Dataset;
 import dev.penumbra.data.Sample;
+import dev.penumbra.io.ModelFolder;
 import dev.penumbra.io.PeftAdapter;
 import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
@@ -23,6 +24,7 @@ import dev.penumbra.model.KeyValueCache;
 import dev.penumbra.model.MemoryPlan;
 import dev.penumbra.model.ModelException;
 import dev.penumbra.model.ModelPass;
+import dev.penumbra.model.Opt;
 import dev.penumbra.model.PassShape;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
@@ -235,6 +237,32 @@ class TrainerTest {
                             "checkpoint-6: expected a checkpoint of a run with the same settings, found lora_r=3"
                                     + " targets=q_proj,k_proj,v_proj,out_proj,fc1,fc2 lr=0.001 where this run has lora_r=4"
                                     + " targets=v_proj lr=0.002");
+        }
+    }
+
+    @Test
+    void aResumedRunOfAnotherModelOfTheSameShapeIsRefused(@TempDir Path dir) throws IOException {
+        Path output = dir.resolve("output");
+        try (PeftFixture f = fixture("pre-norm"); Arena arena = Arena.ofShared()) {
+            train(f, adapter(f, arena, 0), config().output(output).saveEvery(3).build(), -1);
+        }
+        Path other = Files.createDirectory(dir.resolve("other"));
+        Path committed = PeftFixture.COMMITTED.resolve("pre-norm");
+        Files.copy(committed.resolve("config.json"), other.resolve("config.json"));
+        byte[] weights = Files.readAllBytes(committed.resolve("model.safetensors"));
+        weights[weights.length - 1] ^= (byte) 0x80;
+        Files.write(other.resolve("model.safetensors"), weights);
+        try (Arena arena = Arena.ofShared();
+                Backend backend = Backends.open(Device.CPU, 1, true);
+                ModelFolder files = ModelFolder.open(other)) {
+            Opt model = Opt.load(backend, arena, files, DType.F32);
+            LoraAdapter adapter = LoraAdapter.create(backend, arena, new LoraConfig(3, 6, 0, ALL, false),
+                    model.adaptableLayers(), model.peftPrefix(), 3);
+            TrainConfig resumed = config().output(output).resume(true).build();
+            assertThatThrownBy(() -> new Trainer(model, adapter, resumed, data(12), null).run())
+                    .isInstanceOf(TrainingException.class)
+                    .hasMessageMatching(".*checkpoint-6: expected a checkpoint of a run with the same settings,"
+                            + " found weights=[0-9a-f]{16} where this run has weights=[0-9a-f]{16}");
         }
     }
 
