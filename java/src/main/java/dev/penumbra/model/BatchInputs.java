@@ -8,7 +8,7 @@ import dev.penumbra.tensor.Tensor;
 final class BatchInputs {
 
     enum Input {
-        IDS, POSITIONS, CU_SEQLENS, ROWS, TARGETS, ROWS_OF_BANDS
+        IDS, POSITIONS, CU_SEQLENS, ROWS, TARGETS, ROWS_OF_BANDS, JUDGED, PLACES, JUDGED_COUNT, JUDGED_OF_BANDS
     }
 
     /** Of an array's start, in numbers: 256 bytes, as memory of its own would have. */

@@ -5,9 +5,8 @@ import dev.penumbra.backend.op.LinearCrossEntropy;
 import dev.penumbra.data.Batch;
 import dev.penumbra.model.BatchInputs.Input;
 import dev.penumbra.tensor.Tensor;
-import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.List;
+import java.util.stream.IntStream;
 
 /**
  * The batch that a pass computes: its sizes, and its numbers on the device. Sizes are rounded up to few different ones, most of
@@ -21,27 +20,37 @@ final class LoadedBatch {
     /** Numbers of samples that recorded operations tell apart are multiples of this. */
     static final int SIGNATURE_SAMPLES = 16;
 
+    /** Of a batch's rows: where fewer are left out, all are computed. */
+    private static final int LEAST_PART_LEFT_OUT = 8;
+
     private final Backend backend;
     private final PassShape shape;
     private final OptConfig config;
+    private final boolean lossOnly;
     private final int bandRows;
     private final int capacity;
     private final BatchInputs inputs;
     private int rows;
     private int givenRows;
     private int supervised;
+    private boolean leavesOut;
     private int samples;
     private int maxSeqlen;
 
-    /** @param bandRows rows of a {@link Band} */
-    LoadedBatch(Backend backend, Buffers buffers, PassShape shape, OptConfig config, int bandRows) {
+    /**
+     * @param lossOnly whether what follows the last layer's attention is computed of the rows that a loss reads only
+     * @param bandRows rows of a {@link Band}
+     */
+    LoadedBatch(Backend backend, Buffers buffers, PassShape shape, OptConfig config, boolean lossOnly, int bandRows) {
         this.backend = backend;
         this.shape = shape;
         this.config = config;
+        this.lossOnly = lossOnly;
         this.bandRows = bandRows;
         capacity = shape.capacity();
-        inputs = new BatchInputs(buffers, capacity, capacity, capacity + 1, capacity, capacity,
-                Math.ceilDiv(capacity, bandRows));
+        int bands = Math.ceilDiv(capacity, bandRows);
+        inputs = new BatchInputs(buffers, capacity, capacity, capacity + 1, capacity, capacity, bands,
+                lossOnly ? capacity : 0, lossOnly ? capacity : 0, 1, bands);
     }
 
     /**
@@ -65,7 +74,6 @@ final class LoadedBatch {
         boolean recorded = backend.isAsynchronous();
         int block = recorded ? PassShape.roundUp(Math.ceilDiv(capacity, SIGNATURE_STEPS)) : PassShape.ROW_BLOCK;
         rows = roundUp(given, block);
-        supervised = recorded ? roundUp(batch.rows().length, block) : batch.rows().length;
         samples = recorded ? roundUp(batch.samples(), SIGNATURE_SAMPLES) : batch.samples();
         maxSeqlen = recorded ? Math.max(shape.maxSeqlen(), batch.maxSeqlen()) : batch.maxSeqlen();
         int valid = batch.cuSeqlens()[batch.samples()];
@@ -73,11 +81,38 @@ final class LoadedBatch {
         inputs.set(Input.IDS, Arrays.copyOf(batch.ids(), rows));
         inputs.set(Input.POSITIONS, Arrays.copyOf(batch.positions(), rows));
         inputs.set(Input.CU_SEQLENS, padded(batch.cuSeqlens(), samples + 1, valid));
-        inputs.set(Input.ROWS, padded(batch.rows(), supervised, LinearCrossEntropy.NO_ROW));
-        inputs.set(Input.TARGETS, Arrays.copyOf(batch.targets(), supervised));
-        inputs.set(Input.ROWS_OF_BANDS,
-                bands().stream().mapToInt(band -> Math.clamp(valid - (long) band.from(), 0, bandRows)).toArray());
+        inputs.set(Input.ROWS_OF_BANDS, validRowsOfBands(rows, valid));
+        setSupervised(batch, block, recorded);
         inputs.upload(backend);
+    }
+
+    private void setSupervised(Batch batch, int block, boolean recorded) {
+        int[] judged = batch.rows();
+        int count = judged.length;
+        // With one that no loss reads.
+        int room = roundUp(count + 1, block);
+        leavesOut = lossOnly && rows - room >= Math.ceilDiv(rows, LEAST_PART_LEFT_OUT);
+        supervised = leavesOut ? room : recorded ? roundUp(count, block) : count;
+        if (leavesOut) {
+            int[] places = new int[rows];
+            Arrays.fill(places, count);
+            for (int i = 0; i < count; i++) {
+                places[judged[i]] = i;
+            }
+            inputs.set(Input.PLACES, places);
+            // Row 0 is as good as any where none is judged.
+            inputs.set(Input.JUDGED, Arrays.copyOf(judged, room));
+            inputs.set(Input.JUDGED_COUNT, new int[]{count});
+            inputs.set(Input.JUDGED_OF_BANDS, validRowsOfBands(room, count));
+            judged = IntStream.range(0, count).toArray();
+        }
+        inputs.set(Input.ROWS, padded(judged, supervised, LinearCrossEntropy.NO_ROW));
+        inputs.set(Input.TARGETS, Arrays.copyOf(batch.targets(), supervised));
+    }
+
+    private int[] validRowsOfBands(int of, int valid) {
+        return IntStream.range(0, Math.ceilDiv(of, bandRows))
+                .map(band -> Math.clamp(valid - (long) band * bandRows, 0, bandRows)).toArray();
     }
 
     /** @throws IllegalStateException before the first batch */
@@ -114,6 +149,7 @@ final class LoadedBatch {
         describeSamples(Math.ceilDiv(capacity, shape.maxSeqlen()));
         rows = capacity;
         supervised = capacity;
+        leavesOut = false;
         maxSeqlen = shape.maxSeqlen();
     }
 
@@ -178,12 +214,21 @@ final class LoadedBatch {
         return inputs.get(Input.CU_SEQLENS).slice(0, samples, samples + 1L);
     }
 
-    /** i32 [1] on the device: rows of a band that are no padding. */
-    Tensor validRows(Band band) {
-        return inputs.get(Input.ROWS_OF_BANDS).slice(0, band.index(), band.index() + 1L);
+    /** All rows. */
+    RowSet all() {
+        return new RowSet(rows, bandRows, validRows(), inputs.get(Input.ROWS_OF_BANDS), null, null);
     }
 
-    /** i32 [supervised] on the device: the rows whose output is judged. */
+    /** The rows that are computed from the last layer's attention on. */
+    RowSet judged() {
+        return leavesOut
+                ? new RowSet(supervised, bandRows, inputs.get(Input.JUDGED_COUNT).slice(0, 0, 1),
+                        inputs.get(Input.JUDGED_OF_BANDS), inputs.get(Input.JUDGED).slice(0, 0, supervised),
+                        inputs.get(Input.PLACES).slice(0, 0, rows))
+                : all();
+    }
+
+    /** i32 [supervised] on the device: those of {@link #judged} whose output is judged. */
     Tensor supervisedRows() {
         return inputs.get(Input.ROWS).slice(0, 0, supervised);
     }
@@ -201,14 +246,5 @@ final class LoadedBatch {
     /** All rows. */
     Band whole() {
         return new Band(0, 0, rows);
-    }
-
-    /** The rows in parts, each of at most as many as a dense MLP has room for. */
-    List<Band> bands() {
-        List<Band> bands = new ArrayList<>();
-        for (int from = 0; from < rows; from += bandRows) {
-            bands.add(new Band(bands.size(), from, Math.min(rows, from + bandRows)));
-        }
-        return bands;
     }
 }

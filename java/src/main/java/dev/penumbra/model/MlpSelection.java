@@ -16,6 +16,7 @@ import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.Arrays;
 import java.util.EnumSet;
+import java.util.function.IntUnaryOperator;
 import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
@@ -298,10 +299,14 @@ final class MlpSelection extends BlockSelection {
                 : PassShape.ROW_BLOCK;
     }
 
-    /** The part of the mass that was sensed last that the lists made since hold, by layer; 1 in dense layers. Waits. */
-    double[] coverage(int m) {
+    /**
+     * The part of the mass that was sensed last that the lists made since hold, by layer; 1 in dense layers. Waits.
+     *
+     * @param rows of the loaded batch that a layer computes
+     */
+    double[] coverage(IntUnaryOperator rows) {
         double[] coverage = new double[layers()];
-        Arrays.setAll(coverage, i -> isSparse(i) ? coverage(i, m) : 1);
+        Arrays.setAll(coverage, i -> isSparse(i) ? coverage(i, rows.applyAsInt(i)) : 1);
         return coverage;
     }
 

@@ -67,7 +67,7 @@ public interface ModelPass {
     /**
      * logits[tokens, vocab], f32, of the batch's first rows: {@code =}. Follows {@link #forward}.
      *
-     * @throws IllegalStateException as {@link #addLoss}
+     * @throws IllegalStateException as {@link #addLoss}, or when the pass was opened for its loss only
      */
     void logits(Tensor logits);
 
@@ -75,7 +75,7 @@ public interface ModelPass {
      * Which MLP neurons each token of the batch activates, layer by layer. Follows a dense {@link #forward}, and the next one
      * overwrites them.
      *
-     * @throws IllegalStateException when the pass's shape does not keep masks
+     * @throws IllegalStateException when the pass's shape does not keep masks, or it was opened for its loss only
      */
     List<ReluMask> reluMasks();
 

@@ -22,6 +22,7 @@ final class OptActivations {
     private final LayerBuffers[] layers;
     private final ReluMasks reluMasks;
     private final @Nullable Tensor productInput;
+    private final @Nullable Tensor judgedHeads;
     private final @Nullable Tensor dX;
     private final @Nullable Tensor dBranch;
     private final @Nullable Tensor dQkv;
@@ -29,10 +30,11 @@ final class OptActivations {
     /**
      * @param lowest first layer that has a backward pass
      * @param recomputes whether some layer's backward pass computes fc1's output again
+     * @param lossOnly whether the last layer may leave rows out
      * @param dX the gradient of a layer's output, and of its input then; null where none is computed
      */
     OptActivations(Opt model, @Nullable LoraAdapter adapter, Buffers buffers, PassShape shape, int lowest,
-            boolean recomputes, ReluMasks reluMasks, @Nullable Tensor dX) {
+            boolean recomputes, ReluMasks reluMasks, boolean lossOnly, @Nullable Tensor dX) {
         OptConfig config = model.config();
         int capacity = shape.capacity();
         int h = config.hiddenSize();
@@ -46,6 +48,7 @@ final class OptActivations {
         productInput = preNorm || residual != model.dtype()
                 ? buffers.passing(readsProductInput(preNorm, recomputes), model.dtype(), capacity, h)
                 : null;
+        judgedHeads = lossOnly ? buffers.passing(EnumSet.of(Stage.ATTENTION), model.dtype(), capacity, h) : null;
         LayerBuffers shared = lowest == 0
                 ? null
                 : new LayerBuffers(buffers, config, model.dtype(), residual, capacity, "shared ");
@@ -110,6 +113,12 @@ final class OptActivations {
     @Nullable
     Tensor productInput() {
         return productInput;
+    }
+
+    /** What the last layer's heads give, of the rows that a loss reads; null where it computes all. */
+    @Nullable
+    Tensor judgedHeads() {
+        return judgedHeads;
     }
 
     /** Which of a layer's neurons fire. */

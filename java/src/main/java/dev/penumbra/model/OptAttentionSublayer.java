@@ -35,8 +35,12 @@ final class OptAttentionSublayer {
         this.attention = attention;
     }
 
-    /** Reads the layer's input, and writes what {@link OptMlpSublayer#forward} goes on from: b.middle. */
-    void forward(int i, Run run) {
+    /**
+     * Reads the layer's input, and writes what {@link OptMlpSublayer#forward} goes on from: b.middle.
+     *
+     * @param after the rows that it goes on with
+     */
+    void forward(int i, RowSet after, Run run) {
         LayerBuffers b = activations.layer(i);
         OptWeights.Layer w = weights.layers.get(i);
         Band whole = batch.whole();
@@ -54,43 +58,76 @@ final class OptAttentionSublayer {
         }
         ops.linear(qkvInput, w.qkv(), terms, null, batch.of(b.qkv));
         attention.forward(i, b, run);
-        terms = adapters.project(i, OUT, batch.of(b.attention), b.h, whole, null);
-        ops.linear(batch.of(b.attention), w.out(), terms, input, batch.of(b.middle));
+        Tensor heads = batch.of(b.attention);
+        Tensor residual = input;
+        Tensor middle = after.of(b.middle);
+        if (after.isPart()) {
+            heads = after.of(activations.judgedHeads());
+            ops.gather(after, batch.of(b.attention), heads);
+            ops.gather(after, input, middle);
+            residual = middle;
+        }
+        terms = adapters.project(i, OUT, heads, b.h, after.whole(), null);
+        ops.linear(heads, w.out(), terms, residual, middle);
     }
 
     /**
      * grad += the adapters' gradients; dX, the gradient of what {@link #forward} gives, becomes that of the layer's input,
      * as far as gradients reach.
+     *
+     * @param after the rows that {@link #forward} gave
      */
-    void backward(int i, Tensor grad, Run run) {
+    void backward(int i, RowSet after, Tensor grad, Run run) {
         LayerBuffers b = activations.layer(i);
         OptWeights.Layer w = weights.layers.get(i);
-        Tensor dx = batch.of(activations.dX());
+        Tensor dMiddle = after.of(activations.dX());
         Tensor dBranch = batch.of(activations.dBranch());
         Tensor dQkv = batch.of(activations.dQkv());
-        List<LowRank> terms = gradients(i, OUT, dx, new AdapterInput(batch.of(b.attention), null), grad);
+        // Until there are gradients of queries, and again when nobody needs these: rows of one hidden vector.
+        Tensor aside = activations.dQkv().reshape(3 * activations.dQkv().shape().dim(0), dBranch.shape().dim(1));
+        Tensor heads = batch.of(b.attention);
+        if (after.isPart() && adapters.has(i, OUT)) {
+            ops.gather(after, heads, after.of(dBranch));
+            heads = after.of(dBranch);
+        }
+        List<LowRank> terms = gradients(i, OUT, dMiddle, new AdapterInput(heads, null), after.whole(), grad);
         if (!reach.reachesQkv(i)) {
             return;
         }
-        ops.linearBackward(dx, w.out(), terms, null, dBranch);
+        ops.linearBackward(dMiddle, w.out(), terms, null, after.isPart() ? after.of(aside) : dBranch);
+        if (after.isPart()) {
+            ops.spread(after, after.of(aside), dBranch);
+        }
         attention.backward(i, b, dBranch, dQkv, reach.reachesKeys(i), run);
         Tensor input = activations.input(i);
         AdapterInput qkvInput = preNorm
-                ? ops.normed(input, w.attentionNorm(), b.mean1, b.rstd1)
+                ? ops.normed(batch.of(input), w.attentionNorm(), b.mean1, b.rstd1)
                 : new AdapterInput(ops.rounded(batch.of(input), activations.productInput()), null);
-        terms = gradients(i, QKV, dQkv, qkvInput, grad);
+        terms = gradients(i, QKV, dQkv, qkvInput, batch.whole(), grad);
         if (!reach.reachesInput(i)) {
             return;
         }
+        Tensor dx = batch.of(activations.dX());
         if (preNorm) {
             ops.linearBackward(dQkv, w.qkv(), terms, null, dBranch);
-            ops.normBackward(dBranch, input, b.mean1, b.rstd1, w.attentionNorm(), dx, dx);
+            Tensor residual = ofAll(after, dMiddle, batch.of(aside));
+            ops.normBackward(dBranch, input, b.mean1, b.rstd1, w.attentionNorm(), residual, dx);
         } else {
-            ops.linearBackward(dQkv, w.qkv(), terms, dx, dx);
+            Tensor residual = ofAll(after, dMiddle, dBranch);
+            ops.linearBackward(dQkv, w.qkv(), terms, residual, dx);
         }
     }
 
-    private List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, AdapterInput in, Tensor grad) {
-        return adapters.gradients(layer, kinds, dy, in, activations.layer(layer).h, batch.whole(), grad, null, null);
+    /** The gradient of the rows that went on as one of all rows: in {@code room}, where that is another. */
+    private Tensor ofAll(RowSet after, Tensor gradient, Tensor room) {
+        if (!after.isPart()) {
+            return gradient;
+        }
+        ops.spread(after, gradient, room);
+        return room;
+    }
+
+    private List<LowRank> gradients(int layer, List<String> kinds, Tensor dy, AdapterInput in, Band band, Tensor grad) {
+        return adapters.gradients(layer, kinds, dy, in, activations.layer(layer).h, band, grad, null, null);
     }
 }

@@ -44,20 +44,21 @@ final class OptHead {
                 : null;
     }
 
-    /** Computes the head's input. */
+    /** Computes the head's input, of the rows that are judged. */
     void forward() {
+        RowSet rows = batch.judged();
         if (weights.finalNorm != null) {
-            ops.norm(batch.of(last), weights.finalNorm, batch.of(hidden), mean, rstd, null, null);
+            ops.norm(rows.of(last), weights.finalNorm, rows.of(hidden), mean, rstd, null, null);
         } else if (hidden != last) {
-            ops.rounded(batch.of(last), hidden);
+            ops.rounded(rows.of(last), hidden);
         }
         if (projected != null) {
-            ops.linear(batch.of(hidden), weights.projectOut, List.of(), null, batch.of(projected));
+            ops.linear(rows.of(hidden), weights.projectOut, List.of(), null, rows.of(projected));
         }
     }
 
     private Tensor input() {
-        return batch.of(projected == null ? hidden : projected);
+        return batch.judged().of(projected == null ? hidden : projected);
     }
 
     /** loss[0] += the sum of −log p(target) over the supervised rows. */
@@ -68,7 +69,7 @@ final class OptHead {
 
     /** Loss as {@link #addLoss}, and dx = gradScale[0] · its gradient by the last layer's output. */
     void addLossAndGradient(Tensor loss, Tensor gradScale, Tensor dx) {
-        Tensor dInput = dProjected == null ? dx : batch.of(dProjected);
+        Tensor dInput = dProjected == null ? dx : batch.judged().of(dProjected);
         buffers.run(new LinearCrossEntropy(input(), weights.head, batch.supervisedRows(), batch.targets(), gradScale,
                 loss, dInput, buffers.workspace()));
         if (dProjected != null) {

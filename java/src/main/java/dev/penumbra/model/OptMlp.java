@@ -31,7 +31,6 @@ final class OptMlp {
     private final AdapterTerms adapters;
     private final GradientReach reach;
     private final Buffers buffers;
-    private final LoadedBatch batch;
     private final OptActivations activations;
     private final ReluMasks masks;
     private final @Nullable MlpSelection selection;
@@ -54,7 +53,6 @@ final class OptMlp {
         this.adapters = adapters;
         this.reach = reach;
         this.buffers = buffers;
-        this.batch = batch;
         this.activations = activations;
         this.masks = activations.reluMasks();
         this.selection = selection;
@@ -103,9 +101,9 @@ final class OptMlp {
     }
 
     /** Where a dense layer's activation of a band lies. */
-    private Tensor activation(int layer, Band band, boolean keeps) {
+    private Tensor activation(int layer, int rows, Band band, boolean keeps) {
         return keeps
-                ? band.of(matrix(kept[layer], batch.rows(), config.ffnDim()))
+                ? band.of(matrix(kept[layer], rows, config.ffnDim()))
                 : matrix(scratch, band.rows(), config.ffnDim());
     }
 
@@ -130,63 +128,63 @@ final class OptMlp {
 
     /** What the norm before a layer's MLP is to pool; null: nothing. */
     @Nullable
-    Pooling pooling(int layer, Run run) {
+    Pooling pooling(int layer, RowSet rows, Run run) {
         if (run == Run.SPARSE) {
             return selection == null
                     ? null
-                    : selection.pooling(layer, batch.rows(), config.hiddenSize(), batch.validRows());
+                    : selection.pooling(layer, rows.rows(), config.hiddenSize(), rows.validRows());
         }
-        return observed == null ? null : new Pooling(observedRows(), observer.poolRows(), batch.validRows());
+        return observed == null ? null : new Pooling(observedRows(rows), observer.poolRows(), rows.validRows());
     }
 
-    private Tensor observedRows() {
-        return observed.slice(0, 0, Math.ceilDiv(batch.rows(), observer.poolRows()));
+    private Tensor observedRows(RowSet rows) {
+        return observed.slice(0, 0, Math.ceilDiv(rows.rows(), observer.poolRows()));
     }
 
     /** output = fc2(ReLU(fc1(input))) + residual; of a run by lists, over the listed neurons where the forward pass is sparse. */
-    void forward(int i, Tensor input, Tensor residual, Tensor output, Run run) {
+    void forward(int i, RowSet rows, Tensor input, Tensor residual, Tensor output, Run run) {
         if (isSparse(i, run)) {
             if (!selection.readsActivations()) {
-                selection.chooseBefore(i, batch.rows(), config.hiddenSize());
+                selection.chooseBefore(i, rows.rows(), config.hiddenSize());
             }
             if (!selection.isBackwardOnly()) {
-                sparseForward(i, input, residual, output);
+                sparseForward(i, rows, input, residual, output);
                 return;
             }
         }
         boolean keeps = kept[i] != null && !recomputes(i, run);
         if (isSensed(run)) {
-            selection.beginSensing(i, batch.rows());
+            selection.beginSensing(i, rows.rows());
         }
-        for (Band band : batch.bands()) {
-            Tensor activation = activation(i, band, keeps);
+        for (Band band : rows.bands()) {
+            Tensor activation = activation(i, rows.rows(), band, keeps);
             fc1(i, band, band.of(input), activation, null, true);
-            show(i, band, input, activation, run);
+            show(i, rows, band, input, activation, run);
             fc2(i, band, activation, band.of(residual), band.of(output), null);
         }
         if (isSensed(run)) {
-            selection.endSensing(i, batch.rows());
+            selection.endSensing(i, rows.rows());
         }
     }
 
     /** Shows a dense layer's activation to who looks: a measurement, or the pass's observer, who sees all rows as one band. */
-    private void show(int i, Band band, Tensor input, Tensor activation, Run run) {
+    private void show(int i, RowSet rows, Band band, Tensor input, Tensor activation, Run run) {
         Tensor mask = masks.dense(i, band);
         if (isSensed(run)) {
-            selection.sense(i, band, activation, mask, batch.validRows(band), batch.rows());
+            selection.sense(i, band, activation, mask, rows.validRows(band), rows.rows());
         }
         if (run == Run.DENSE && observer != null && !buffers.isPlanning()) {
-            observer.afterFc1(i, input, observed == null ? null : observedRows(), activation, mask, batch.validRows());
+            observer.afterFc1(i, input, observed == null ? null : observedRows(rows), activation, mask, rows.validRows());
         }
     }
 
-    private void sparseForward(int i, Tensor input, Tensor residual, Tensor output) {
-        Band whole = batch.whole();
+    private void sparseForward(int i, RowSet rows, Tensor input, Tensor residual, Tensor output) {
+        Band whole = rows.whole();
         int m = whole.rows();
         if (selection.readsActivations()) {
             Tensor activation = matrix(scratch, m, config.ffnDim());
             fc1(i, whole, input, activation, null, true);
-            selection.chooseByActivation(i, activation, batch.validRows());
+            selection.chooseByActivation(i, activation, rows.validRows());
         }
         BlockList blocks = selection.list(i, m);
         Tensor compact = matrix(kept[i] == null ? scratch : kept[i], m, blocks.width());
@@ -224,16 +222,16 @@ final class OptMlp {
      * @param dInput null: no layer needs it
      * @param needsFc1 whether fc1's output has a gradient that something reads
      */
-    void backward(int i, AdapterInput input, Tensor dy, @Nullable Tensor residual, @Nullable Tensor dInput,
+    void backward(int i, RowSet rows, AdapterInput input, Tensor dy, @Nullable Tensor residual, @Nullable Tensor dInput,
             boolean needsFc1, Tensor grad, Run run) {
         if (isSparse(i, run)) {
-            sparseBackward(i, input, dy, residual, dInput, needsFc1, grad);
+            sparseBackward(i, rows, input, dy, residual, dInput, needsFc1, grad);
             return;
         }
         boolean recomputes = recomputes(i, run);
         boolean keeps = kept[i] != null && !recomputes;
-        for (Band band : batch.bands()) {
-            Tensor activation = activation(i, band, keeps);
+        for (Band band : rows.bands()) {
+            Tensor activation = activation(i, rows.rows(), band, keeps);
             if (recomputes) {
                 fc1(i, band, band.of(input.x()), activation, null, false);
             }
@@ -242,11 +240,12 @@ final class OptMlp {
         }
     }
 
-    private void sparseBackward(int i, AdapterInput input, Tensor dy, @Nullable Tensor residual, @Nullable Tensor dInput,
+    private void sparseBackward(int i, RowSet rows, AdapterInput input, Tensor dy, @Nullable Tensor residual,
+            @Nullable Tensor dInput,
             boolean needsFc1, Tensor grad) {
-        Band whole = batch.whole();
+        Band whole = rows.whole();
         if (selection.isBackwardOnly() && selection.readsActivations() && needsFc1) {
-            selection.chooseByMask(i, masks.dense(i, whole), batch.validRows());
+            selection.chooseByMask(i, masks.dense(i, whole), rows.validRows());
         }
         BlockList blocks = selection.list(i, whole.rows());
         BlockList ofActivation = selection.isBackwardOnly() ? null : blocks;

@@ -22,6 +22,7 @@ final class OptPass implements ModelPass {
 
     private final OptConfig config;
     private final PassShape shape;
+    private final boolean lossOnly;
     private final Buffers buffers;
     private final LoadedBatch batch;
     private final AdapterTerms adapters;
@@ -42,6 +43,7 @@ final class OptPass implements ModelPass {
             throw new IllegalArgumentException("expected an adapter to train, found none");
         }
         this.shape = shape;
+        lossOnly = options.lossOnly();
         this.buffers = buffers;
         config = model.config();
         int capacity = shape.capacity();
@@ -59,20 +61,20 @@ final class OptPass implements ModelPass {
                 : new MlpSelection(options.sparsity(), model.backend(), buffers, capacity, config.hiddenSize(),
                         reach.first(reach::reachesFc1));
         int bandRows = OptMlp.bandRows(selection, config, capacity, options.observer());
-        batch = new LoadedBatch(model.backend(), buffers, shape, config, bandRows);
+        batch = new LoadedBatch(model.backend(), buffers, shape, config, options.lossOnly(), bandRows);
         attentionSelection = options.attention() == null || options.attention().config().policy().isDense()
                 ? null
                 : new AttentionSelection(options.attention(), model.backend(), buffers, batch, shape, config,
                         reach.first(reach::reachesQkv));
         activations = new OptActivations(model, adapter, buffers, shape, lowest,
                 selection != null && selection.hasCompact(),
-                new ReluMasks(buffers, config, shape, lowest, selection, bandRows), dX);
-        PassOps ops = new PassOps(buffers, batch);
+                new ReluMasks(buffers, config, shape, lowest, selection, bandRows), options.lossOnly(), dX);
+        PassOps ops = new PassOps(buffers);
         embedding = new OptEmbedding(model, buffers, batch, ops);
         OptAttention heads = new OptAttention(config, buffers, batch, attentionSelection, options.attentionObserver());
         attention = new OptAttentionSublayer(model, adapters, reach, activations, batch, ops, heads);
         OptMlp neurons = new OptMlp(model, adapters, reach, buffers, batch, activations, selection, options.observer());
-        mlp = new OptMlpSublayer(model, reach, activations, batch, ops, neurons, heads);
+        mlp = new OptMlpSublayer(model, reach, activations, ops, neurons, heads);
         head = new OptHead(model, buffers, batch, ops, activations.output(activations.layers() - 1), training);
     }
 
@@ -96,7 +98,9 @@ final class OptPass implements ModelPass {
                 pass.adapters.describe(dropout);
                 pass.forward(mode == Mode.DENSE && pass.senses() ? Run.SENSING : pass.run());
                 pass.addLoss(scalar);
-                pass.logits(Tensor.planned(DType.F32, Shape.of(shape.capacity(), model.vocabSize())));
+                if (!options.lossOnly()) {
+                    pass.logits(Tensor.planned(DType.F32, Shape.of(shape.capacity(), model.vocabSize())));
+                }
                 if (shape.training()) {
                     pass.addLossAndGradients(scalar, scalar, grad);
                 }
@@ -134,11 +138,13 @@ final class OptPass implements ModelPass {
     }
 
     /**
+     * @param computed rows from the last layer's attention on
      * @param dropping whether dropout is drawn; its seed lies on the device
      * @param tightness what is asked of lists beyond their layers' coverage
      * @param attentionLists whether heads attend by lists
      */
-    private record Signature(int tokens, int supervised, int samples, long maxSeqlen, boolean dropping, Mode mode,
+    private record Signature(int tokens, int computed, int supervised, int samples, long maxSeqlen, boolean dropping,
+            Mode mode,
             int tightness, boolean attentionLists, int attentionTightness) {
     }
 
@@ -146,7 +152,8 @@ final class OptPass implements ModelPass {
     public Object signature() {
         boolean sparse = mode == Mode.SPARSE;
         boolean lists = sparse && attentionSelection != null && attentionSelection.isActive();
-        return new Signature(batch.rows(), batch.supervised(), batch.samples(), batch.maxSeqlen(), adapters.isDropping(),
+        return new Signature(batch.rows(), batch.judged().rows(), batch.supervised(), batch.samples(), batch.maxSeqlen(),
+                adapters.isDropping(),
                 mode, sparse && selection != null ? selection.tightness() : 0, lists,
                 lists ? attentionSelection.tightness() : 0);
     }
@@ -167,19 +174,30 @@ final class OptPass implements ModelPass {
         embedding.forward(batch.of(activations.input(0)));
         for (int i = 0; i < activations.layers(); i++) {
             buffers.begin(Stage.ATTENTION);
-            attention.forward(i, run);
+            attention.forward(i, rowsAfterAttention(i), run);
             buffers.begin(Stage.MLP);
-            mlp.forward(i, run);
+            mlp.forward(i, rowsAfterAttention(i), run);
         }
         buffers.begin(Stage.HEAD);
         head.forward();
         hasHeadInput = true;
     }
 
+    /** The rows that a layer computes from its attention on: of the last one's a loss reads only some. */
+    private RowSet rowsAfterAttention(int layer) {
+        return layer == activations.layers() - 1 ? batch.judged() : batch.all();
+    }
+
     private void requireHeadInput() {
         if (!hasHeadInput) {
             throw new IllegalStateException(
                     "expected a forward pass of the loaded batch, found none, or one whose gradients were taken");
+        }
+    }
+
+    private void requireAllRows() {
+        if (lossOnly) {
+            throw new IllegalStateException("expected a pass of which all is read, found one opened for its loss only");
         }
     }
 
@@ -200,19 +218,20 @@ final class OptPass implements ModelPass {
         }
         hasHeadInput = false;
         buffers.begin(Stage.HEAD);
-        head.addLossAndGradient(loss, gradScale, batch.of(activations.dX()));
+        head.addLossAndGradient(loss, gradScale, batch.judged().of(activations.dX()));
         for (int i = activations.layers() - 1; i >= reach.lowest(); i--) {
             buffers.begin(Stage.MLP_BACKWARD);
-            mlp.backward(i, grad, run());
+            mlp.backward(i, rowsAfterAttention(i), grad, run());
             if (reach.reachesAttention(i)) {
                 buffers.begin(Stage.ATTENTION_BACKWARD);
-                attention.backward(i, grad, run());
+                attention.backward(i, rowsAfterAttention(i), grad, run());
             }
         }
     }
 
     @Override
     public void logits(Tensor logits) {
+        requireAllRows();
         requireHeadInput();
         buffers.begin(Stage.HEAD);
         head.logits(logits);
@@ -220,6 +239,7 @@ final class OptPass implements ModelPass {
 
     @Override
     public List<ReluMask> reluMasks() {
+        requireAllRows();
         if (!shape.keepsReluMasks()) {
             throw new IllegalStateException("expected a pass that keeps its ReLU masks, found " + shape);
         }
@@ -243,7 +263,8 @@ final class OptPass implements ModelPass {
     public @Nullable BlockChoice blockChoice() {
         return selection == null
                 ? null
-                : new Choice(selection, () -> mode == Mode.SPARSE, () -> selection.coverage(batch.rows()));
+                : new Choice(selection, () -> mode == Mode.SPARSE,
+                        () -> selection.coverage(i -> rowsAfterAttention(i).rows()));
     }
 
     @Override

@@ -1,6 +1,7 @@
 package dev.penumbra.model;
 
 import dev.penumbra.backend.op.Convert;
+import dev.penumbra.backend.op.Embedding;
 import dev.penumbra.backend.op.Gemm;
 import dev.penumbra.backend.op.LayerNorm;
 import dev.penumbra.backend.op.LayerNormBackward;
@@ -10,17 +11,31 @@ import dev.penumbra.backend.op.LoraProject;
 import dev.penumbra.backend.op.LowRank;
 import dev.penumbra.tensor.Tensor;
 import java.util.List;
+import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
-/** The operations that a pass repeats, with a model's weights. Matrices are [rows, width], of the loaded batch's rows. */
+/** The operations that a pass repeats, with a model's weights. Matrices are [rows, width]; buffers have these rows and more. */
 final class PassOps {
 
     private final Buffers buffers;
-    private final LoadedBatch batch;
 
-    PassOps(Buffers buffers, LoadedBatch batch) {
+    PassOps(Buffers buffers) {
         this.buffers = buffers;
-        this.batch = batch;
+    }
+
+    /** The rows of a buffer that a matrix has. */
+    private static Tensor like(Tensor matrix, Tensor buffer) {
+        return buffer.slice(0, 0, matrix.shape().dim(0));
+    }
+
+    /** d = the given rows of {@code all}. */
+    void gather(RowSet rows, Tensor all, Tensor d) {
+        buffers.run(new Embedding(Objects.requireNonNull(rows.sources()), all, null, null, 0, null, d));
+    }
+
+    /** d, of all rows, = the gradient of given ones, and 0 elsewhere. */
+    void spread(RowSet rows, Tensor gradient, Tensor d) {
+        buffers.run(new Embedding(Objects.requireNonNull(rows.places()), gradient, null, null, 0, null, d));
     }
 
     /**
@@ -32,19 +47,19 @@ final class PassOps {
      */
     void norm(Tensor in, OptWeights.LayerNorm norm, Tensor out, Tensor mean, Tensor rstd, @Nullable Pooling pooling,
             @Nullable LoraProject project) {
-        buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, batch.of(mean), batch.of(rstd),
+        buffers.run(new LayerNormForward(in, norm.gamma(), norm.beta(), Opt.EPSILON, out, like(in, mean), like(in, rstd),
                 pooling, project));
     }
 
     /** dx = the gradient of a norm's input + residual; {@code in}, {@code mean} and {@code rstd} are buffers. */
     void normBackward(Tensor dy, Tensor in, Tensor mean, Tensor rstd, OptWeights.LayerNorm norm, @Nullable Tensor residual,
             Tensor dx) {
-        buffers.run(new LayerNormBackward(dy, batch.of(in), batch.of(mean), batch.of(rstd), norm.gamma(), residual, dx));
+        buffers.run(new LayerNormBackward(dy, like(dy, in), like(dy, mean), like(dy, rstd), norm.gamma(), residual, dx));
     }
 
-    /** The output of a norm over {@code in}, which is not kept; {@code in}, {@code mean} and {@code rstd} are buffers. */
+    /** The output of a norm over {@code in}, which is not kept; {@code mean} and {@code rstd} are buffers. */
     AdapterInput normed(Tensor in, OptWeights.LayerNorm norm, Tensor mean, Tensor rstd) {
-        return new AdapterInput(batch.of(in), new LayerNorm(batch.of(mean), batch.of(rstd), norm.gamma(), norm.beta()));
+        return new AdapterInput(in, new LayerNorm(like(in, mean), like(in, rstd), norm.gamma(), norm.beta()));
     }
 
     /** {@code in} in the dtype of {@code buffer}: rounded there, or itself where that is null. */
@@ -52,7 +67,7 @@ final class PassOps {
         if (buffer == null) {
             return in;
         }
-        Tensor out = batch.of(buffer);
+        Tensor out = like(in, buffer);
         buffers.run(new Convert(in, out));
         return out;
     }

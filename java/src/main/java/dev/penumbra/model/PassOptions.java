@@ -11,18 +11,32 @@ import org.jspecify.annotations.Nullable;
  * @param attention which blocks of keys its heads attend to; null: all
  * @param observer is told what each MLP computes, in forward passes that compute it densely; null: nobody is
  * @param attentionObserver is told what each layer's attention computes, in dense forward passes; null: nobody is
+ * @param lossOnly whether nothing but losses and their gradients are read of it. The last layer then computes what follows its
+ *     attention of supervised rows only, where they are fewer
  */
 public record PassOptions(@Nullable MlpSparsity sparsity, @Nullable AttentionSparsity attention,
-        @Nullable MlpObserver observer, @Nullable AttentionObserver attentionObserver) {
+        @Nullable MlpObserver observer, @Nullable AttentionObserver attentionObserver, boolean lossOnly) {
 
-    public static final PassOptions DENSE = new PassOptions(null, null, null, null);
+    public static final PassOptions DENSE = new PassOptions(null, null, null, null, false);
+
+    /** @throws IllegalArgumentException when observers, who are shown all rows, are to see the loss's only */
+    public PassOptions {
+        if (lossOnly && (observer != null || attentionObserver != null)) {
+            throw new IllegalArgumentException("expected no observers in a pass of which only the loss is read");
+        }
+    }
+
+    /** The same, of which only losses and their gradients are read. */
+    public PassOptions forLoss() {
+        return new PassOptions(sparsity, attention, observer, attentionObserver, true);
+    }
 
     public static PassOptions observed(@Nullable MlpObserver observer) {
         return observed(observer, null);
     }
 
     public static PassOptions observed(@Nullable MlpObserver observer, @Nullable AttentionObserver attentionObserver) {
-        return new PassOptions(null, null, observer, attentionObserver);
+        return new PassOptions(null, null, observer, attentionObserver, false);
     }
 
     public static PassOptions sparse(@Nullable MlpSparsity sparsity) {
@@ -30,6 +44,6 @@ public record PassOptions(@Nullable MlpSparsity sparsity, @Nullable AttentionSpa
     }
 
     public static PassOptions sparse(@Nullable MlpSparsity sparsity, @Nullable AttentionSparsity attention) {
-        return new PassOptions(sparsity, attention, null, null);
+        return new PassOptions(sparsity, attention, null, null, false);
     }
 }

@@ -13,8 +13,8 @@ public record PassShape(int tokens, int maxSeqlen, boolean training, boolean kee
     /** Kernels work on blocks of rows: a batch is rounded up to this many, so that few distinct shapes are seen. */
     public static final int ROW_BLOCK = 64;
 
-    /** A batch's six arrays of a number for each token are counted together by an int. */
-    private static final int MOST_TOKENS = 1 << 28;
+    /** A batch's eight arrays of a number for each token are counted together by an int. */
+    private static final int MOST_TOKENS = 1 << 27;
 
     /** @throws IllegalArgumentException naming the value that is out of its range */
     public PassShape {

@@ -8,6 +8,7 @@ import dev.penumbra.data.Dataset;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.model.LanguageModel;
 import dev.penumbra.model.ModelPass;
+import dev.penumbra.model.PassOptions;
 import dev.penumbra.model.PassShape;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
@@ -34,7 +35,7 @@ public final class Evaluator {
         model.requirePositions(seqLen);
         try (Arena arena = Arena.ofShared()) {
             PassShape shape = PassShape.ofRows(batchSize, seqLen, false);
-            ModelPass pass = model.openPass(arena, adapter, shape);
+            ModelPass pass = model.openPass(arena, adapter, shape, PassOptions.DENSE.forLoss());
             return loss(model.backend(), pass, model.backend().allocate(arena, DType.F32, Shape.of(1)),
                     new Batches(data, batchSize, seqLen, true, false, 0), () -> false).orElseThrow();
         }

@@ -166,7 +166,8 @@ public final class Trainer {
                         config.sparsity().isOff() ? null : SparsityPlanner.plan(model, config.sparsity(), exposure),
                         config.attention().isOff()
                                 ? null
-                                : AttentionPlanner.plan(model, config.attention(), config.seqLen(), attentionExposure));
+                                : AttentionPlanner.plan(model, config.attention(), config.seqLen(), attentionExposure))
+                        .forLoss();
             } catch (IOException failure) {
                 throw new UncheckedIOException(failure.getMessage(), failure);
             }

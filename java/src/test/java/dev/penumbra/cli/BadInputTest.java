@@ -154,11 +154,11 @@ class BadInputTest {
                 Arguments.of("expected a sequence length of at most 512", List.of("--seq-len", "1024")),
                 Arguments.of("no-adapter/adapter_config.json: expected a PEFT adapter's configuration, found no file",
                         List.of("--init-adapter", "no-adapter")),
-                Arguments.of("expected at most 268435456 tokens in a batch, found 4194304 rows of 512",
+                Arguments.of("expected at most 134217728 tokens in a batch, found 4194304 rows of 512",
                         List.of("--batch-size", "4194304")),
                 Arguments.of("expected an adapter of at most 2147483647 parameters, which one array holds, found 2457600000 "
                         + "of rank 400000", List.of("--lora-r", "400000")),
-                Arguments.of("not enough memory: expected ", List.of("--batch-size", "500000")),
+                Arguments.of("not enough memory: expected ", List.of("--batch-size", "200000")),
                 Arguments.of("no-evaluation.jsonl: expected a file, found none",
                         List.of("--eval-data", "no-evaluation.jsonl")),
                 Arguments.of("/dev/null: expected a folder, found a file", List.of("--metrics", "/dev/null/m.jsonl")));

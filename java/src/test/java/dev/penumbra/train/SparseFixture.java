@@ -37,6 +37,7 @@ import java.util.Random;
 import java.util.Set;
 import java.util.function.IntPredicate;
 import java.util.function.UnaryOperator;
+import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
 /** A random model with MLPs of a few blocks, an adapter with matrices that are not zero, and samples. */
@@ -59,6 +60,7 @@ final class SparseFixture implements AutoCloseable {
     private final int hidden;
     private final int positions;
     private final int tokens;
+    private int superviseEvery = 1;
 
     /** What a batch gives. */
     @SuppressWarnings("ArrayRecordComponent")
@@ -189,7 +191,20 @@ final class SparseFixture implements AutoCloseable {
     }
 
     Batch batch() {
-        return new Batches(data, data.size(), positions, true, false, 0).next();
+        Batch all = new Batches(data, data.size(), positions, true, false, 0).next();
+        return new Batch(all.ids(), all.positions(), all.cuSeqlens(), some(all.rows()), some(all.targets()),
+                all.maxSeqlen(), all.realTokens());
+    }
+
+    private int[] some(int[] all) {
+        return IntStream.range(0, all.length).filter(i -> i % superviseEvery == superviseEvery - 1).map(i -> all[i])
+                .toArray();
+    }
+
+    /** Leaves the batch's other tokens without a target. */
+    SparseFixture superviseEvery(int nth) {
+        superviseEvery = nth;
+        return this;
     }
 
     Result dense() {

@@ -42,6 +42,7 @@ class StagesCudaTest {
     void denseStepsAndLogitsNeedNoMore(DType dtype, boolean preNorm, int embedding, String targets) throws IOException {
         try (SparseFixture f = open(dtype, preNorm, embedding, Set.of(targets.split(" ")), 0.1, SparseFixture.POSITIONS)) {
             StagesTest.requireSame(f, PassOptions.DENSE, false);
+            StagesTest.requireSame(f.superviseEvery(3), PassOptions.DENSE.forLoss(), false);
         }
     }
 
@@ -51,8 +52,9 @@ class StagesCudaTest {
     void stepsByListsNeedNoMore(DType dtype, boolean preNorm, Pass pass, SelectionPolicy policy) throws IOException {
         for (Set<String> targets : List.of(SparseFixture.ALL, Set.of("q_proj", "v_proj"))) {
             try (SparseFixture f = open(dtype, preNorm, WIDTH, targets, 0, SparseFixture.POSITIONS)) {
-                StagesTest.requireSame(f, PassOptions.sparse(f.sparsity(SparseFixture.config(policy, pass, 1, 0.2, 0))),
-                        true);
+                PassOptions options = PassOptions.sparse(f.sparsity(SparseFixture.config(policy, pass, 1, 0.2, 0)));
+                StagesTest.requireSame(f, options, true);
+                StagesTest.requireSame(f.superviseEvery(3), options.forLoss(), true);
             }
         }
     }
