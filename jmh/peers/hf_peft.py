@@ -69,12 +69,11 @@ def read(options, vocab_size):
 
 
 def batch(samples, options):
-    """input_ids, attention_mask (None without padding), labels, tokens that are no padding."""
+    """input_ids, attention_mask (None without padding), labels."""
     rows = [s["context"] + s["completion"] for s in samples]
-    real = sum(map(len, rows))
     longest = max(map(len, rows))
     width = longest if options.pad in ("none", "longest") else int(options.pad)
-    if options.pad == "none" and real != width * len(rows):
+    if options.pad == "none" and any(len(row) != width for row in rows):
         raise SystemExit(f"expected samples of equal length with --pad none, found {sorted(map(len, rows))}")
     ids = torch.full((len(rows), width), PAD)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -85,7 +84,7 @@ def batch(samples, options):
         first = 0 if options.loss == "ALL" else len(sample["context"])
         labels[i, first : len(row)] = ids[i, first : len(row)]
     ids, mask, labels = (t.to(options.device) for t in (ids, mask, labels))
-    return ids, None if options.pad == "none" else mask, labels, real
+    return ids, None if options.pad == "none" else mask, labels
 
 
 def build(options):
@@ -148,10 +147,10 @@ def main():
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=options.device == "cuda")
     forward = torch.compile(model, mode="reduce-overhead") if options.variant == "compiled" else model
     clock = Clock(options.device)
-    times, losses, real_tokens = [], [], []
+    times, losses = [], []
     for step in range(options.warmup + options.steps):
         first = step * options.batch_size % (len(samples) - options.batch_size + 1)
-        ids, mask, labels, real = batch(samples[first : first + options.batch_size], options)
+        ids, mask, labels = batch(samples[first : first + options.batch_size], options)
         clock.start()
         loss = forward(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
@@ -159,15 +158,15 @@ def main():
         optimizer.zero_grad()
         times.append(clock.stop())
         losses.append(loss.item())
-        real_tokens.append(real)
-    times = times[options.warmup :]
-    rates = [real / ms * 1e3 for real, ms in zip(real_tokens[options.warmup :], times)]
+    ms = statistics.median(times[options.warmup :])
+    # Few batches of few samples would tell little of how many tokens a batch has.
+    real_tokens = options.batch_size * statistics.fmean(len(s["context"]) + len(s["completion"]) for s in samples)
     versions = dict(torch=torch.__version__, transformers=transformers.__version__, peft=peft.__version__)
     if options.device == "cuda":
         versions["gpu"] = torch.cuda.get_device_name()
     print(json.dumps(dict(
-        ms=round(statistics.median(times), 2),
-        real_tokens_per_s=round(statistics.median(rates), 1),
+        ms=round(ms, 2),
+        real_tokens_per_s=round(real_tokens / ms * 1e3, 1),
         peak_mib=round(peak_mib(options.device), 1),
         first_loss=losses[0],
         variant=options.variant,

@@ -353,7 +353,7 @@ class TrainCommandTest {
     @ParameterizedTest
     @ValueSource(strings = {"--dry-run", "--verbose"})
     void aRunThatDoesNotFitIsRefusedWithNumbersBeforeItStarts(String option) {
-        Outcome outcome = train("large", "--steps", "1", "--batch-size", "4000000", option);
+        Outcome outcome = train("large", "--steps", "1", "--batch-size", "2000000", option);
         assertThat(outcome.code()).isEqualTo(1);
         assertThat(outcome.err())
                 .containsPattern("not enough memory: expected [0-9.]+ [MG]iB to be free, found [0-9.]+ [MG]iB")
