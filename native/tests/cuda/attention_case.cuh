@@ -322,7 +322,7 @@ inline double allowed(const std::vector<double>& exact, const Shape& s) {
   return 2 * rounding_error(exact, s.dtype) + floor + 2e-6 * s.magnitude * s.magnitude;
 }
 
-inline std::vector<int32_t> lengths(std::initializer_list<int32_t> each) {
+inline std::vector<int32_t> lengths(const std::vector<int32_t>& each) {
   std::vector<int32_t> cu{0};
   for (int32_t length : each) cu.push_back(cu.back() + length);
   return cu;

@@ -144,6 +144,16 @@ void cases(int32_t dtype, bool brief) {
     std::vector<int32_t> cu = random_lengths(24, 300);
     matches(packed(dtype, 4, dim, cu, cu.back() + 77));
     matches(packed(dtype, 2, dim, lengths({1000, 1, 255, 513}), 1769));
+    // Short samples, of which several share a block of rows: of any length, whole blocks and more among them; many of one row,
+    // and of none.
+    cu = random_lengths(70, 90);
+    matches(packed(dtype, 3, dim, cu, cu.back() + 20));
+    std::vector<int32_t> mixed = {60, 68, 1, 127, 1, 128, 129, 3, 400, 64, 64, 0, 191, 1, 192, 30, 0, 0, 30};
+    mixed.insert(mixed.end(), 40, 0);
+    mixed.insert(mixed.end(), 40, 1);
+    mixed.insert(mixed.end(), {90, 90, 12});
+    cu = lengths(mixed);
+    matches(packed(dtype, 2, dim, cu, cu.back() + 5));
     matches({dtype, 2, dim, lengths({1, 3, 0, 128}), lengths({71, 3, 0, 300}), 133, 380});  // new rows behind a cache
     matches(packed(dtype, 3, dim, lengths({191, 193, 20, 385, 2}), 800, 1.0, 4096));  // the kernels for long samples
     matches({dtype, 2, dim, lengths({130, 200}), lengths({130, 511}), 330, 641});

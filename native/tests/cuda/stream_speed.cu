@@ -190,6 +190,37 @@ void lora(int64_t h, int64_t r, int adapters) {
   print(("lora gradients of a norm" + what).c_str(), microseconds(gradients), (adapters + 1) * mb);
 }
 
+// A norm that projects its rows beside a norm and a projection behind it, by the number of rows.
+void projections() {
+  for (int64_t h : {768, 2048, 2560}) {
+    Norm norm(h);
+    Tensor a(PNB_DTYPE_F32, {8, h}), low(PNB_DTYPE_F32, {kTokens, 8});
+    for (int64_t rows : {512, 1024, 2048, 3072, 4096}) {
+      auto first_rows = [&](pnb_tensor t) {
+        t.shape[0] = rows;
+        return t;
+      };
+      auto run = [&](int set, cudaStream_t stream, bool together) {
+        auto project = params<pnb_lora_project_params>();
+        project.stream = stream, project.x = first_rows(norm.y[set]->t), project.a = a.t, project.h = first_rows(low.t);
+        auto p = params<pnb_layer_norm_forward_params>();
+        p.stream = stream, p.epsilon = 1e-5f, p.x = first_rows(norm.x[set]->t), p.y = project.x;
+        p.gamma = norm.gamma.t, p.beta = norm.beta.t, p.mean = norm.mean.t, p.rstd = norm.rstd.t;
+        p.mean.shape[0] = p.rstd.shape[0] = rows;
+        if (together) p.project = &project;
+        backend().layer_norm_forward(p);
+        if (!together) backend().lora_project(project);
+      };
+      std::string what = ", h " + std::to_string(h) + ", rank 8, " + std::to_string(rows) + " rows";
+      double mb = 2 * megabytes(*norm.x[0]) * static_cast<double>(rows) / kTokens;
+      for (bool together : {true, false}) {
+        print(((together ? "norm and projection" : "norm, then projection") + what).c_str(),
+              microseconds([&](int i, cudaStream_t stream) { run(i, stream, together); }), mb);
+      }
+    }
+  }
+}
+
 void masses() {
   int64_t n = 8192;
   Set bits = tensors(PNB_DTYPE_I32, {kTokens, n / 32}, 1e8), x = tensors(PNB_DTYPE_BF16, {kTokens, n});
@@ -292,6 +323,7 @@ int main(int argc, char** argv) {
   backend();
   if (argc > 1 && std::string(argv[1]) == "head") return heads(), 0;
   copies();
+  if (argc > 1 && std::string(argv[1]) == "projections") return projections(), 0;
   for (int64_t h : {768, 2560}) {
     Norm norm(h);
     norm.forward(false), norm.forward(true), norm.backward();
