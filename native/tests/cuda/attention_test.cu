@@ -144,8 +144,7 @@ void cases(int32_t dtype, bool brief) {
     std::vector<int32_t> cu = random_lengths(24, 300);
     matches(packed(dtype, 4, dim, cu, cu.back() + 77));
     matches(packed(dtype, 2, dim, lengths({1000, 1, 255, 513}), 1769));
-    // Short samples, of which several share a block of rows: of any length, whole blocks and more among them; many of one row,
-    // and of none.
+    // Many short samples, some of a block of rows or little more; many of one row, and of none.
     cu = random_lengths(70, 90);
     matches(packed(dtype, 3, dim, cu, cu.back() + 20));
     std::vector<int32_t> mixed = {60, 68, 1, 127, 1, 128, 129, 3, 400, 64, 64, 0, 191, 1, 192, 30, 0, 0, 30};

@@ -241,8 +241,7 @@ final class OptMlp {
     }
 
     private void sparseBackward(int i, RowSet rows, AdapterInput input, Tensor dy, @Nullable Tensor residual,
-            @Nullable Tensor dInput,
-            boolean needsFc1, Tensor grad) {
+            @Nullable Tensor dInput, boolean needsFc1, Tensor grad) {
         Band whole = rows.whole();
         if (selection.isBackwardOnly() && selection.readsActivations() && needsFc1) {
             selection.chooseByMask(i, masks.dense(i, whole), rows.validRows());

@@ -144,8 +144,7 @@ final class OptPass implements ModelPass {
      * @param attentionLists whether heads attend by lists
      */
     private record Signature(int tokens, int computed, int supervised, int samples, long maxSeqlen, boolean dropping,
-            Mode mode,
-            int tightness, boolean attentionLists, int attentionTightness) {
+            Mode mode, int tightness, boolean attentionLists, int attentionTightness) {
     }
 
     @Override
@@ -153,8 +152,7 @@ final class OptPass implements ModelPass {
         boolean sparse = mode == Mode.SPARSE;
         boolean lists = sparse && attentionSelection != null && attentionSelection.isActive();
         return new Signature(batch.rows(), batch.judged().rows(), batch.supervised(), batch.samples(), batch.maxSeqlen(),
-                adapters.isDropping(),
-                mode, sparse && selection != null ? selection.tightness() : 0, lists,
+                adapters.isDropping(), mode, sparse && selection != null ? selection.tightness() : 0, lists,
                 lists ? attentionSelection.tightness() : 0);
     }
 

@@ -52,8 +52,9 @@ class LossOnlyPassTest {
         RandomOpt sizes = new RandomOpt(24, 2, SparseFixture.BLOCK * SparseFixture.BLOCKS, layers, 50,
                 SparseFixture.POSITIONS, embedding, preNorm, removeFinalNorm);
         try (SparseFixture f = open(sizes, dtype, targets)) {
-            for (int nth : new int[]{2, 3, 400}) {
-                requireSame(f.superviseEvery(nth), PassOptions.DENSE, Mode.DENSE, dtype == DType.F32 ? 1e-5 : 0.03);
+            for (int nth : new int[]{2, 3, 90}) {
+                assertThat(f.superviseEvery(nth).batch().rows()).isNotEmpty();
+                requireSame(f, PassOptions.DENSE, Mode.DENSE, dtype == DType.F32 ? 1e-5 : 0.03);
             }
         }
     }
