@@ -14,7 +14,7 @@ import java.util.stream.IntStream;
  * @param rows tokens whose successor is supervised, ascending
  * @param targets the token that each of {@code rows} should predict
  * @param maxSeqlen the longest sample
- * @param realTokens tokens that are not padding
+ * @param realTokens tokens of the samples, so without padding, and with those left out because nothing is predicted from them
  */
 public record Batch(int[] ids, int[] positions, int[] cuSeqlens, int[] rows, int[] targets, int maxSeqlen, int realTokens) {
 
@@ -62,8 +62,7 @@ public record Batch(int[] ids, int[] positions, int[] cuSeqlens, int[] rows, int
 
     @Override
     public String toString() {
-        return "batch of " + Counted.of(samples(), "sample") + ", " + realTokens + " of " + Counted.of(tokens(), "token")
-                + " real, the longest of "
-                + maxSeqlen + ", " + rows.length + " supervised";
+        return "batch of " + Counted.of(samples(), "sample") + " of " + Counted.of(realTokens, "token") + ", " + tokens()
+                + " to compute, the longest of " + maxSeqlen + ", " + rows.length + " supervised";
     }
 }

@@ -44,7 +44,8 @@ public final class Batches {
     /**
      * @param batchRows rows of a micro-batch
      * @param seqLen the longest row, in tokens
-     * @param pack several samples a row, instead of one sample a row padded to the batch's longest
+     * @param pack several samples a row, each without the tokens that nothing is predicted from, instead of one sample a row
+     *     padded to the batch's longest
      * @param shuffle every epoch in another order, instead of all in the data set's
      * @throws DataException when there is no sample, none is supervised, or one is longer than {@code seqLen}
      */
@@ -150,17 +151,29 @@ public final class Batches {
         return batches;
     }
 
+    /**
+     * Tokens of a sample in a packed row. What follows its last prediction is seen by no other token, so that neither loss nor
+     * gradient knows of it. A sample that fills its row stays whole: kernels are faster where all samples are equally long.
+     */
+    static int packedLength(Sample sample, int seqLen) {
+        return sample.length() == seqLen ? seqLen : sample.readLength();
+    }
+
+    private int packedLength(int sample) {
+        return packedLength(dataset.get(sample), seqLen);
+    }
+
     /** First fit, longest samples first; rows keep the order in which they were opened. */
     private List<List<Integer>> fill(int[] samples) {
         List<Integer> longestFirst = new ArrayList<>();
         for (int sample : samples) {
             longestFirst.add(sample);
         }
-        longestFirst.sort((left, right) -> Integer.compare(dataset.get(right).length(), dataset.get(left).length()));
+        longestFirst.sort((left, right) -> Integer.compare(packedLength(right), packedLength(left)));
         List<List<Integer>> rows = new ArrayList<>();
         List<Integer> free = new ArrayList<>();
         for (int sample : longestFirst) {
-            int length = dataset.get(sample).length();
+            int length = packedLength(sample);
             int row = 0;
             while (row < rows.size() && free.get(row) < length) {
                 row++;
@@ -177,19 +190,21 @@ public final class Batches {
 
     private Batch assemble(List<List<Integer>> rows) {
         int longest = 0;
+        int packed = 0;
         int total = 0;
         int samples = 0;
         int supervised = 0;
         for (List<Integer> row : rows) {
             for (int sample : row) {
                 Sample s = dataset.get(sample);
-                longest = Math.max(longest, s.length());
+                longest = Math.max(longest, pack ? packedLength(sample) : s.length());
+                packed += packedLength(sample);
                 total += s.length();
                 samples++;
                 supervised += s.supervisedCount();
             }
         }
-        int width = pack ? total : rows.size() * longest;
+        int width = pack ? packed : rows.size() * longest;
         int[] ids = new int[width];
         int[] positions = new int[width];
         int[] cuSeqlens = new int[samples + 1];
@@ -201,11 +216,13 @@ public final class Batches {
         for (List<Integer> row : rows) {
             for (int sample : row) {
                 Sample s = dataset.get(sample);
-                int span = pack ? s.length() : longest;
+                int span = pack ? packedLength(sample) : longest;
                 for (int i = 0; i < span; i++) {
                     ids[at + i] = i < s.length() ? s.ids()[i] : PADDING;
                     positions[at + i] = i;
-                    if (i < s.length() && s.supervised()[i]) {
+                }
+                for (int i = 1; i < s.length(); i++) {
+                    if (s.supervised()[i]) {
                         supervisedRows[targetCount] = at + i - 1;
                         targets[targetCount++] = s.ids()[i];
                     }

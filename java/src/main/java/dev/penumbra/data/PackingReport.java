@@ -8,6 +8,7 @@ import java.util.Locale;
  *
  * @param samples samples of an epoch
  * @param tokens tokens of all samples
+ * @param packed of these, the tokens that packed rows hold: what nothing is predicted from is left out
  * @param supervised tokens that are targets
  * @param rows rows that packing needs
  * @param seqLen tokens a row holds
@@ -16,7 +17,8 @@ import java.util.Locale;
  * @param bucketWidth tokens a bucket spans
  */
 public record PackingReport(
-        int samples, long tokens, long supervised, int rows, int seqLen, int longest, int[] histogram, int bucketWidth) {
+        int samples, long tokens, long packed, long supervised, int rows, int seqLen, int longest, int[] histogram,
+        int bucketWidth) {
 
     private static final int BUCKETS = 16;
 
@@ -26,6 +28,7 @@ public record PackingReport(
         int width = (seqLen + BUCKETS - 1) / BUCKETS;
         int[] histogram = new int[(seqLen + width - 1) / width];
         long tokens = 0;
+        long packed = 0;
         long supervised = 0;
         int longest = 0;
         int samples = 0;
@@ -36,19 +39,20 @@ public record PackingReport(
             }
             samples++;
             tokens += sample.length();
+            packed += Batches.packedLength(sample, seqLen);
             supervised += sample.supervisedCount();
             longest = Math.max(longest, sample.length());
             histogram[Math.max(0, sample.length() - 1) / width]++;
         }
-        return new PackingReport(samples, tokens, supervised, rows, seqLen, longest, histogram, width);
+        return new PackingReport(samples, tokens, packed, supervised, rows, seqLen, longest, histogram, width);
     }
 
-    /** The part of packed rows that is samples, from 0 to 1. */
+    /** The part of packed rows that is filled, from 0 to 1. */
     public double efficiency() {
-        return (double) tokens / ((double) rows * seqLen);
+        return (double) packed / ((double) rows * seqLen);
     }
 
-    /** The same with one sample a row padded to the row's length. */
+    /** The part of rows that is filled where each holds one sample, whole. */
     public double paddedEfficiency() {
         return (double) tokens / ((double) samples * seqLen);
     }

@@ -24,6 +24,15 @@ public record Sample(int[] ids, boolean[] supervised) {
         return ids.length;
     }
 
+    /** Tokens that something is predicted from: those before the last supervised one. */
+    public int readLength() {
+        int last = supervised.length - 1;
+        while (last > 0 && !supervised[last]) {
+            last--;
+        }
+        return Math.max(last, 0);
+    }
+
     public int supervisedCount() {
         int count = 0;
         for (boolean target : supervised) {

@@ -10,7 +10,7 @@ import org.jspecify.annotations.Nullable;
  * @param loss mean over the step's supervised tokens, in nats
  * @param lr the learning rate that the step had
  * @param gradNorm global norm of the gradient before clipping
- * @param realTokens tokens that are no padding
+ * @param realTokens tokens of the samples, without padding
  * @param tokensPerSecond real tokens by the step's wall time
  * @param stepMs wall time, in milliseconds
  * @param sparsity what a sparse step kept of its MLPs' blocks; null where they are dense

@@ -96,7 +96,7 @@ class JshellCommandTest {
                 "tokenizer, start 2, end 2, padding 1",
                 data + ": 3 samples",
                 "sample of 16 tokens, 11 supervised",
-                "batch of 1 sample, 16 of 16 tokens real, the longest of 16, 11 supervised",
+                "batch of 1 sample of 16 tokens, 16 to compute, the longest of 16, 11 supervised",
                 "adapter of rank 4 on 12 layers (q_proj, v_proj), 24576 parameters",
                 "pass of up to 64 tokens, samples of up to 64, forward, MLPs: blocks to choose in 6 of 6 layers",
                 "blocks to choose in 6 of 6 layers",

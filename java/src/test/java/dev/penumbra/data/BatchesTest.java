@@ -40,10 +40,12 @@ class BatchesTest {
         Batches batches = new Batches(dataset, 3, seqLen, pack, true, seed);
         TreeMap<Integer, Integer> tokens = new TreeMap<>();
         TreeMap<Integer, Integer> targets = new TreeMap<>();
+        int realTokens = 0;
         while (batches.epoch() == 0 && batches.index() < batches.batchesPerEpoch()) {
             Batch batch = batches.next();
             assertThat(batch.tokens()).isLessThanOrEqualTo(3 * seqLen);
             assertThat(batch.cuSeqlens()[batch.samples()]).isEqualTo(batch.tokens());
+            realTokens += batch.realTokens();
             for (int s = 0; s < batch.samples(); s++) {
                 for (int t = batch.cuSeqlens()[s]; t < batch.cuSeqlens()[s + 1]; t++) {
                     assertThat(batch.positions()[t]).isEqualTo(t - batch.cuSeqlens()[s]);
@@ -55,15 +57,36 @@ class BatchesTest {
             }
             assertThat(batch.rows()).isNotEmpty();
             for (int i = 0; i < batch.rows().length; i++) {
-                assertThat(batch.ids()[batch.rows()[i] + 1]).isEqualTo(batch.targets()[i]);
+                assertThat(batch.ids()[batch.rows()[i]]).isEqualTo(batch.targets()[i]);
                 targets.merge(batch.targets()[i], 1, Integer::sum);
             }
         }
         for (int i = 0; i < dataset.size(); i++) {
-            boolean teaches = dataset.get(i).supervisedCount() > 0;
-            assertThat(tokens.getOrDefault(i + 1, 0)).isEqualTo(teaches ? dataset.get(i).length() : 0);
-            assertThat(targets.getOrDefault(i + 1, 0)).isEqualTo(dataset.get(i).supervisedCount());
+            Sample sample = dataset.get(i);
+            int whole = sample.supervisedCount() > 0 ? sample.length() : 0;
+            int laid = pack ? Batches.packedLength(sample, seqLen) : whole;
+            assertThat(tokens.getOrDefault(i + 1, 0)).isEqualTo(Math.min(laid, whole));
+            assertThat(targets.getOrDefault(i + 1, 0)).isEqualTo(sample.supervisedCount());
+            realTokens -= whole;
         }
+        assertThat(realTokens).isZero();
+    }
+
+    @Property(tries = 1)
+    void packedSamplesEndWithTheirLastPrediction() {
+        Sample answered = new Sample(new int[]{5, 6, 7, 8, 9}, new boolean[]{false, false, true, true, false});
+        Sample whole = new Sample(new int[]{1, 2, 3, 4, 5, 6, 7, 8}, new boolean[]{false, true, false, false, false, false,
+                false, false});
+        Dataset dataset = Dataset.of(List.of(answered, whole));
+        Batch packed = new Batches(dataset, 2, 8, true, false, 0).next();
+        assertThat(packed.ids()).as("one that fills its row stays whole").containsExactly(1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7);
+        assertThat(packed.positions()).containsExactly(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2);
+        assertThat(packed.cuSeqlens()).containsExactly(0, 8, 11);
+        assertThat(packed.rows()).containsExactly(0, 9, 10);
+        assertThat(packed.targets()).containsExactly(2, 7, 8);
+        assertThat(packed.maxSeqlen()).isEqualTo(8);
+        assertThat(packed.realTokens()).isEqualTo(13);
+        assertThat(new Batches(dataset, 2, 8, false, false, 0).next().tokens()).as("padded rows").isEqualTo(16);
     }
 
     @Property(tries = 20)

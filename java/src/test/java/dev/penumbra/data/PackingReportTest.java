@@ -11,12 +11,13 @@ class PackingReportTest {
     void tokensRowsAndLengthsAreCounted() {
         List<Sample> samples = List.of(sample(20), sample(12), sample(32), sample(2), sample(1));
         PackingReport report = PackingReport.of(Dataset.of(samples), 32, 0);
-        assertThat(report.rows()).isEqualTo(3);
+        assertThat(report.rows()).isEqualTo(2);
         assertThat(report.tokens()).isEqualTo(66);
+        assertThat(report.packed()).as("the last tokens of those that do not fill a row are left out").isEqualTo(63);
         assertThat(report.supervised()).isEqualTo(62);
         assertThat(report.longest()).isEqualTo(32);
         assertThat(report.samples()).as("the last has nothing to learn").isEqualTo(4);
-        assertThat(report.efficiency()).isEqualTo(66.0 / 96);
+        assertThat(report.efficiency()).isEqualTo(63.0 / 64);
         assertThat(report.paddedEfficiency()).isEqualTo(66.0 / 128);
         assertThat(report.histogram()).containsExactly(1, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1);
     }

@@ -82,7 +82,7 @@ final class PeftFixture implements AutoCloseable {
         ModelPass pass = model.openPass(arena, adapter, new PassShape(tokens, tokens, true));
         Batch batch = new Batches(data, 1, tokens, true, false, 0).next();
         pass.forward(batch, null);
-        Tensor logits = backend.allocate(arena, DType.F32, Shape.of(tokens, model.vocabSize()));
+        Tensor logits = backend.allocate(arena, DType.F32, Shape.of(batch.tokens(), model.vocabSize()));
         pass.logits(logits);
         Tensor loss = backend.allocate(arena, DType.F32, Shape.of(1));
         Tensor scale = backend.allocate(arena, DType.F32, Shape.of(1));
@@ -99,7 +99,7 @@ final class PeftFixture implements AutoCloseable {
         return errors;
     }
 
-    /** Rows of the samples as stored, in the order in which packing lays them into one row: longest first. */
+    /** Of the samples' rows as stored those that one packed row of them has: the longest first, each to its last prediction. */
     private float[] inPackedOrder(float[] rows, Dataset data) {
         int width = model.vocabSize();
         int[] starts = new int[data.size()];
@@ -107,12 +107,12 @@ final class PeftFixture implements AutoCloseable {
             starts[s] = starts[s - 1] + data.get(s - 1).length();
         }
         List<Integer> longestFirst = new ArrayList<>(IntStream.range(0, data.size()).boxed().toList());
-        longestFirst.sort((a, b) -> data.get(b).length() - data.get(a).length());
-        float[] packed = new float[rows.length];
+        longestFirst.sort((a, b) -> data.get(b).readLength() - data.get(a).readLength());
+        float[] packed = new float[longestFirst.stream().mapToInt(s -> data.get(s).readLength()).sum() * width];
         int at = 0;
         for (int s : longestFirst) {
-            System.arraycopy(rows, starts[s] * width, packed, at * width, data.get(s).length() * width);
-            at += data.get(s).length();
+            System.arraycopy(rows, starts[s] * width, packed, at * width, data.get(s).readLength() * width);
+            at += data.get(s).readLength();
         }
         return packed;
     }

@@ -305,7 +305,7 @@ class SparsePassTest {
             kept.add(block);
         }
         double[] coverage = new double[3];
-        int tokens = f.batch().realTokens();
+        int tokens = f.batch().tokens();
         MlpObserver observer = (layer, input, pooled, activation, mask, validRows) -> {
             float[] h = f.host(activation);
             MlpSparsity.Layer of = sparsity.layers().get(layer);
