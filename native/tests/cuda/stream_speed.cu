@@ -110,18 +110,17 @@ struct Norm {
         pooled(tensors(PNB_DTYPE_F32, {kTokens / 16, h})), gamma(PNB_DTYPE_F32, {h}), beta(PNB_DTYPE_F32, {h}),
         mean(PNB_DTYPE_F32, {kTokens}), rstd(PNB_DTYPE_F32, {kTokens}) {}
 
-  void forward(int set, cudaStream_t stream, bool with_pool, const pnb_lora_project_params* project) {
+  void forward(int set, cudaStream_t stream, bool with_pool) {
     auto p = params<pnb_layer_norm_forward_params>();
     p.stream = stream, p.epsilon = 1e-5f, p.x = x[set]->t, p.y = y[set]->t, p.gamma = gamma.t, p.beta = beta.t, p.mean = mean.t,
     p.rstd = rstd.t;
     if (with_pool) p.pooled = pooled[set]->t, p.pool_rows = 16;
-    p.project = project;
     backend().layer_norm_forward(p);
   }
 
   double forward(bool with_pool) {
     std::string what = "norm forward, h " + std::to_string(h) + (with_pool ? ", pools of 16 rows" : "");
-    double us = microseconds([&](int i, cudaStream_t stream) { forward(i, stream, with_pool, nullptr); });
+    double us = microseconds([&](int i, cudaStream_t stream) { forward(i, stream, with_pool); });
     return print(what.c_str(), us, 2 * megabytes(*x[0]) + (with_pool ? megabytes(*pooled[0]) : 0));
   }
 
@@ -157,15 +156,6 @@ void lora(int64_t h, int64_t r, int adapters) {
     backend().lora_project(p[0]);
   };
   Norm norm(h);
-  auto project_normed = [&](int set, cudaStream_t stream) {
-    std::vector<pnb_lora_project_params> p(adapters);
-    for (int i = 0; i < adapters; ++i) {
-      p[i] = params<pnb_lora_project_params>();
-      p[i].x = norm.y[set]->t, p[i].a = a[i]->t, p[i].h = low[i]->t;
-      if (i > 0) p[i - 1].next = &p[i];
-    }
-    norm.forward(set, stream, false, &p[0]);
-  };
   std::unique_ptr<Workspace> space;
   bool normed = false;
   auto gradients = [&](int set, cudaStream_t stream) {
@@ -184,41 +174,9 @@ void lora(int64_t h, int64_t r, int adapters) {
   std::string what = ", h " + std::to_string(h) + ", " + std::to_string(adapters) + " of rank " + std::to_string(r);
   double mb = megabytes(*x[0]);
   print(("lora project" + what).c_str(), microseconds(project), mb);
-  print(("norm forward and lora project" + what).c_str(), microseconds(project_normed), 2 * mb);
   print(("lora gradients" + what).c_str(), microseconds(gradients), (adapters + 1) * mb);
   normed = true;
   print(("lora gradients of a norm" + what).c_str(), microseconds(gradients), (adapters + 1) * mb);
-}
-
-// A norm that projects its rows beside a norm and a projection behind it, by the number of rows.
-void projections() {
-  for (int64_t h : {768, 2048, 2560}) {
-    Norm norm(h);
-    Tensor a(PNB_DTYPE_F32, {8, h}), low(PNB_DTYPE_F32, {kTokens, 8});
-    for (int64_t rows : {512, 1024, 2048, 3072, 4096}) {
-      auto first_rows = [&](pnb_tensor t) {
-        t.shape[0] = rows;
-        return t;
-      };
-      auto run = [&](int set, cudaStream_t stream, bool together) {
-        auto project = params<pnb_lora_project_params>();
-        project.stream = stream, project.x = first_rows(norm.y[set]->t), project.a = a.t, project.h = first_rows(low.t);
-        auto p = params<pnb_layer_norm_forward_params>();
-        p.stream = stream, p.epsilon = 1e-5f, p.x = first_rows(norm.x[set]->t), p.y = project.x;
-        p.gamma = norm.gamma.t, p.beta = norm.beta.t, p.mean = norm.mean.t, p.rstd = norm.rstd.t;
-        p.mean.shape[0] = p.rstd.shape[0] = rows;
-        if (together) p.project = &project;
-        backend().layer_norm_forward(p);
-        if (!together) backend().lora_project(project);
-      };
-      std::string what = ", h " + std::to_string(h) + ", rank 8, " + std::to_string(rows) + " rows";
-      double mb = 2 * megabytes(*norm.x[0]) * static_cast<double>(rows) / kTokens;
-      for (bool together : {true, false}) {
-        print(((together ? "norm and projection" : "norm, then projection") + what).c_str(),
-              microseconds([&](int i, cudaStream_t stream) { run(i, stream, together); }), mb);
-      }
-    }
-  }
 }
 
 void masses() {
@@ -280,7 +238,7 @@ void choice(Norm& norm, int64_t blocks) {
     print(("predict mass, rank 32" + what).c_str(), microseconds(predict), mb);
     print(("select" + what).c_str(), microseconds(select), 1e-6 * 4 * static_cast<double>(lists * blocks));
     double all = microseconds([&](int i, cudaStream_t stream) {
-      norm.forward(i, stream, true, nullptr);
+      norm.forward(i, stream, true);
       predict(i, stream);
       select(i, stream);
     });
@@ -323,7 +281,6 @@ int main(int argc, char** argv) {
   backend();
   if (argc > 1 && std::string(argv[1]) == "head") return heads(), 0;
   copies();
-  if (argc > 1 && std::string(argv[1]) == "projections") return projections(), 0;
   for (int64_t h : {768, 2560}) {
     Norm norm(h);
     norm.forward(false), norm.forward(true), norm.backward();

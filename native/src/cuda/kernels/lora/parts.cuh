@@ -25,24 +25,6 @@ __device__ inline void load_matrices(uint32_t address, uint32_t (&words)[4]) {
 
 __device__ inline uint32_t word(const Pack<__nv_bfloat16, kRun>& run, int i) { return reinterpret_cast<const uint32_t*>(run.v)[i]; }
 
-// A rank of an adapter's A, and where its column of h lies.
-struct RankOfProjection {
-  const float* factor;
-  int64_t factor_column;
-  float* h;
-  int64_t h_row;
-
-  __device__ void load(int64_t column, float (&v)[kRun]) const {
-    const float* from = factor + column * factor_column;
-    if (factor_column == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-      to_floats(Pack<float, kRun>::load(from), v);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kRun; ++i) v[i] = from[i * factor_column];
-    }
-  }
-};
-
 // The tokens whose left values a lane holds.
 __device__ inline int token_of(int i) { return i / 2 * 8 + 2 * (threadIdx.x % 4) + i % 2; }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cuda/kernels/columns.cuh"
-#include "cuda/kernels/lora/parts.cuh"
 #include "cuda/runtime/device.h"
 
 namespace pnb::cuda::lora {
@@ -38,9 +37,6 @@ void stream_project(const pnb_lora_project_params& p);
 bool streams(const pnb_lora_gradients_params& p);
 uint64_t stream_gradients_workspace(const Device& device, const pnb_lora_gradients_params& p);
 void stream_gradients(const Device& device, const pnb_lora_gradients_params& p);
-
-// Appends an adapter's ranks to the r of a projection, and adds their number to r.
-void add_ranks(const pnb_lora_project_params& p, RankOfProjection* ranks, int& r);
 
 // Ranks that the streaming kernels take: the tensor cores' sixteen rows.
 constexpr int kStreamRanks = 16;

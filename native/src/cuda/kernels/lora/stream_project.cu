@@ -19,12 +19,30 @@ constexpr int kSets = 4;               // of 32 columns: four lanes' runs
 constexpr int kWarpColumns = kSets * 4 * kRun;
 constexpr int kMostWarps = 16;
 
+// A rank of an adapter's A, and where its column of h lies.
+struct Rank {
+  const float* factor;
+  int64_t factor_column;
+  float* h;
+  int64_t h_row;
+
+  __device__ void load(int64_t column, float (&v)[kRun]) const {
+    const float* from = factor + column * factor_column;
+    if (factor_column == 1 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+      to_floats(Pack<float, kRun>::load(from), v);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) v[i] = from[i * factor_column];
+    }
+  }
+};
+
 struct Args {
   const __nv_bfloat16* x;
   DropoutParams dropout;
   Columns blocks;
   int64_t m, columns, width, x_stride;
-  RankOfProjection ranks[kStreamRanks];
+  Rank ranks[kStreamRanks];
   int r;
 };
 
@@ -64,7 +82,7 @@ __global__ void __launch_bounds__(kMostWarps * kWarp) stream_project_kernel(cons
       uint32_t factor[2][Form::kFactors][2];
       Form::load_factor(
           p.ranks, p.r,
-          [&](const RankOfProjection& rank, float(&v)[kRun]) {
+          [&](const Rank& rank, float(&v)[kRun]) {
             if (inside) rank.load(neuron, v);
           },
           factor);
@@ -112,6 +130,14 @@ void launch_ranks(const Args& args, cudaStream_t stream) {
          args);
 }
 
+// Appends an adapter's ranks.
+void add_ranks(const pnb_lora_project_params& p, Args& args) {
+  for (int64_t rank = 0; rank < p.a.shape[0]; ++rank) {
+    args.ranks[args.r++] = {static_cast<const float*>(p.a.data) + rank * p.a.stride[0], p.a.stride[1],
+                              static_cast<float*>(p.h.data) + rank * p.h.stride[1], p.h.stride[0]};
+  }
+}
+
 }  // namespace
 
 bool streams(const pnb_tensor& x) { return x.dtype == PNB_DTYPE_BF16 && rows_aligned(x) && x.shape[1] % kRun == 0; }
@@ -120,13 +146,6 @@ bool streams(const pnb_lora_project_params& p) {
   bool fits = streams(p.x);
   for (const auto* one = &p; one != nullptr; one = one->next) fits = fits && one->a.shape[0] <= kStreamRanks;
   return fits;
-}
-
-void add_ranks(const pnb_lora_project_params& p, RankOfProjection* ranks, int& r) {
-  for (int64_t rank = 0; rank < p.a.shape[0]; ++rank) {
-    ranks[r++] = {static_cast<const float*>(p.a.data) + rank * p.a.stride[0], p.a.stride[1],
-                  static_cast<float*>(p.h.data) + rank * p.h.stride[1], p.h.stride[0]};
-  }
 }
 
 void stream_project(const pnb_lora_project_params& p) {
@@ -140,7 +159,7 @@ void stream_project(const pnb_lora_project_params& p) {
   args.x_stride = p.x.stride[0];
   for (const auto* one = &p; one != nullptr; one = one->next) {
     args.dropout = DropoutParams(one->dropout);
-    add_ranks(*one, args.ranks, args.r);
+    add_ranks(*one, args);
     // The next adapter joins where its ranks fit and no dropout makes its x another one.
     const auto* next = one->next;
     if (next != nullptr && !args.dropout.active() && next->dropout.p == 0.0f && args.r + next->a.shape[0] <= kStreamRanks) continue;

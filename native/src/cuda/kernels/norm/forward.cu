@@ -1,10 +1,7 @@
 #include <algorithm>
-#include <type_traits>
 
 #include "cuda/kernels/launch.cuh"
 #include "cuda/kernels/lora/lora.h"
-#include "cuda/kernels/lora/parts.cuh"
-#include "cuda/kernels/lora/passes.h"
 #include "cuda/kernels/norm/norm.h"
 #include "cuda/kernels/norm/threads.cuh"
 #include "cuda/kernels/reduce.cuh"
@@ -15,15 +12,7 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-constexpr int kPoolRows = 16;       // of a block, where it has a cluster to share a pool with
-constexpr int kProjectedRows = 16;  // of a block that projects them: the tensor cores' sixteen
-constexpr size_t kMostProjectedBytes = 200 << 10;  // that these may fill, with a pool's sums
-
-// Ranks that rows are projected on when they have been normed.
-struct Projection {
-  lora::RankOfProjection ranks[lora::kStreamRanks];
-  int r;  // 0: none
-};
+constexpr int kPoolRows = 16;  // of a block, where it has a cluster to share a pool with
 
 struct Forward {
   const void* x;
@@ -40,7 +29,6 @@ struct Forward {
   int h;
   float inverse_h, epsilon;
   bool parameters_aligned;
-  Projection projection;
 
   // How many rows of the pool that starts at `first` count.
   __device__ int64_t pooled_rows(int64_t first) const {
@@ -158,55 +146,9 @@ __device__ void normalise(float (&v)[kRowColumns], float mean, float rstd, const
   }
 }
 
-// What the warps of a block find of their rows' projections.
-__host__ __device__ constexpr int projection_bytes(int ranks, int threads) {
-  return threads / kWarp * kProjectedRows * ranks * static_cast<int>(sizeof(float));
-}
-
-// h[first + i] = row i of sixteen in shared memory, of which `rows` are there, times the factors; every warp has some columns of
-// all rows. `found_memory` has room for [warps][16][kRanks] floats.
-template <int kRanks>
-__device__ void project_rows(const Projection& p, const __nv_bfloat16* rows_of_tile, int pitch, int h, int64_t first, int rows,
-                             char* found_memory) {
-  using Form = lora::Parts<kRanks>;
-  auto* found = reinterpret_cast<float*>(found_memory);
-  int warps = static_cast<int>(blockDim.x) / kWarp;
-  int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  float sums[Form::kTiles][4] = {};
-  const char* upper = reinterpret_cast<const char*>(rows_of_tile + lane % 4 * lora::kRun) + lane / 4 * pitch;
-  const char* lower = upper + 8 * pitch;
-  __syncthreads();
-#pragma unroll 2
-  for (int from = warp * kWarp; from < h; from += warps * kWarp) {
-    uint32_t factor[2][Form::kFactors][2];
-    Form::load_factor(
-        p.ranks, p.r,
-        [&](const lora::RankOfProjection& rank, float(&v)[lora::kRun]) { rank.load(from + lane % 4 * lora::kRun, v); }, factor);
-    Pack<__nv_bfloat16, lora::kRun> both[2] = {
-        Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(upper) + from),
-        Pack<__nv_bfloat16, lora::kRun>::load(reinterpret_cast<const __nv_bfloat16*>(lower) + from)};
-#pragma unroll
-    for (int product = 0; product < 2; ++product) {
-      uint32_t words[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) words[i] = lora::word(both[i % 2], 2 * product + i / 2);
-      Form::project(words, factor[product], sums);
-    }
-  }
-  Form::store_low(sums, found + warp * kProjectedRows * kRanks);
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < rows * kRanks; i += static_cast<int>(blockDim.x)) {
-    int rank = i % kRanks;
-    if (rank >= p.r) continue;
-    float sum = 0.0f;
-    for (int k = 0; k < warps; ++k) sum += found[k * kProjectedRows * kRanks + i];
-    p.ranks[rank].h[(first + i / kRanks) * p.ranks[rank].h_row] = sum;
-  }
-}
-
 // A block takes p.rows rows, of one pool where there are pools; the blocks of a cluster share a pool and their sums meet in
-// shared memory. Where the rows are projected, on kRanks ranks, they stay where they were brought, normed.
-template <typename T, int kRows, int kMostThreads, bool kPooled, int kRanks>
+// shared memory.
+template <typename T, int kRows, int kMostThreads, bool kPooled>
 __global__ void __launch_bounds__(kMostThreads) forward_rows(const __grid_constant__ Forward p) {
   __shared__ Statistics<kRows> shared[2];
   after_previous();
@@ -265,14 +207,12 @@ __global__ void __launch_bounds__(kMostThreads) forward_rows(const __grid_consta
       }
       from_floats(v, now[0][i]);
       if (there >> i & 1) now[0][i].store(y);
-      if constexpr (kRanks > 0) now[0][i].store(ring.place(row + i) + column);
     }
   }
-  if constexpr (kRanks > 0) project_rows<kRanks>(p.projection, ring.place(0), ring.pitch(), p.h, first, rows, ring.after());
   if constexpr (kPooled) {
     cg::cluster_group cluster = cg::this_cluster();
     if (cluster.num_blocks() > 1) {
-      float* pool_sums = reinterpret_cast<float*>(ring.after() + projection_bytes(kRanks, static_cast<int>(blockDim.x)));
+      float* pool_sums = reinterpret_cast<float*>(ring.after());
 #pragma unroll
       for (int j = 0; j < kRowColumns; ++j) pool_sums[column + j] = sums[j];
       cluster.sync();
@@ -304,34 +244,14 @@ __global__ void __launch_bounds__(kMostThreads) forward_rows(const __grid_consta
 // Rows of a stage of the forward kernel.
 int rows_of_stage(int64_t h) { return h <= kRowColumns * kMostRowThreads / 2 ? 4 : 2; }
 
-// How many ranks a chain projects on where rows can be projected as they are normed; else 0.
-int ranks_to_project(const pnb_lora_project_params* chain) {
-  int64_t ranks = 0;
-  for (const auto* one = chain; one != nullptr; one = one->next) {
-    if (one->dropout.p > 0.0f) return 0;
-    ranks += one->a.shape[0];
-  }
-  return ranks <= lora::kStreamRanks ? static_cast<int>(ranks) : 0;
-}
-
-// Calls body with the ranks that a kernel computes with.
-template <typename T, typename Body>
-void with_ranks(int ranks, Body&& body) {
-  if constexpr (sizeof(T) != sizeof(float)) {
-    if (ranks > 8) return body(std::integral_constant<int, 16>());
-    if (ranks > 0) return body(std::integral_constant<int, 8>());
-  }
-  body(std::integral_constant<int, 0>());
-}
-
-template <typename T, bool kPooled, int kRanks>
+template <typename T, bool kPooled>
 void launch_forward(Forward args, int64_t blocks, int cluster, cudaStream_t stream) {
   int threads = args.h / kRowColumns, stage = rows_of_stage(args.h);
-  args.stages = kRanks > 0 ? kProjectedRows / stage : stages_of(stage * row_bytes<T>(args.h));
-  size_t shared = stage * args.stages * row_bytes<T>(args.h) + projection_bytes(kRanks, threads);
+  args.stages = stages_of(stage * row_bytes<T>(args.h));
+  size_t shared = stage * args.stages * row_bytes<T>(args.h);
   if (cluster > 1) shared += args.h * sizeof(float);
-  auto kernel = stage == 4 ? forward_rows<T, 4, kMostRowThreads / 2, kPooled, kRanks>
-                           : forward_rows<T, 2, kMostRowThreads, kPooled, kRanks>;
+  auto kernel =
+      stage == 4 ? forward_rows<T, 4, kMostRowThreads / 2, kPooled> : forward_rows<T, 2, kMostRowThreads, kPooled>;
   allow_shared_memory(kernel, shared, "layer_norm_forward");
   launch(kernel, {dim3(static_cast<unsigned>(blocks)), threads, shared, stream, cluster, true}, "layer_norm_forward", args);
 }
@@ -366,31 +286,17 @@ void layer_norm_forward(const Device& device, const pnb_layer_norm_forward_param
   }
   int64_t pools = pooled ? ceil_div(m, p.pool_rows) : 0;
   bool all_aligned = rows_aligned(p.x) && rows_aligned(p.y);
-  bool projected = false;
   with_type(p.x.dtype, [&](auto type) {
     using T = decltype(type);
     if (many_rows(h, all_aligned)) {
-      int ranks = sizeof(T) == sizeof(float) ? 0 : ranks_to_project(p.project);
-      int64_t blocks;
-      int cluster = 1;
       if (pooled) {
-        cluster = cluster_for(pools, pools * ceil_div(std::min(m, p.pool_rows), kPoolRows));
+        int cluster = cluster_for(pools, pools * ceil_div(std::min(m, p.pool_rows), kPoolRows));
         args.rows = ceil_div(p.pool_rows, cluster);
-        blocks = pools * cluster;
+        launch_forward<T, true>(args, pools * cluster, cluster, stream);
       } else {
-        args.rows = ranks > 0 ? kProjectedRows : rows_of_block(device, m, static_cast<int>(h / kRowColumns), rows_of_stage(h));
-        blocks = ceil_div(m, args.rows);
+        args.rows = rows_of_block(device, m, static_cast<int>(h / kRowColumns), rows_of_stage(h));
+        launch_forward<T, false>(args, ceil_div(m, args.rows), 1, stream);
       }
-      size_t projected_bytes = kProjectedRows * row_bytes<T>(h) + (cluster > 1 ? h * sizeof(float) : 0);
-      if (args.rows > kProjectedRows || projected_bytes > kMostProjectedBytes) ranks = 0;
-      for (const auto* one = ranks > 0 ? p.project : nullptr; one != nullptr; one = one->next) {
-        lora::add_ranks(*one, args.projection.ranks, args.projection.r);
-      }
-      with_ranks<T>(ranks, [&](auto kernel_ranks) {
-        if (pooled) launch_forward<T, true, kernel_ranks>(args, blocks, cluster, stream);
-        else launch_forward<T, false, kernel_ranks>(args, blocks, cluster, stream);
-      });
-      projected = ranks > 0;
       return;
     }
     if (pooled) {
@@ -402,7 +308,7 @@ void layer_norm_forward(const Device& device, const pnb_layer_norm_forward_param
     else forward_plain<T><<<static_cast<unsigned>(m), kPlainThreads, 0, stream>>>(args);
   });
   check_launch("layer_norm_forward");
-  if (p.project != nullptr && !projected) lora_project(device, *p.project);
+  if (p.project != nullptr) lora_project(device, *p.project);
 }
 
 }  // namespace pnb::cuda

@@ -63,13 +63,6 @@ class RowRing {
 
   __device__ char* after() { return memory() + kRows * kOperands * stages_ * pitch_; }
 
-  // Where the i-th of all rows came to lie, before any place was used again.
-  __device__ T* place(int i) const {
-    static_assert(kOperands == 1);
-    return reinterpret_cast<T*>(memory() + i * pitch_);
-  }
-  __device__ int pitch() const { return pitch_; }
-
  private:
   __device__ static Barrier* barriers() {
     __shared__ Barrier barriers[kMostRowStages];
