@@ -187,5 +187,17 @@ int main(int argc, char** argv) {
     nan_stays_in_its_sample(packed(PNB_DTYPE_BF16, 19, 128, lengths({1024, 1024, 1024}), 3072));
   }
   comes_out_of_a_graph(packed(PNB_DTYPE_BF16, 29, 128, lengths({1024}), 1024));
+  // No sample of more than 128 tokens, which has kernels of its own at head size 64: around where a second block of rows begins,
+  // and where it is no longer a narrow one.
+  Shape around = packed(PNB_DTYPE_BF16, 5, 64, lengths({64, 65, 0, 80, 81, 63, 127, 1, 128, 16, 17, 0, 0, 96, 79, 2}), 1200);
+  matches(around);
+  comes_out_of_a_graph(around);
+  nan_stays_in_its_sample(packed(PNB_DTYPE_BF16, 3, 64, lengths({64, 128, 30, 70}), 300));
+  nan_stays_in_its_sample(packed(PNB_DTYPE_BF16, 3, 64, lengths({68, 30, 90, 7}), 199));
+  if (!brief) {
+    matches(packed(PNB_DTYPE_BF16, 2, 64, lengths({128, 90, 70}), 290, 8.0));
+    std::vector<int32_t> cu = random_lengths(300, 128);
+    matches(packed(PNB_DTYPE_BF16, 12, 64, cu, cu.back() + 90));
+  }
   return finish("attention");
 }

@@ -363,14 +363,7 @@ __global__ void __launch_bounds__(256) stats_kernel(const StatsArgs a) {
     int64_t token = i / a.heads, head = i % a.heads;
     uint4 x = reinterpret_cast<const uint4*>(a.o.row(token, head))[threadIdx.x % 16];
     uint4 y = reinterpret_cast<const uint4*>(a.d_o.row(token, head))[threadIdx.x % 16];
-    float sum = 0.0f;
-    const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float2 u = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(xs[j]));
-      float2 v = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(ys[j]));
-      sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
-    }
+    float sum = dot(x, y);
 #pragma unroll
     for (int j = 8; j > 0; j /= 2) sum += __shfl_xor_sync(0xffffffff, sum, j);
     if (threadIdx.x % 16 == 0) a.stats[head * a.tokens + token] = {a.lse[head * a.lse_stride + token] * kLog2E, sum};

@@ -2,6 +2,7 @@
 
 #include "cuda/kernels/attention/all_gradients.h"
 #include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/short_samples.h"
 #include "cuda/kernels/attention/tile.cuh"
 
 namespace pnb::cuda::attention {
@@ -22,6 +23,7 @@ uint64_t fast_backward_workspace(const pnb_attention_backward_params& p) {
 }
 
 void fast_backward(const Device& device, const pnb_attention_backward_params& p) {
+  if (has_short_samples(p)) return short_backward(p);
   if (all_gradients_length(device, p) > 0) all_gradients(device, p);
   query_gradient(device, p);
   key_gradient(device, p);

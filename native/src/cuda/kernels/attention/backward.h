@@ -1,7 +1,7 @@
 // Attention's backward pass on the tensor cores: bf16, head sizes 64, 80 and 128. Two kernels, each of which recomputes the
 // probabilities: one owns query rows and writes dq, the other owns key rows and writes dk and dv. Nothing is added up across
 // blocks of threads, so equal inputs give equal bits, at the price of seven products a tile instead of five. Where all samples are
-// equally long, all_gradients() may do with five.
+// equally long, all_gradients() may do with five; of short samples short_backward() has all in one kernel.
 #pragma once
 
 #include "cuda/kernels/attention/heads.cuh"

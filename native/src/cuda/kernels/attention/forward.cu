@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "cuda/kernels/attention/schedule.cuh"
+#include "cuda/kernels/attention/short_samples.h"
 #include "cuda/kernels/attention/softmax.cuh"
 #include "cuda/kernels/attention/tile.cuh"
 #include "cuda/kernels/launch.cuh"
@@ -561,6 +562,7 @@ bool takes_fast_forward(const Device& device, const pnb_attention_forward_params
 }
 
 void fast_forward(const Device& device, const pnb_attention_forward_params& p) {
+  if (has_short_samples(p)) return short_forward(p);
   bool listed = present(p.blocks.indices);
   switch (p.q.shape[2]) {
     case 64:

@@ -1,6 +1,8 @@
 // Rows of a [tokens, heads, head_dim] view, and the sample a row belongs to.
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include <cstdint>
 
 #include "penumbra/tensor.h"
@@ -46,5 +48,18 @@ struct Borders {
     return __syncthreads_and(same) != 0;
   }
 };
+
+// Of eight bf16 each.
+__device__ __forceinline__ float dot(const uint4& x, const uint4& y) {
+  const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
+  float sum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    float2 u = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(xs[j]));
+    float2 v = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(ys[j]));
+    sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
+  }
+  return sum;
+}
 
 }  // namespace pnb::cuda::attention

@@ -3,6 +3,7 @@
 
 #include "cuda/kernels/attention/lists.cuh"
 #include "cuda/kernels/hopper.cuh"
+#include "cuda/runtime/device.h"
 
 namespace pnb::cuda::attention {
 

@@ -20,6 +20,9 @@ final class LoadedBatch {
     /** Numbers of samples that recorded operations tell apart are multiples of this. */
     static final int SIGNATURE_SAMPLES = 16;
 
+    /** Batches without a longer sample are told apart from others: attention has kernels of their own for them. */
+    private static final int SHORT_SAMPLE = 128;
+
     /** Of a batch's rows: where fewer are left out, all are computed. */
     private static final int LEAST_PART_LEFT_OUT = 8;
 
@@ -75,7 +78,7 @@ final class LoadedBatch {
         int block = recorded ? PassShape.roundUp(Math.ceilDiv(capacity, SIGNATURE_STEPS)) : PassShape.ROW_BLOCK;
         rows = roundUp(given, block);
         samples = recorded ? roundUp(batch.samples(), SIGNATURE_SAMPLES) : batch.samples();
-        maxSeqlen = recorded ? Math.max(shape.maxSeqlen(), batch.maxSeqlen()) : batch.maxSeqlen();
+        maxSeqlen = recorded ? recordedMaxSeqlen(batch.maxSeqlen()) : batch.maxSeqlen();
         int valid = batch.cuSeqlens()[batch.samples()];
         // Rows up to the block's end belong to no sample; token and position 0 are as good as any.
         inputs.set(Input.IDS, Arrays.copyOf(batch.ids(), rows));
@@ -84,6 +87,10 @@ final class LoadedBatch {
         inputs.set(Input.ROWS_OF_BANDS, validRowsOfBands(rows, valid));
         setSupervised(batch, block, recorded);
         inputs.upload(backend);
+    }
+
+    private int recordedMaxSeqlen(int longest) {
+        return longest <= SHORT_SAMPLE ? Math.min(SHORT_SAMPLE, shape.maxSeqlen()) : shape.maxSeqlen();
     }
 
     private void setSupervised(Batch batch, int block, boolean recorded) {
