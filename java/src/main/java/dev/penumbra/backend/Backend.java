@@ -57,6 +57,13 @@ public interface Backend extends AutoCloseable {
      */
     Readback read(Tensor source);
 
+    /**
+     * Room on the host for so many bytes of this device's tensors, as long as {@code owner} lives.
+     *
+     * @throws BackendException with OUT_OF_MEMORY when the host has less
+     */
+    HostStore hostStore(Arena owner, long bytes);
+
     /** Bytes on this device that {@link #pack} will take for a weight of this form. */
     long packedBytes(FrozenWeight.Form form);
 

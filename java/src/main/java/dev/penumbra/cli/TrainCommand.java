@@ -12,6 +12,7 @@ import dev.penumbra.io.AtomicFiles;
 import dev.penumbra.io.RunLock;
 import dev.penumbra.lora.LoraAdapter;
 import dev.penumbra.lora.LoraConfig;
+import dev.penumbra.model.PassOptions;
 import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.train.Schedule;
@@ -67,6 +68,8 @@ final class TrainCommand implements Callable<Integer> {
     private double clip;
     @Option(names = "--grad-accum", defaultValue = "1", paramLabel = "N", description = "Micro-batches whose gradients make one step.")
     private int gradAccum;
+    @Option(names = "--offload-layers", paramLabel = "N", description = "Layers, the lowest trained ones, whose activations wait in host memory between forward and backward pass; results are the same. Default: on a GPU as many as cost no time, in sparse runs none.")
+    private @Nullable Integer offloadLayers;
     @Option(names = "--lora-r", defaultValue = "8", paramLabel = "R", description = "Rank of the adapter.")
     private int loraR;
     @Option(names = "--lora-alpha", defaultValue = "16", paramLabel = "A", description = "The adapter's part of a layer is scaled by A / R.")
@@ -154,7 +157,9 @@ final class TrainCommand implements Callable<Integer> {
         return TrainConfig.builder().steps(steps).epochs(epochs).batchSize(batchSize).seqLen(data.seqLen).lr(lr)
                 .schedule(schedule).warmupSteps(warmupSteps).weightDecay(weightDecay).clip(clip).gradAccum(gradAccum)
                 .seed(seed).shuffle(!noShuffle).pack(!noPack).evalEvery(evalEvery)
-                .saveEvery(saveEvery).output(output).resume(resume).sparsity(mlp).attention(attention);
+                .saveEvery(saveEvery).output(output).resume(resume)
+                .offloadedLayers(offloadLayers == null ? PassOptions.AUTOMATIC : offloadLayers)
+                .sparsity(mlp).attention(attention);
     }
 
     private void describe(Trainer trainer, Penumbra penumbra, Dataset samples, SparsityOptions.Asked sparse,

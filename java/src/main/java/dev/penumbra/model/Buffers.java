@@ -1,11 +1,13 @@
 package dev.penumbra.model;
 
 import dev.penumbra.backend.Backend;
+import dev.penumbra.backend.HostStore;
 import dev.penumbra.backend.op.Operation;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
 import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
+import java.util.List;
 import java.util.Objects;
 import java.util.Set;
 import org.jspecify.annotations.Nullable;
@@ -20,6 +22,23 @@ import org.jspecify.annotations.Nullable;
 public class Buffers {
 
     private static final long ALIGNMENT = 256;
+
+    private static final HostStore PLANNED_STORE = new HostStore() {
+        @Override
+        public void store(List<Tensor> tensors) {
+            // only planned
+        }
+
+        @Override
+        public void restore(List<Tensor> tensors) {
+            // only planned
+        }
+
+        @Override
+        public void await() {
+            // only planned
+        }
+    };
 
     private final Backend backend;
     private final @Nullable Arena owner;
@@ -108,6 +127,15 @@ public class Buffers {
             return Tensor.planned(dtype, shape);
         }
         return Tensor.allocate(Objects.requireNonNull(owner), dtype, shape);
+    }
+
+    /** Host memory that device tensors' contents can wait in. */
+    HostStore hostStore(String name, long bytes) {
+        if (plan != null) {
+            plan.add(MemoryPlan.Kind.HOST, name, bytes);
+            return PLANNED_STORE;
+        }
+        return backend.hostStore(Objects.requireNonNull(owner), bytes);
     }
 
     /** Runs an operation, or, while planning, takes note of the workspace it needs. */

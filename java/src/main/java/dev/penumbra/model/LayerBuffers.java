@@ -4,6 +4,7 @@ import dev.penumbra.lora.LoraAdapter.Site;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Tensor;
 import java.util.HashMap;
+import java.util.List;
 import java.util.Map;
 import org.jspecify.annotations.Nullable;
 
@@ -35,20 +36,29 @@ final class LayerBuffers {
     /** Adapters' projections of their inputs, f32 [tokens, r] each, by kind. */
     final Map<String, Tensor> h = new HashMap<>();
 
-    /** @param residual dtype of what lies between the sublayers; {@code dtype} is that of what lies within them */
-    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, DType residual, int tokens, String at) {
+    /**
+     * @param residual dtype of what lies between the sublayers; {@code dtype} is that of what lies within them
+     * @param host the layer whose {@link #largest} buffers are this one's too; null: it has its own
+     */
+    LayerBuffers(Buffers buffers, OptConfig config, DType dtype, DType residual, int tokens, String at,
+            @Nullable LayerBuffers host) {
         long hidden = config.hiddenSize();
         boolean post = !config.doLayerNormBefore();
         norm1 = post ? buffers.activations(at + "norm1", residual, tokens, hidden) : null;
-        qkv = buffers.activations(at + "qkv", dtype, tokens, 3 * hidden);
-        attention = buffers.activations(at + "attention", dtype, tokens, hidden);
+        qkv = host != null ? host.qkv : buffers.activations(at + "qkv", dtype, tokens, 3 * hidden);
+        attention = host != null ? host.attention : buffers.activations(at + "attention", dtype, tokens, hidden);
         lse = buffers.activations(at + "lse", DType.F32, (long) tokens * config.numAttentionHeads());
-        middle = buffers.activations(at + "middle", residual, tokens, hidden);
+        middle = host != null ? host.middle : buffers.activations(at + "middle", residual, tokens, hidden);
         mean1 = buffers.activations(at + "mean1", DType.F32, tokens);
         rstd1 = buffers.activations(at + "rstd1", DType.F32, tokens);
         mean2 = buffers.activations(at + "mean2", DType.F32, tokens);
         rstd2 = buffers.activations(at + "rstd2", DType.F32, tokens);
         sum2 = post ? buffers.activations(at + "sum2", residual, tokens, hidden) : null;
+    }
+
+    /** What takes most of its memory. */
+    List<Tensor> largest() {
+        return List.of(qkv, attention, middle);
     }
 
     void allocateH(Buffers buffers, String at, Site site, int tokens) {

@@ -31,10 +31,12 @@ final class OptActivations {
      * @param lowest first layer that has a backward pass
      * @param recomputes whether some layer's backward pass computes fc1's output again
      * @param lossOnly whether the last layer may leave rows out
+     * @param offload which layers have the largest of their buffers together
      * @param dX the gradient of a layer's output, and of its input then; null where none is computed
      */
     OptActivations(Opt model, @Nullable LoraAdapter adapter, Buffers buffers, PassShape shape, int lowest,
-            boolean recomputes, ReluMasks reluMasks, boolean lossOnly, @Nullable Tensor dX) {
+            boolean recomputes, ReluMasks reluMasks, boolean lossOnly, Offload offload,
+            @Nullable Tensor dX) {
         OptConfig config = model.config();
         int capacity = shape.capacity();
         int h = config.hiddenSize();
@@ -51,13 +53,18 @@ final class OptActivations {
         judgedHeads = lossOnly ? buffers.passing(EnumSet.of(Stage.ATTENTION), model.dtype(), capacity, h) : null;
         LayerBuffers shared = lowest == 0
                 ? null
-                : new LayerBuffers(buffers, config, model.dtype(), residual, capacity, "shared ");
+                : new LayerBuffers(buffers, config, model.dtype(), residual, capacity, "shared ", null);
         x[0] = buffers.activations("layers.0 input", residual, capacity, h);
         for (int i = 0; i < count; i++) {
             String at = "layers." + i + ".";
             boolean saved = i >= lowest;
-            layers[i] = saved ? new LayerBuffers(buffers, config, model.dtype(), residual, capacity, at) : shared;
-            x[i + 1] = saved ? buffers.activations(at + "output", residual, capacity, h) : x[i];
+            LayerBuffers host = offload.isGuest(i) ? layers[offload.host(i)] : null;
+            layers[i] = saved ? new LayerBuffers(buffers, config, model.dtype(), residual, capacity, at, host) : shared;
+            if (offload.isGuest(i + 1)) {
+                x[i + 1] = x[offload.host(i + 1)];
+            } else {
+                x[i + 1] = saved ? buffers.activations(at + "output", residual, capacity, h) : x[i];
+            }
             for (Site site : sites(adapter, i)) {
                 if (saved || !layers[i].h.containsKey(site.layer().kind())) {
                     layers[i].allocateH(buffers, saved ? at : "shared ", site, capacity);

@@ -29,6 +29,7 @@ final class OptPass implements ModelPass {
     private final GradientReach reach;
     private final @Nullable MlpSelection selection;
     private final @Nullable AttentionSelection attentionSelection;
+    private final Offload offload;
     private final OptActivations activations;
     private final OptEmbedding embedding;
     private final OptAttentionSublayer attention;
@@ -66,9 +67,14 @@ final class OptPass implements ModelPass {
                 ? null
                 : new AttentionSelection(options.attention(), model.backend(), buffers, batch, shape, config,
                         reach.first(reach::reachesQkv));
+        offload = new Offload(lowest, config.numHiddenLayers(), training ? options.offloaded() : 0,
+                model.backend().isAsynchronous() && !hasLists()
+                        ? Offload.hidden(config.hiddenSize(), config.numHiddenLayers() - lowest)
+                        : 0);
         activations = new OptActivations(model, adapter, buffers, shape, lowest,
                 selection != null && selection.hasCompact(),
-                new ReluMasks(buffers, config, shape, lowest, selection, bandRows), options.lossOnly(), dX);
+                new ReluMasks(buffers, config, shape, lowest, selection, bandRows), options.lossOnly(), offload, dX);
+        offload.allocate(buffers, this::offloaded);
         PassOps ops = new PassOps(buffers);
         embedding = new OptEmbedding(model, buffers, batch, ops);
         OptAttention heads = new OptAttention(config, buffers, batch, attentionSelection, options.attentionObserver());
@@ -171,10 +177,12 @@ final class OptPass implements ModelPass {
         buffers.begin(Stage.EMBEDDING);
         embedding.forward(batch.of(activations.input(0)));
         for (int i = 0; i < activations.layers(); i++) {
+            offload.beforeForward(i);
             buffers.begin(Stage.ATTENTION);
             attention.forward(i, rowsAfterAttention(i), run);
             buffers.begin(Stage.MLP);
             mlp.forward(i, rowsAfterAttention(i), run);
+            offload.afterForward(i, this::offloadedRows);
         }
         buffers.begin(Stage.HEAD);
         head.forward();
@@ -184,6 +192,17 @@ final class OptPass implements ModelPass {
     /** The rows that a layer computes from its attention on: of the last one's a loss reads only some. */
     private RowSet rowsAfterAttention(int layer) {
         return layer == activations.layers() - 1 ? batch.judged() : batch.all();
+    }
+
+    /** What {@link Offload} moves of a layer: what nobody reads but its backward pass, and takes most. */
+    private List<Tensor> offloaded(int layer) {
+        List<Tensor> all = new ArrayList<>(activations.layer(layer).largest());
+        all.add(activations.input(layer));
+        return all;
+    }
+
+    private List<Tensor> offloadedRows(int layer) {
+        return offloaded(layer).stream().map(batch::of).toList();
     }
 
     private void requireHeadInput() {
@@ -218,12 +237,14 @@ final class OptPass implements ModelPass {
         buffers.begin(Stage.HEAD);
         head.addLossAndGradient(loss, gradScale, batch.judged().of(activations.dX()));
         for (int i = activations.layers() - 1; i >= reach.lowest(); i--) {
+            offload.beforeBackward(i);
             buffers.begin(Stage.MLP_BACKWARD);
             mlp.backward(i, rowsAfterAttention(i), grad, run());
             if (reach.reachesAttention(i)) {
                 buffers.begin(Stage.ATTENTION_BACKWARD);
                 attention.backward(i, rowsAfterAttention(i), grad, run());
             }
+            offload.afterBackward(i, this::offloadedRows);
         }
     }
 

@@ -1,6 +1,7 @@
 package dev.penumbra.train;
 
 import dev.penumbra.internal.Counted;
+import dev.penumbra.model.PassOptions;
 import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.SparsityConfig;
 import java.nio.file.Path;
@@ -27,6 +28,8 @@ import org.jspecify.annotations.Nullable;
  *        null: nothing is written
  * @param baseModel the base model's name or path, written into the adapter's configuration; empty: the model's folder
  * @param resume go on from the output's last checkpoint; where there is none, nor an adapter, begin; takes an output
+ * @param offloadedLayers of how many layers, from the lowest adapter's on, activations wait in host memory between forward and
+ *        backward pass, {@link PassOptions#AUTOMATIC}: as many as cost no time, and none in sparse runs. Results are the same
  * @param sparsity which blocks of MLP neurons steps compute; evaluations are dense
  * @param attention which blocks of keys steps attend to; sparse and sensed in the same steps as the MLPs
  */
@@ -49,6 +52,7 @@ public record TrainConfig(
         @Nullable Path output,
         String baseModel,
         boolean resume,
+        int offloadedLayers,
         SparsityConfig sparsity,
         AttentionConfig attention) {
 
@@ -68,6 +72,7 @@ public record TrainConfig(
         require(output != null || saveEvery == 0, "an output for checkpoints every " + Counted.of(saveEvery, "step"),
                 "none");
         require(output != null || !resume, "an output to resume", "none");
+        require(offloadedLayers >= PassOptions.AUTOMATIC, "offloaded layers of 0 or more, or -1", offloadedLayers);
         if (!sparsity.isOff() && !attention.isOff()) {
             require(sparsity.denseWarmup() == attention.denseWarmup(),
                     "one dense warm-up of MLPs and attention, which is " + sparsity.denseWarmup(), attention.denseWarmup());
@@ -122,6 +127,7 @@ public record TrainConfig(
         private @Nullable Path output;
         private String baseModel = "";
         private boolean resume;
+        private int offloadedLayers = PassOptions.AUTOMATIC;
         private SparsityConfig sparsity = SparsityConfig.OFF;
         private AttentionConfig attention = AttentionConfig.OFF;
 
@@ -215,6 +221,11 @@ public record TrainConfig(
             return this;
         }
 
+        public Builder offloadedLayers(int value) {
+            offloadedLayers = value;
+            return this;
+        }
+
         public Builder sparsity(SparsityConfig value) {
             sparsity = value;
             return this;
@@ -229,7 +240,7 @@ public record TrainConfig(
             return new TrainConfig(
                     steps, epochs, batchSize, seqLen, lr, schedule, warmupSteps, weightDecay, clip, gradAccum, seed, shuffle,
                     pack,
-                    evalEvery, saveEvery, output, baseModel, resume, sparsity, attention);
+                    evalEvery, saveEvery, output, baseModel, resume, offloadedLayers, sparsity, attention);
         }
     }
 }

@@ -167,7 +167,7 @@ public final class Trainer {
                         config.attention().isOff()
                                 ? null
                                 : AttentionPlanner.plan(model, config.attention(), config.seqLen(), attentionExposure))
-                        .forLoss();
+                        .offloading(config.offloadedLayers()).forLoss();
             } catch (IOException failure) {
                 throw new UncheckedIOException(failure.getMessage(), failure);
             }

@@ -122,6 +122,12 @@ public class FakeBackend implements Backend {
     }
 
     @Override
+    public HostStore hostStore(Arena owner, long bytes) {
+        throw new UnsupportedOperationException(
+                "expected a pass that offloads nothing, found " + bytes + " bytes to offload");
+    }
+
+    @Override
     public Readback read(Tensor source) {
         requireOpen();
         float[] values = source.toFloats();

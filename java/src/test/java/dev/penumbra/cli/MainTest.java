@@ -92,7 +92,8 @@ class MainTest {
         CommandLine train = new CommandLine(new Main()).getSubcommands().get("train");
         assertThat(train.getCommandSpec().optionsMap()).containsKeys("--model", "--data", "--output", "--steps", "--epochs",
                 "--batch-size", "--seq-len", "--lr", "--schedule", "--warmup-steps", "--weight-decay", "--clip",
-                "--grad-accum", "--lora-r", "--lora-alpha", "--lora-dropout", "--targets", "--init-adapter", "--dtype",
+                "--grad-accum", "--offload-layers", "--lora-r", "--lora-alpha", "--lora-dropout", "--targets",
+                "--init-adapter", "--dtype",
                 "--device", "--seed", "--no-shuffle", "--no-pack", "--loss", "--truncate", "--eval-data", "--eval-every",
                 "--save-every", "--resume", "--metrics", "--threads", "--dry-run", "--config", "--verbose", "--mlp-sparsity",
                 "--sparsity", "--attention-sparsity", "--attention-coverage", "--attention-budget", "--attention-block",

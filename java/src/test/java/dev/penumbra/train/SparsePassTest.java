@@ -276,7 +276,7 @@ class SparsePassTest {
             MlpObserver observer = (layer, input, pooled, activation, mask, validRows) -> shown.add(bytes(f, mask));
             MlpSparsity lists = f.sparsity(SparseFixture.config(SelectionPolicy.PREDICTED, Pass.BOTH, 1, 0.2, 0));
             for (MlpSparsity sparsity : new MlpSparsity[]{null, lists}) {
-                f.model.openPass(f.arena, f.adapter, f.shape(), new PassOptions(sparsity, null, observer, null, false))
+                f.model.openPass(f.arena, f.adapter, f.shape(), new PassOptions(sparsity, null, observer, null, 0, false))
                         .forward(f.batch(), null);
                 PassShape keeping = new PassShape(f.shape().tokens(), SparseFixture.POSITIONS, true, true);
                 ModelPass pass = f.model.openPass(f.arena, f.adapter, keeping, PassOptions.sparse(sparsity));

@@ -3,6 +3,7 @@ package dev.penumbra.internal.ffi;
 import dev.penumbra.backend.BackendException;
 import dev.penumbra.backend.BackendException.Status;
 import dev.penumbra.backend.Graph;
+import dev.penumbra.backend.HostStore;
 import dev.penumbra.backend.Readback;
 import dev.penumbra.internal.ffi.cuda.Cuda;
 import dev.penumbra.tensor.DType;
@@ -11,7 +12,9 @@ import dev.penumbra.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.HashMap;
 import java.util.HashSet;
+import java.util.Map;
 import java.util.OptionalLong;
 import java.util.Set;
 
@@ -27,14 +30,18 @@ final class CudaMemory implements DeviceMemory {
     private final MemorySegment context;
     private final Arena arena = Arena.ofShared();
     private final MemorySegment stream;
+    /** Of copies that run beside the operations. */
+    private final MemorySegment copies;
     private final PinnedBuffers pinned;
     private final Set<Long> allocated = new HashSet<>();
+    private final Map<Long, CudaHostStore> stores = new HashMap<>();
     private boolean closed;
 
     private CudaMemory(int device, MemorySegment context) {
         this.device = device;
         this.context = context;
         stream = create(result -> Cuda.cuStreamCreate(result, Cuda.CU_STREAM_NON_BLOCKING()), "a stream");
+        copies = create(result -> Cuda.cuStreamCreate(result, Cuda.CU_STREAM_NON_BLOCKING()), "a stream");
         pinned = new PinnedBuffers(arena, stream);
     }
 
@@ -157,6 +164,29 @@ final class CudaMemory implements DeviceMemory {
     }
 
     @Override
+    public HostStore hostStore(Arena owner, long bytes) {
+        select();
+        MemorySegment memory = PinnedBuffers.pinned(bytes).reinterpret(bytes, owner, freed -> freeStore(freed.address()));
+        CudaHostStore store = new CudaHostStore(memory, stream, copies);
+        synchronized (this) {
+            stores.put(memory.address(), store);
+        }
+        return store;
+    }
+
+    /** As {@link #free}. */
+    private synchronized void freeStore(long address) {
+        CudaHostStore store = stores.remove(address);
+        if (store != null) {
+            Cuda.cuCtxSetCurrent(context);
+            Cuda.cuStreamSynchronize(stream);
+            Cuda.cuStreamSynchronize(copies);
+            store.close();
+            Cuda.cuMemFreeHost(MemorySegment.ofAddress(address));
+        }
+    }
+
+    @Override
     public Readback read(Tensor source) {
         select();
         return pinned.read(source);
@@ -256,8 +286,12 @@ final class CudaMemory implements DeviceMemory {
         for (long address : Set.copyOf(allocated)) {
             free(address);
         }
+        for (long address : Set.copyOf(stores.keySet())) {
+            freeStore(address);
+        }
         closed = true;
         pinned.close();
+        Cuda.cuStreamDestroy_v2(copies);
         Cuda.cuStreamDestroy_v2(stream);
         arena.close();
         Cuda.cuDevicePrimaryCtxRelease_v2(device);

@@ -1,6 +1,7 @@
 package dev.penumbra.internal.ffi;
 
 import dev.penumbra.backend.Graph;
+import dev.penumbra.backend.HostStore;
 import dev.penumbra.backend.Readback;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
@@ -23,6 +24,8 @@ interface DeviceMemory extends AutoCloseable {
     void download(Tensor source, Tensor target);
 
     Readback read(Tensor source);
+
+    HostStore hostStore(Arena owner, long bytes);
 
     boolean isAsynchronous();
 

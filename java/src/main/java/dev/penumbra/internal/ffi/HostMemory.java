@@ -2,6 +2,7 @@ package dev.penumbra.internal.ffi;
 
 import dev.penumbra.backend.BackendException;
 import dev.penumbra.backend.Graph;
+import dev.penumbra.backend.HostStore;
 import dev.penumbra.backend.Readback;
 import dev.penumbra.tensor.DType;
 import dev.penumbra.tensor.Shape;
@@ -56,6 +57,26 @@ final class HostMemory implements DeviceMemory {
             @Override
             public float[] floats() {
                 return values;
+            }
+        };
+    }
+
+    @Override
+    public HostStore hostStore(Arena owner, long bytes) {
+        return new HostStorage(owner.allocate(bytes, 64)) {
+            @Override
+            void copyOut(Tensor from, MemorySegment to) {
+                to.copyFrom(from.segment());
+            }
+
+            @Override
+            void copyBack(MemorySegment from, Tensor to) {
+                to.segment().copyFrom(from);
+            }
+
+            @Override
+            public void await() {
+                // copies are done when they return
             }
         };
     }

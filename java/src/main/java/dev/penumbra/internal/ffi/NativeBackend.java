@@ -5,6 +5,7 @@ import dev.penumbra.backend.BackendException;
 import dev.penumbra.backend.Device;
 import dev.penumbra.backend.FrozenWeight;
 import dev.penumbra.backend.Graph;
+import dev.penumbra.backend.HostStore;
 import dev.penumbra.backend.Readback;
 import dev.penumbra.backend.op.Operation;
 import dev.penumbra.internal.ffi.penumbra.Penumbra;
@@ -127,6 +128,12 @@ public final class NativeBackend implements Backend {
     public Readback read(Tensor source) {
         requireOpen();
         return memory.read(source);
+    }
+
+    @Override
+    public HostStore hostStore(Arena owner, long bytes) {
+        requireOpen();
+        return memory.hostStore(owner, bytes);
     }
 
     @Override

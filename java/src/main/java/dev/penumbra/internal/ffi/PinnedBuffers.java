@@ -49,14 +49,20 @@ final class PinnedBuffers implements AutoCloseable {
     }
 
     private static MemorySegment pinned(Arena owner, long bytes) {
+        return pinned(bytes).reinterpret(bytes, owner, null);
+    }
+
+    /** Its address, to be freed by {@code cuMemFreeHost}. */
+    static MemorySegment pinned(long bytes) {
         try (Arena call = Arena.ofConfined()) {
             MemorySegment result = call.allocate(Cuda.C_POINTER);
             CudaStatus.check(Cuda.cuMemHostAlloc(result, bytes, 0), bytes + " bytes of page-locked memory");
-            return result.get(Cuda.C_POINTER, 0).reinterpret(bytes, owner, null);
+            return result.get(Cuda.C_POINTER, 0);
         }
     }
 
-    private static MemorySegment event() {
+    /** To be destroyed by {@code cuEventDestroy}. */
+    static MemorySegment event() {
         try (Arena call = Arena.ofConfined()) {
             MemorySegment result = call.allocate(Cuda.C_POINTER);
             CudaStatus.check(Cuda.cuEventCreate(result, Cuda.CU_EVENT_DISABLE_TIMING()), "an event");
