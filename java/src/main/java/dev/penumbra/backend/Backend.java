@@ -117,6 +117,9 @@ public interface Backend extends AutoCloseable {
     /** Bytes that could be allocated now; empty where that is not known. */
     OptionalLong freeBytes();
 
+    /** As {@link #freeBytes}, in the memory of this process's host. */
+    OptionalLong hostFreeBytes();
+
     /** Waits for everything enqueued; a failure of an earlier operation shows here at the latest. */
     void synchronize();
 

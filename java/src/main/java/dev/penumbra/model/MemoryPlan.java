@@ -6,7 +6,6 @@ import java.util.EnumMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.OptionalLong;
 import java.util.stream.Collectors;
 
 /** What a run will allocate, by name, before it allocates any of it. */
@@ -31,6 +30,9 @@ public final class MemoryPlan {
      */
     public record Entry(Kind kind, String name, long bytes, boolean resident) {
     }
+
+    private static final String DEVICE_ADVICE = "; a smaller batch size or sequence length lowers the activations";
+    private static final String HOST_ADVICE = "; fewer offloaded layers keep more of the activations on the device";
 
     private final List<Entry> entries = new ArrayList<>();
     private long parameters;
@@ -62,6 +64,10 @@ public final class MemoryPlan {
         return entries.stream().filter(e -> !e.resident()).mapToLong(Entry::bytes).sum();
     }
 
+    private long missingBytes(Kind kind) {
+        return entries.stream().filter(e -> !e.resident() && e.kind() == kind).mapToLong(Entry::bytes).sum();
+    }
+
     /** Bytes on the backend's device. */
     public long deviceBytes() {
         return totalBytes() - bytes(Kind.HOST);
@@ -71,32 +77,36 @@ public final class MemoryPlan {
         return entries.stream().filter(e -> e.kind() == kind).mapToLong(Entry::bytes).sum();
     }
 
-    /** Refuses a plan that does not fit into what {@code backend} has free. Does nothing where that is not known. */
+    /**
+     * Refuses a plan that does not fit into what {@code backend} and its host have free. Does nothing where that is not known.
+     *
+     * @throws ModelException with the numbers
+     */
     public void requireFits(Backend backend) {
-        OptionalLong free = backend.freeBytes();
-        if (free.isPresent()) {
-            // What the host holds of a device's run is small beside what the device does.
-            requireFits(backend.device().isHost() ? missingBytes() : missingBytes() - bytes(Kind.HOST), free.getAsLong());
-        }
-    }
-
-    private void requireFits(long neededBytes, long freeBytes) {
-        if (neededBytes > freeBytes) {
-            throw new ModelException(
-                    "not enough memory: expected " + mib(neededBytes) + " to be free, found " + mib(freeBytes) + " (of "
-                            + mib(totalBytes()) + ": "
-                            + sums().entrySet().stream().map(sum -> sum.getKey().label + " " + mib(sum.getValue()))
-                                    .collect(Collectors.joining(", "))
-                            + ")"
-                            + (bytes(Kind.ACTIVATIONS) > 0
-                                    ? "; a smaller batch size or sequence length lowers the activations"
-                                    : ""));
+        if (backend.device().isHost()) {
+            backend.freeBytes().ifPresent(this::requireFits);
+        } else {
+            long onHost = missingBytes(Kind.HOST);
+            backend.freeBytes().ifPresent(free -> requireFits("", missingBytes() - onHost, free, DEVICE_ADVICE));
+            backend.hostFreeBytes().ifPresent(free -> requireFits(" on the host", onHost, free, HOST_ADVICE));
         }
     }
 
     /** @throws ModelException with the numbers when more is missing than {@code freeBytes} */
     public void requireFits(long freeBytes) {
-        requireFits(missingBytes(), freeBytes);
+        requireFits("", missingBytes(), freeBytes, DEVICE_ADVICE);
+    }
+
+    private void requireFits(String where, long neededBytes, long freeBytes, String advice) {
+        if (neededBytes > freeBytes) {
+            throw new ModelException(
+                    "not enough memory" + where + ": expected " + mib(neededBytes) + " to be free, found " + mib(freeBytes)
+                            + " (of " + mib(totalBytes()) + ": "
+                            + sums().entrySet().stream().map(sum -> sum.getKey().label + " " + mib(sum.getValue()))
+                                    .collect(Collectors.joining(", "))
+                            + ")"
+                            + (bytes(Kind.ACTIVATIONS) > 0 ? advice : ""));
+        }
     }
 
     /** One line a kind, and the sum; the weights' line tells the bytes that a parameter of the checkpoint takes. */

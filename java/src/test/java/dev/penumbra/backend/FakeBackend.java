@@ -174,6 +174,11 @@ public class FakeBackend implements Backend {
     }
 
     @Override
+    public OptionalLong hostFreeBytes() {
+        return OptionalLong.empty();
+    }
+
+    @Override
     public long packedBytes(FrozenWeight.Form form) {
         return form.out() * form.in() * form.dtype().byteSize();
     }

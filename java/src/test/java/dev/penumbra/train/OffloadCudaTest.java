@@ -64,7 +64,7 @@ class OffloadCudaTest {
             });
             for (int i = 0; i < 20; i++) {
                 graph.launch();
-                assertThat(Scalars.read(f.backend, loss)).isEqualTo(expected.loss());
+                assertThat((double) Scalars.read(f.backend, loss)).isEqualTo(expected.loss());
                 assertThat(f.host(grad)).isEqualTo(expected.gradient());
             }
         }

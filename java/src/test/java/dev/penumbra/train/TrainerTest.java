@@ -37,6 +37,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.OptionalLong;
 import java.util.Set;
 import java.util.SplittableRandom;
 import java.util.concurrent.atomic.AtomicBoolean;
@@ -619,6 +620,28 @@ class TrainerTest {
                 .isInstanceOf(ModelException.class).hasMessage(
                         "not enough memory: expected 3.0 MiB to be free, found 2.0 MiB (of 3.0 MiB: activations 3.0 MiB); "
                                 + "a smaller batch size or sequence length lowers the activations");
+        plan.add(MemoryPlan.Kind.HOST, "layers.0 activations", 2 << 20);
+        Backend device = new FakeBackend() {
+            @Override
+            public Device device() {
+                return Device.cuda(0);
+            }
+
+            @Override
+            public OptionalLong freeBytes() {
+                return OptionalLong.of(3 << 20);
+            }
+
+            @Override
+            public OptionalLong hostFreeBytes() {
+                return OptionalLong.of(1 << 20);
+            }
+        };
+        assertThatThrownBy(() -> plan.requireFits(device))
+                .isInstanceOf(ModelException.class).hasMessage(
+                        "not enough memory on the host: expected 2.0 MiB to be free, found 1.0 MiB (of 5.0 MiB: activations "
+                                + "3.0 MiB, copies on the host 2.0 MiB); fewer offloaded layers keep more of the activations on "
+                                + "the device");
     }
 
     @Test

@@ -3,6 +3,7 @@ package dev.penumbra.jmh;
 import dev.penumbra.Penumbra;
 import dev.penumbra.backend.Device;
 import dev.penumbra.data.JsonlOptions.LossOn;
+import dev.penumbra.model.PassOptions;
 import dev.penumbra.predict.AttentionConfig;
 import dev.penumbra.predict.SparsityConfig;
 import dev.penumbra.tensor.DType;
@@ -54,9 +55,8 @@ public class StepBenchmark extends BenchmarkSizes {
     @Benchmark
     public List<StepMetrics> steps() throws IOException {
         List<StepMetrics> steps = new ArrayList<>();
-        TrainingRun.trainer(penumbra, data, LossOn.ALL, batch, seqLen, WARMUP + METERED, false, SparsityConfig.OFF,
-                AttentionConfig.OFF)
-                .listener(steps::add).run();
+        TrainingRun.trainer(penumbra, data, LossOn.ALL, batch, seqLen, WARMUP + METERED, false, PassOptions.AUTOMATIC,
+                SparsityConfig.OFF, AttentionConfig.OFF).listener(steps::add).run();
         steps.subList(WARMUP, steps.size())
                 .forEach(step -> Meter.add(step.stepMs(), shape.stepFlops(batch, seqLen), 0));
         return steps;

@@ -52,6 +52,8 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private int attentionBlock;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
     private int block;
+    @Option(names = "--offload-layers", split = ",", description = "Time dense steps too with activations of so many layers in host memory, instead of as many as cost no time; of several each is timed.")
+    private List<Integer> offloadLayers = List.of();
     @Option(names = "--turns", defaultValue = "12", description = Side.TURNS)
     private int turns;
     @Option(names = "--record", description = "Write jmh/results/<device>-step-<model>-<rows>x<tokens>[-supervised-<part>].json.")
@@ -79,6 +81,12 @@ final class StepVsPeftCommand implements Callable<Integer> {
         unpadded.addAll(List.of("--pad", "none"));
         List<String> names = new ArrayList<>(List.of(Side.DENSE));
         List<List<String>> ways = new ArrayList<>(List.of(options));
+        for (int layers : offloadLayers) {
+            List<String> with = new ArrayList<>(options);
+            with.addAll(List.of("--offload-layers", "" + layers));
+            names.add(Side.DENSE + ", " + layers + " layers offloaded");
+            ways.add(with);
+        }
         for (double attentionBudget : attentionBudgets) {
             for (Pass pass : sparsityPasses) {
                 List<String> with = new ArrayList<>(options);

@@ -26,13 +26,15 @@ final class TrainingRun {
      *
      * @param data JSON Lines of tokens
      * @param shuffle false: batches in the file's order
+     * @param offloadedLayers as {@link TrainConfig} takes them
      */
     static Trainer trainer(Penumbra penumbra, Path data, LossOn loss, int batch, int seqLen, int steps, boolean shuffle,
-            SparsityConfig sparsity, AttentionConfig attention) throws IOException {
+            int offloadedLayers, SparsityConfig sparsity, AttentionConfig attention) throws IOException {
         Dataset samples = JsonlReader.read(data, IdsOnly.INSTANCE,
                 new JsonlOptions(seqLen, false, loss, penumbra.model().vocabSize()));
         TrainConfig config = TrainConfig.builder().steps(steps).batchSize(batch).seqLen(seqLen).shuffle(shuffle).lr(1e-4)
-                .schedule(Schedule.CONSTANT).clip(0).sparsity(sparsity).attention(attention).build();
+                .schedule(Schedule.CONSTANT).clip(0).offloadedLayers(offloadedLayers).sparsity(sparsity).attention(attention)
+                .build();
         LoraConfig lora = new LoraConfig(BenchmarkSizes.RANK, 32, 0, Set.of("q_proj", "v_proj"), false);
         return new Trainer(penumbra.model(), penumbra.newAdapter(lora, 42), config, samples, null)
                 .exposure(sparsity.policy().needsCalibration() ? DeclaredSparsity.exposure(penumbra) : null)

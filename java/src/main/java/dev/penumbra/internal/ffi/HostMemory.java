@@ -98,9 +98,13 @@ final class HostMemory implements DeviceMemory {
         return (System.nanoTime() - start) / 1e6;
     }
 
-    /** What Linux says is available without swapping, within this process's limits. */
     @Override
     public OptionalLong freeBytes() {
+        return availableBytes();
+    }
+
+    /** What Linux says is available without swapping, within this process's limits. */
+    static OptionalLong availableBytes() {
         try {
             for (String line : Files.readAllLines(Path.of("/proc/meminfo"))) {
                 if (line.startsWith("MemAvailable:")) {

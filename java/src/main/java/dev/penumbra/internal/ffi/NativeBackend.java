@@ -160,6 +160,11 @@ public final class NativeBackend implements Backend {
     }
 
     @Override
+    public OptionalLong hostFreeBytes() {
+        return HostMemory.availableBytes();
+    }
+
+    @Override
     public long packedBytes(FrozenWeight.Form form) {
         requireOpen();
         try (Arena call = Arena.ofConfined()) {
