@@ -68,7 +68,7 @@ final class TrainCommand implements Callable<Integer> {
     private double clip;
     @Option(names = "--grad-accum", defaultValue = "1", paramLabel = "N", description = "Micro-batches whose gradients make one step.")
     private int gradAccum;
-    @Option(names = "--offload-layers", paramLabel = "N", description = "Layers, the lowest trained ones, whose activations wait in host memory between forward and backward pass; results are the same. Default: on a GPU as many as cost no time, in sparse runs none.")
+    @Option(names = "--offload-layers", paramLabel = "N", description = "Layers, the lowest trained ones, whose activations wait in host memory between forward and backward pass; results are the same. Default: on a GPU as many as cost hardly any time, in sparse runs none.")
     private @Nullable Integer offloadLayers;
     @Option(names = "--lora-r", defaultValue = "8", paramLabel = "R", description = "Rank of the adapter.")
     private int loraR;

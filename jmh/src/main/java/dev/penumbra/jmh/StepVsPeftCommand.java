@@ -52,7 +52,7 @@ final class StepVsPeftCommand implements Callable<Integer> {
     private int attentionBlock;
     @Option(names = "--mlp-block", defaultValue = "128", description = "Neurons of a block.")
     private int block;
-    @Option(names = "--offload-layers", split = ",", description = "Time dense steps too with activations of so many layers in host memory, instead of as many as cost no time; of several each is timed.")
+    @Option(names = "--offload-layers", split = ",", description = "Time dense steps too with activations of so many layers in host memory, instead of as many as cost hardly any time; of several each is timed.")
     private List<Integer> offloadLayers = List.of();
     @Option(names = "--turns", defaultValue = "12", description = Side.TURNS)
     private int turns;

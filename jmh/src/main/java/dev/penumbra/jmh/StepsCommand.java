@@ -62,7 +62,7 @@ final class StepsCommand implements Callable<Integer> {
     private int block;
     @Option(names = "--rows-per-list", defaultValue = "0", description = "Tokens that share a list; 0: the whole batch.")
     private int rowsPerList;
-    @Option(names = "--offload-layers", defaultValue = "-1", description = "Layers whose activations wait in host memory; -1: as many as cost no time.")
+    @Option(names = "--offload-layers", defaultValue = "-1", description = "Layers whose activations wait in host memory; -1: as many as cost hardly any time.")
     private int offloadLayers;
     @Option(names = "--turn", defaultValue = "0", description = "Print a line and wait for one on standard input before the warm-up and before every so many steps after it; 0: never.")
     private int turn;
