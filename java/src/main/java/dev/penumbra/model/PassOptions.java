@@ -12,8 +12,8 @@ import org.jspecify.annotations.Nullable;
  * @param observer is told what each MLP computes, in forward passes that compute it densely; null: nobody is
  * @param attentionObserver is told what each layer's attention computes, in dense forward passes; null: nobody is
  * @param offloaded of how many layers, from the lowest one that has a backward pass on, activations wait in host memory between
- *     their passes, while as many of the highest layers use their device memory; {@link #AUTOMATIC}: as many as cost hardly any time, and
- *     none where blocks are chosen
+ *     their passes, while as many of the highest layers use their device memory; {@link #AUTOMATIC}: as many as cost hardly any
+ *     time, and none where blocks are chosen
  * @param lossOnly whether nothing but losses and their gradients are read of it. The last layer then computes what follows its
  *     attention of supervised rows only, where they are fewer
  */

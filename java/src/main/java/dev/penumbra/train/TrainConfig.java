@@ -29,7 +29,8 @@ import org.jspecify.annotations.Nullable;
  * @param baseModel the base model's name or path, written into the adapter's configuration; empty: the model's folder
  * @param resume go on from the output's last checkpoint; where there is none, nor an adapter, begin; takes an output
  * @param offloadedLayers of how many layers, from the lowest adapter's on, activations wait in host memory between forward and
- *        backward pass, {@link PassOptions#AUTOMATIC}: as many as cost hardly any time, and none in sparse runs. Results are the same
+ *        backward pass, {@link PassOptions#AUTOMATIC}: as many as cost hardly any time, and none in sparse runs. Results are the
+ *        same
  * @param sparsity which blocks of MLP neurons steps compute; evaluations are dense
  * @param attention which blocks of keys steps attend to; sparse and sensed in the same steps as the MLPs
  */
