@@ -66,13 +66,13 @@ __device__ __forceinline__ void find_stats(const Args& a, Shared& shared, const 
   }
 }
 
-// What 64 keys have of dk and dv, from block kKeyBlock on.
+// What a block of 64 keys has of dk and dv.
 struct KeyGradients {
   float dk[kShortDim / 2], dv[kShortDim / 2];
 };
 
-// What kN queries of a block give the keys of a block: the only ones or, from the keys' own block, the first. Leaves the gradients of the scores in shared memory. The products
-// are under way at its end.
+// What kN queries of a block give the keys of a block; the keys' own block, kDiagonal, comes first and is not added to anything.
+// Leaves the gradients of the scores in shared memory. The products are under way at its end.
 template <int kN, bool kDiagonal>
 __device__ __forceinline__ void add_pair(const Args& a, Shared& shared, int query_block, int key_block, KeyGradients& g) {
   using Query = Tile<kN, kShortDim>;

@@ -134,7 +134,7 @@ void launch_ranks(const Args& args, cudaStream_t stream) {
 void add_ranks(const pnb_lora_project_params& p, Args& args) {
   for (int64_t rank = 0; rank < p.a.shape[0]; ++rank) {
     args.ranks[args.r++] = {static_cast<const float*>(p.a.data) + rank * p.a.stride[0], p.a.stride[1],
-                              static_cast<float*>(p.h.data) + rank * p.h.stride[1], p.h.stride[0]};
+                            static_cast<float*>(p.h.data) + rank * p.h.stride[1], p.h.stride[0]};
   }
 }
 

@@ -63,7 +63,8 @@ final class HostMemory implements DeviceMemory {
 
     @Override
     public HostStore hostStore(Arena owner, long bytes) {
-        return new HostStorage(owner.allocate(bytes, 64)) {
+        Tensor room = allocate(owner, DType.F32, Shape.of(Math.ceilDiv(bytes, Float.BYTES)));
+        return new HostStorage(room.segment().asSlice(0, bytes)) {
             @Override
             void copyOut(Tensor from, MemorySegment to) {
                 to.copyFrom(from.segment());
